@@ -1,0 +1,100 @@
+# The one entry point: people and CI call make and nothing else. `make` alone lists what there is.
+# Only `make fix` changes files of the source tree.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# A toolchain that rustup has just installed is not on PATH yet; a distribution's cargo that is, is too old.
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+
+# Where the binaries are. CARGO_TARGET_DIR is honoured.
+BIN := $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
+# The seeds that `make test` and `make sim` run: FROM, FROM + 1, … (SEEDS of them).
+SEEDS ?= 500
+FROM ?= 0
+# How `make dist` compiles: `release`, or `dev` when a container is wanted sooner than it need be fast.
+DIST_PROFILE ?= release
+
+LOCKED := --locked
+# nextest where it is installed (.config/nextest.toml); the same tests by `cargo test` where it is not.
+NEXTEST := $(shell PATH='$(PATH)' command -v cargo-nextest)
+TEST := $(if $(NEXTEST),nextest run,test --no-fail-fast)
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install what is missing on this machine, or say how
+	@deploy/scripts/setup.sh
+
+.PHONY: build
+build: setup ## compile every program of the workspace
+	@cargo build $(LOCKED) --workspace --bins
+
+.PHONY: demo
+demo: build ## a whole fleet on loopback, with a live view; Ctrl-C stops all of it
+	@$(BIN)/demo
+
+.PHONY: tour
+tour: build ## the fleet is put through its faults; every outcome is checked and timed
+	@$(BIN)/tour
+
+# Integration tests run the programs that `build` has put into $(BIN), so all is compiled first, in one go.
+.PHONY: test
+test: build ## every test: machines, conformance, simulation, and real servers
+	@$(if $(NEXTEST),cargo test $(LOCKED) --workspace --doc --quiet)
+	@RUST_TEST_THREADS=2 cargo $(TEST) $(LOCKED) --workspace
+	@$(MAKE) --silent run-sim
+
+.PHONY: sim
+sim: setup ## the simulator: SEEDS=10000 seeds, the first of them FROM=0
+	@cargo build $(LOCKED) --package bots-sim --bin sim
+	@$(MAKE) --silent run-sim
+
+.PHONY: run-sim
+run-sim:
+	@$(BIN)/sim --seeds $(SEEDS) --from $(FROM)
+
+.PHONY: bench-idle
+bench-idle: build ## what each bot costs when nothing happens
+	@$(BIN)/bench-idle
+
+.PHONY: verify
+verify: setup ## the quick gate, which writes nothing: format, lints, purity, documents
+	@deploy/scripts/verify.sh
+
+.PHONY: fix
+fix: setup ## format, apply the lints' suggestions, rewrite transcripts and generated documents
+	@cargo fmt --all
+	@cargo clippy $(LOCKED) --workspace --all-targets --fix --allow-dirty --allow-staged
+	@cargo fmt --all
+	@REWRITE=1 cargo test $(LOCKED) --package postgres-bot --package content-bot --package web-bot --test machine
+	@REWRITE=1 cargo test $(LOCKED) --package botctl --bin botctl
+
+.PHONY: doc
+doc: setup ## the reference of the libraries, in target/doc
+	@cargo doc $(LOCKED) --workspace --no-deps --lib
+
+.PHONY: dist
+dist: setup ## the programs that are deployed, in target/dist/bin
+	@deploy/scripts/dist.sh $(DIST_PROFILE)
+
+.PHONY: compose-demo
+compose-demo: ## the fleet in containers with their own addresses
+	@deploy/scripts/compose.sh demo
+
+.PHONY: compose-down
+compose-down: ## stop those containers and forget their data
+	@deploy/scripts/compose.sh down
+
+.PHONY: compose-test
+compose-test: ## the containers' own test: push content, kill the primary, lose nothing
+	@deploy/scripts/compose-test.sh
+
+.PHONY: clean
+clean: ## remove everything that was built
+	@cargo clean
+	@rm -rf target/dist

@@ -1,0 +1,334 @@
+//! botctl as a script sees it: the real program, a real etcd, what it prints and how it exits.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
+    process::{Command, Output, Stdio},
+    thread,
+    time::Duration,
+};
+
+use bots_core::{
+    dcs::{Outcome, Transaction, Write as DcsWrite},
+    shell::testing::EtcdServer,
+};
+
+/// One etcd a test, with the keys of a small fleet in it.
+struct World {
+    etcd: EtcdServer,
+    runtime: tokio::runtime::Runtime,
+    _folder: tempfile::TempDir,
+}
+
+const PRIMARY: &str = r#"{"kind":"postgres","state":"running","role":"primary","api_url":"http://127.0.0.1:1/patroni","timeline":1,"xlog_location":4096}"#;
+const REPLICA: &str = r#"{"kind":"postgres","state":"running","role":"replica","api_url":"http://127.0.0.1:1/patroni","timeline":1,"xlog_location":2048,"replication_state":"streaming"}"#;
+
+impl World {
+    fn new(keys: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let etcd = EtcdServer::start(folder.path()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let world = Self { etcd, runtime, _folder: folder };
+        for (key, value) in keys {
+            world.put(key, value);
+        }
+        world
+    }
+
+    fn postgres() -> Self {
+        Self::new(&[("main/leader", "pg-1"), ("main/members/pg-1", PRIMARY), ("main/members/pg-2", REPLICA)])
+    }
+
+    fn put(&self, key: &str, value: &str) {
+        let write = DcsWrite::put(format!("/service/{key}"), value);
+        self.write(vec![write]);
+    }
+
+    fn write(&self, writes: Vec<DcsWrite>) {
+        let client = self.etcd.client();
+        let outcome = self.runtime.block_on(client.transact(&Transaction::new(Vec::new(), writes)));
+        assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+    }
+
+    fn value(&self, key: &str) -> Option<String> {
+        let client = self.etcd.client();
+        self.runtime.block_on(client.get(&format!("/service/{key}"))).unwrap().map(|kv| kv.value)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_botctl"));
+        command.env("BOTCTL_ETCD", self.etcd.endpoint()).env_remove("EDITOR").env_remove("VISUAL").args(args);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs botctl and checks its exit code and all that it says.
+    fn check(&self, args: &[&str], code: i32, stdout: &str, stderr: &str) {
+        let output = self.command(args).output().unwrap();
+        assert_eq!(said(&output), (Some(code), stdout.to_owned(), stderr.to_owned()), "botctl {}", args.join(" "));
+    }
+}
+
+fn said(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// Answers every connection with `status`, as a bot's API does.
+fn bot_that_says(status: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
+            let (code, body) = if line.starts_with("GET /status ") { (200, status) } else { (404, "") };
+            let _asker_gone = write!(
+                stream,
+                "HTTP/1.1 {code} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
+        }
+    });
+    url
+}
+
+#[test]
+fn list_shows_every_scope_and_knows_the_unknown() {
+    let world = World::postgres();
+    world.put("web/config", "{}");
+    world.check(
+        &["list"],
+        0,
+        "SCOPE  NAME  KIND      ROLE              STATE      FOR  TL      LAG  LOAD  REVISION\n\
+         main   pg-1  postgres  primary (leader)  running          1\n\
+         main   pg-2  postgres  replica           streaming        1  2.0 KiB\n\
+         \nweb: it has keys, but no bot is alive\n",
+        "",
+    );
+    let output = world.command(&["list", "main", "--format", "json"]).output().unwrap();
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&rows[0]["leader"], &rows[1]["lag_bytes"]), (&true.into(), &2_048.into()));
+    world.check(&["list", "mian"], 4, "", "botctl: no scope mian in /service: there is main, web\n");
+    world.check(&["list", "a/b"], 2, "", "botctl: scope `a/b` has the character `/`: use letters, digits, `-`, `_` and `.`, and begin with a letter or digit\n");
+}
+
+#[test]
+fn list_watch_prints_again_on_a_change() {
+    let world = World::postgres();
+    let mut child = world.command(&["list", "--watch"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.starts_with("main   pg-2  postgres  replica")));
+    world.put("main/members/pg-2", &REPLICA.replace("streaming", "in archive recovery"));
+    assert!(lines.any(|line| line.contains("in archive recovery")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn why_prints_the_report_or_the_member_key() {
+    let world = World::postgres();
+    let status = r#"{"name":"pg-2","version":"0.1.0","report":{"role":"replica","doing":"streams from pg-1","for_ms":1500,"waiting_for":"the leader key to become free","next_deadline":[2000,"look again"],"why_not":[],"troubles":[]},"state":{"password":"s3cret"}}"#;
+    let url = bot_that_says(status);
+    world.put("main/members/pg-2", &REPLICA.replace("http://127.0.0.1:1", &url));
+    world.check(
+        &["why", "pg-2"],
+        0,
+        "main/pg-2  postgres bot 0.1.0\n  is       replica, for 1 s\n  does     streams from pg-1\n  \
+         waits    for the leader key to become free\n  next     in 2 s: look again\n",
+        "",
+    );
+    let output = said(&world.command(&["why", "main/pg-2", "--format", "json"]).output().unwrap());
+    assert!(!output.1.contains("s3cret") && output.1.contains("******"), "{output:?}");
+    world.check(
+        &["why", "pg-1"],
+        1,
+        "main/pg-1  postgres bot \n  says     in its member key: primary, running\n",
+        "botctl: main/pg-1 does not answer at http://127.0.0.1:1/patroni: connect to 127.0.0.1:1: \
+         Connection refused (os error 111)\n",
+    );
+    world.check(&["why", "pg-9"], 4, "", "botctl: no bot pg-9 is alive: `botctl list` shows who is\n");
+    world.put("web/members/pg-1", r#"{"kind":"web","state":"idle","role":"member"}"#);
+    world.check(&["why", "pg-1"], 2, "", "botctl: pg-1 is the name of several bots: say main/pg-1 or web/pg-1\n");
+}
+
+#[test]
+fn switchover_is_refused_clearly() {
+    let world = World::postgres();
+    world.put("main/members/pg-3", &REPLICA.replace("streaming", "starting"));
+    world.check(&["switchover", "main", "--to", "pg-1", "--force"], 1, "", "botctl: pg-1 leads main already\n");
+    world.check(
+        &["switchover", "main", "--to", "pg-9", "--force"],
+        4,
+        "",
+        "botctl: main has no member pg-9: it has pg-1, pg-2, pg-3\n",
+    );
+    world.check(
+        &["switchover", "main", "--to", "pg-3", "--force"],
+        1,
+        "",
+        "botctl: pg-3 is not streaming, it is starting\n",
+    );
+    world.check(
+        &["switchover", "main", "--to", "pg-2"],
+        2,
+        "",
+        "botctl: Hand the lead of main from pg-1 to pg-2? Nobody is there to answer: add --force to mean yes\n",
+    );
+    world.write(vec![DcsWrite::delete("/service/main/leader")]);
+    world.check(
+        &["switchover", "main", "--force"],
+        1,
+        "",
+        "botctl: main has no leader: there is nobody to hand over from\n",
+    );
+    assert_eq!(world.value("main/failover"), None, "a refusal writes nothing");
+}
+
+#[test]
+fn switchover_waits_for_the_new_primary() {
+    let world = World::postgres();
+    let child = world.command(&["switchover", "main", "--to", "pg-2", "--force", "--format", "json"]);
+    let output = run_beside(child, || {
+        wait_for_value(&world, "main/failover", r#"{"leader":"pg-1","member":"pg-2"}"#);
+        world.write(vec![DcsWrite::delete("/service/main/leader")]);
+        world.put("main/leader", "pg-2");
+        world.write(vec![
+            DcsWrite::put("/service/main/failover", "{}"),
+            DcsWrite::put("/service/main/members/pg-2", PRIMARY),
+        ]);
+    });
+    assert_eq!(output.0, Some(0), "{output:?}");
+    let done: serde_json::Value = serde_json::from_str(&output.1).unwrap();
+    assert_eq!((&done["from"], &done["to"]), (&"pg-1".into(), &"pg-2".into()));
+}
+
+#[test]
+fn switchover_that_is_taken_back_fails_with_the_leaders_reason() {
+    let world = World::postgres();
+    let status = r#"{"report":{"role":"primary","doing":"","for_ms":1,"waiting_for":"","next_deadline":null,"why_not":[],"troubles":["the switchover to pg-2 failed: it lags by 3 MiB"]}}"#;
+    world.put("main/members/pg-1", &PRIMARY.replace("http://127.0.0.1:1", &bot_that_says(status)));
+    let output = run_beside(world.command(&["switchover", "main", "--to", "pg-2", "--force"]), || {
+        wait_for_value(&world, "main/failover", r#"{"leader":"pg-1","member":"pg-2"}"#);
+        world.put("main/failover", "{}");
+    });
+    let said = "botctl: pg-1 did not hand main over to pg-2 and still leads: the switchover to pg-2 failed: it lags by 3 MiB\n";
+    assert_eq!(output, (Some(1), String::new(), said.to_owned()));
+}
+
+#[test]
+fn switchover_that_nobody_answers_ends_in_time() {
+    let world = World::postgres();
+    let output = said(&world.command(&["switchover", "main", "--force", "--timeout", "1"]).output().unwrap());
+    assert_eq!(output.0, Some(1));
+    assert!(output.2.starts_with("botctl: main was not handed over within 1.0 s: pg-1 leads"), "{output:?}");
+    world.check(
+        &["switchover", "main", "--force"],
+        1,
+        "",
+        "botctl: a switchover of main to any replica is under way already: wait for its end\n",
+    );
+}
+
+#[test]
+fn config_is_shown_set_and_edited() {
+    let world = World::postgres();
+    world.put("main/config", r#"{"ttl":5,"postgresql":{"parameters":{"work_mem":"4MB"}}}"#);
+    world.check(
+        &["config", "edit", "main", "--set", "ttl=4", "--unset", "postgresql.parameters.work_mem"],
+        0,
+        "  postgresql:\n-   parameters:\n-     work_mem: 4MB\n- ttl: 5\n+   parameters: {}\n+ ttl: 4\nwritten\n",
+        "",
+    );
+    assert_eq!(world.value("main/config").as_deref(), Some(r#"{"postgresql":{"parameters":{}},"ttl":4}"#));
+    world.check(&["config", "edit", "main", "--set", "ttl=4"], 0, "nothing changes\n", "");
+    world.check(
+        &["config", "show", "main", "-f", "json"],
+        0,
+        "{\n  \"postgresql\": {\n    \"parameters\": {}\n  },\n  \"ttl\": 4\n}\n",
+        "",
+    );
+    world.check(
+        &["config", "edit", "main"],
+        2,
+        "",
+        "botctl: EDITOR is not set: name your editor there, or use --set and --unset\n",
+    );
+    let edit = |editor: &str| {
+        said(&world.command(&["config", "edit", "main", "--force"]).env("EDITOR", editor).output().unwrap())
+    };
+    let output = edit("sed -i s/4/3/");
+    assert_eq!((output.0, output.2.as_str()), (Some(0), ""), "{output:?}");
+    assert!(output.1.contains("- ttl: 4\n+ ttl: 3\n") && output.1.ends_with("written\n"), "{output:?}");
+    let output = edit("sh -c 'echo [ > $0'");
+    assert!(output.0 == Some(1) && output.2.starts_with("botctl: not valid YAML: "), "{output:?}");
+    let output = edit("false");
+    assert_eq!(output.2, "botctl: the editor `false` failed: nothing was written\n");
+    assert_eq!(world.value("main/config").as_deref(), Some(r#"{"postgresql":{"parameters":{}},"ttl":3}"#));
+}
+
+#[test]
+fn config_edit_never_overwrites_what_another_wrote() {
+    let world = World::postgres();
+    world.put("main/config", r#"{"ttl":5}"#);
+    // The editor is where the other one is faster.
+    let other = format!(
+        "ETCDCTL_API=3 etcdctl --endpoints {} put /service/main/config {{}} >&2; sed -i s/5/4/",
+        world.etcd.endpoint()
+    );
+    let output = said(&world.command(&["config", "edit", "main", "--force"]).env("EDITOR", other).output().unwrap());
+    assert_eq!(output.0, Some(1));
+    assert!(
+        output
+            .2
+            .ends_with("somebody else has changed the configuration in the meantime: nothing was written; try again\n")
+    );
+    assert_eq!(world.value("main/config").as_deref(), Some("{}"));
+}
+
+#[test]
+fn history_and_completions() {
+    let world = World::postgres();
+    world.check(
+        &["history", "main"],
+        1,
+        "",
+        "botctl: main has no history: no timeline has ended and no revision is published\n",
+    );
+    world.put("main/history", r#"[[1,67110576,"no recovery target specified","2026-07-24T12:00:00+00:00","pg-1"]]"#);
+    let output = said(&world.command(&["history", "main"]).output().unwrap());
+    assert!(output.1.contains("0/40006B0"), "{output:?}");
+    let output = said(&world.command(&["completions", "bash"]).output().unwrap());
+    assert!(output.0 == Some(0) && output.1.contains("_botctl"));
+}
+
+#[test]
+fn an_etcd_that_is_away_is_named() {
+    let output = Command::new(env!("CARGO_BIN_EXE_botctl")).args(["-e", "127.0.0.1:1", "list"]).output().unwrap();
+    let (code, stdout, stderr) = said(&output);
+    assert_eq!((code, stdout.as_str()), (Some(3), ""));
+    assert!(stderr.starts_with("botctl: etcd at 127.0.0.1:1 does not answer: "), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1);
+}
+
+/// Runs `command` while `beside` plays the fleet.
+fn run_beside(mut command: Command, beside: impl FnOnce()) -> (Option<i32>, String, String) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    beside();
+    let (mut stdout, mut stderr) = (String::new(), String::new());
+    child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    (child.wait().unwrap().code(), stdout, stderr)
+}
+
+fn wait_for_value(world: &World, key: &str, value: &str) {
+    for _ in 0..500 {
+        if world.value(key).as_deref() == Some(value) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{key} did not become {value}: {:?}", world.value(key));
+}

@@ -1,0 +1,201 @@
+//! The leader: looks at what stands in etcd, at the origin's reference and at the mirror, and does what is missing.
+//!
+//! Level-triggered: nothing here remembers an event. Every change is one transaction that carries the lock's revision
+//! and both pointers' revisions, so that a stale leader and a late write are refused.
+
+use std::collections::BTreeSet;
+
+use bots_core::{
+    dcs::{DcsAction, Transaction},
+    leadership::Fence,
+    machine::Time,
+    wire::ContentRevision,
+};
+
+use super::{
+    Action, JobId, Reference, State,
+    mirror::{Fetched, short},
+    origin::Tip,
+    publication::{self, Move, Pointers},
+    push::hint_key,
+};
+
+/// What is missing, begun.
+pub(super) fn act(state: &mut State, now: Time, out: &mut Vec<Action>) {
+    let Some(fence) = state.leadership.fence(now, &state.membership) else { return };
+    heed_pushes(state);
+    let pointers = state.pointers();
+    state.publication.observe(now, state.membership.scope(), &state.view, &pointers);
+    if state.publication.is_settled()
+        && let Some(change) = decide(state, now, &pointers)
+    {
+        begin(state, now, fence, &pointers, change, out);
+    }
+    if state.mirror.is_free(now)
+        && let Some(sha) = wanted(state, &pointers)
+    {
+        let job = state.next_job();
+        state.mirror.begin(job, sha.clone());
+        out.push(Action::FetchCommit { job, sha });
+    }
+    if looks(state) && state.origin.due().is_some_and(|due| due <= now) {
+        let job = state.next_job();
+        state.origin.look(now, job);
+        out.push(Action::PollOrigin { job });
+    }
+    forget(state, &pointers, out);
+}
+
+/// Whether there is anything to look at: a pinned commit never moves.
+pub(super) const fn looks(state: &State) -> bool {
+    matches!(state.settings.reference, Reference::Named(_))
+}
+
+/// Takes in the end of a look at the origin.
+pub(super) fn polled(state: &mut State, now: Time, job: JobId, result: super::PollResult) {
+    match state.origin.polled(now, job, result, state.settings.poll_interval, &mut state.dice) {
+        Some(true) => state.mirror.origin_moved(),
+        Some(false) => {
+            if let Some(tip) = state.origin.tip() {
+                state.mirror.named_again(&tip.sha);
+            }
+        }
+        None => {}
+    }
+}
+
+/// Takes in what a fetch brought.
+pub(super) fn fetched(state: &mut State, now: Time, fetched: Fetched) {
+    match fetched {
+        Fetched::Whole | Fetched::Failed => {}
+        Fetched::Unfit { sha, reason } => state.publication.found_unfit(sha, reason),
+        Fetched::Vanished { sha } => {
+            if state.origin.tip().is_none_or(|tip| tip.sha != sha) {
+                return;
+            }
+            let commit = short(&sha);
+            let why = match &state.settings.reference {
+                Reference::Named(name) => format!(
+                    "{name} points at commit {commit}, and the origin does not give it out: \
+                     force-pushed away, or a replica of the origin lags"
+                ),
+                Reference::Pinned(_) => {
+                    format!("the origin does not give out commit {commit}: push it, or correct git.ref")
+                }
+            };
+            state.mirror.postpone(now, why, &mut state.dice);
+            if looks(state) {
+                state.origin.look_soon();
+            } else {
+                state.mirror.named_again(&sha);
+            }
+        }
+    }
+}
+
+/// The commit that the reference asks us to publish, if it is not live and may be.
+pub(super) fn target<'s>(state: &'s State, pointers: &Pointers) -> Option<&'s Tip> {
+    state.origin.tip().filter(|tip| !pointers.live_is(&tip.sha) && !is_quarantined(state, &tip.sha))
+}
+
+/// The commit that is to be fetched next: the newest first, then whatever web bots may ask us for.
+pub(super) fn wanted(state: &State, pointers: &Pointers) -> Option<String> {
+    let target = target(state, pointers).map(|tip| tip.sha.as_str());
+    // While a change is under way, the pointers are about to move.
+    let pointed_at = match state.publication.is_settled() {
+        true => [pointers.candidate(), pointers.live()],
+        false => [None, None],
+    };
+    let others = pointed_at.into_iter().flatten().map(|r| r.sha.as_str());
+    let is_missing =
+        |sha: &&str| !state.mirror.holds(sha) && !state.mirror.has_vanished(sha) && !is_quarantined(state, sha);
+    target.into_iter().chain(others).find(is_missing).map(str::to_owned)
+}
+
+/// The next change of the publication.
+fn decide(state: &State, now: Time, pointers: &Pointers) -> Option<Move> {
+    if let Some(unfit) = state.publication.unfit() {
+        return Some(Move::Quarantine { sha: unfit.sha.clone(), reason: unfit.reason.clone() });
+    }
+    let held = |tip: &&Tip| state.mirror.holds(&tip.sha);
+    let ready = target(state, pointers).filter(held);
+    let candidate = match (&pointers.candidate, pointers.candidate()) {
+        (None, _) => return ready.map(|tip| post(state, tip, pointers)),
+        (Some(_), None) => return Some(Move::Withdraw),
+        (Some(_), Some(candidate)) => candidate,
+    };
+    if let Some(tip) = ready.filter(|tip| tip.sha != candidate.sha) {
+        return Some(post(state, tip, pointers));
+    }
+    if is_obsolete(state, pointers, candidate) {
+        return Some(Move::Withdraw);
+    }
+    if !state.mirror.holds(&candidate.sha) {
+        return None;
+    }
+    let late = publication::late(&state.view, &state.settings.web_scopes, &candidate.sha);
+    let over = state.publication.prepare_until(state.settings.prepare_timeout).is_some_and(|at| at <= now);
+    let all_ready = late.is_empty() && state.view.is_watched();
+    (all_ready || over).then(|| Move::Publish { revision: candidate.clone(), late })
+}
+
+/// Whether a candidate can or need not go live any more.
+fn is_obsolete(state: &State, pointers: &Pointers, candidate: &ContentRevision) -> bool {
+    let tip = state.origin.tip().map(|tip| tip.sha.as_str());
+    let back_to_live = tip.is_some_and(|tip| pointers.live_is(tip));
+    let unobtainable = state.mirror.has_vanished(&candidate.sha)
+        && tip != Some(candidate.sha.as_str())
+        && (tip.is_some() || state.origin.is_missing());
+    pointers.live_is(&candidate.sha) || back_to_live || is_quarantined(state, &candidate.sha) || unobtainable
+}
+
+fn post(state: &State, tip: &Tip, pointers: &Pointers) -> Move {
+    let subject = state.mirror.commit(&tip.sha).map(|c| c.subject.clone()).unwrap_or_default();
+    Move::Post {
+        revision: ContentRevision {
+            sha: tip.sha.clone(),
+            generation: pointers.generation_next(),
+            reference: state.settings.reference.as_str().to_owned(),
+            origin: state.settings.origin.clone(),
+            subject,
+            detected_unix_ms: state.unix_ms(tip.detected),
+        },
+    }
+}
+
+fn begin(state: &mut State, now: Time, fence: Fence, pointers: &Pointers, change: Move, out: &mut Vec<Action>) {
+    let scope = state.membership.scope();
+    let mut compare = state.leadership.guard(fence).to_vec();
+    compare.extend(pointers.unchanged(scope));
+    let then = change.writes(scope, &state.view, state.unix_ms(now));
+    let id = state.membership.next_request();
+    out.push(Action::Dcs(DcsAction::Transact { id, transaction: Transaction::new(compare, then) }));
+    state.publication.begin(id, change);
+}
+
+/// Our own pushes, and those that followers wrote down.
+fn heed_pushes(state: &mut State) {
+    if state.push.take() {
+        state.origin.look_soon();
+    }
+    if let Some(hint) = state.view.get(&hint_key(state.membership.scope())) {
+        state.origin.heed(hint.modified);
+    }
+}
+
+fn forget(state: &mut State, pointers: &Pointers, out: &mut Vec<Action>) {
+    let tip = state.origin.tip().map(|tip| tip.sha.as_str());
+    let needed: BTreeSet<&str> =
+        [tip, pointers.live().map(|r| r.sha.as_str()), pointers.candidate().map(|r| r.sha.as_str())]
+            .into_iter()
+            .flatten()
+            .collect();
+    while let Some(commit) = state.mirror.take_surplus(&needed) {
+        out.push(Action::ForgetCommit { sha: commit.sha });
+    }
+}
+
+pub(super) fn is_quarantined(state: &State, sha: &str) -> bool {
+    state.publication.unfit().is_some_and(|u| u.sha == sha)
+        || state.view.get(&state.membership.scope().quarantine(sha)).is_some()
+}

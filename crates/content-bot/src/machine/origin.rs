@@ -1,0 +1,172 @@
+//! The origin as the leader knows it: what the reference points at, and when to look again. Not the network.
+
+use bots_core::{
+    dcs::Revision,
+    machine::{Span, Time},
+};
+use serde::Serialize;
+
+use super::{
+    JobId, PollResult,
+    backoff::{Backoff, Dice},
+};
+
+/// Two looks are never closer than this, however many pushes come in.
+pub const LOOK_SPACING: Span = Span::from_millis(250);
+
+/// What to publish.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum Reference {
+    /// A branch or a tag, by name: it moves.
+    Named(String),
+    /// One commit, 40 hex digits: it never moves.
+    Pinned(String),
+}
+
+impl Reference {
+    /// Reads a reference: 40 hex digits are a commit, everything else is a name.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let hex = text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        if hex { Self::Pinned(text.to_ascii_lowercase()) } else { Self::Named(text.to_owned()) }
+    }
+
+    /// As it stands in the configuration.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Named(name) => name,
+            Self::Pinned(sha) => sha,
+        }
+    }
+}
+
+/// What the reference pointed at when the origin last answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Tip {
+    pub(super) sha: String,
+    pub(super) detected: Time,
+}
+
+/// What is known of the origin, and the look that is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Origin {
+    tip: Option<Tip>,
+    job: Option<JobId>,
+    /// When the running or the last look began.
+    looked: Option<Time>,
+    /// A push asks for a look before `next_look`.
+    wanted: bool,
+    next_look: Time,
+    /// The newest push hint in etcd that a look has answered or will answer.
+    heeded: Revision,
+    missing: bool,
+    backoff: Backoff,
+}
+
+impl Origin {
+    pub(super) fn new() -> Self {
+        Self {
+            tip: None,
+            job: None,
+            looked: None,
+            wanted: false,
+            next_look: Time::ZERO,
+            heeded: Revision::default(),
+            missing: false,
+            backoff: Backoff::default(),
+        }
+    }
+
+    /// A new leader trusts nothing that it knew before: it looks.
+    pub(super) fn begin(&mut self, now: Time, reference: &Reference) {
+        *self = Self { wanted: true, next_look: now, ..Self::new() };
+        if let Reference::Pinned(sha) = reference {
+            self.tip = Some(Tip { sha: sha.clone(), detected: now });
+        }
+    }
+
+    /// A push says that there is something to see.
+    pub(super) const fn look_soon(&mut self) {
+        self.wanted = true;
+    }
+
+    /// A follower's push hint stands in etcd at this revision.
+    pub(super) fn heed(&mut self, hint: Revision) {
+        if hint > self.heeded {
+            self.heeded = hint;
+            self.wanted = true;
+        }
+    }
+
+    /// When the next look is due; nothing while one is under way.
+    pub(super) fn due(&self) -> Option<Time> {
+        if self.job.is_some() {
+            return None;
+        }
+        let spaced = self.looked.map_or(Time::ZERO, |at| at + LOOK_SPACING);
+        Some(if self.wanted { spaced } else { self.next_look.max(spaced) })
+    }
+
+    pub(super) fn look(&mut self, now: Time, job: JobId) {
+        self.job = Some(job);
+        self.looked = Some(now);
+        self.wanted = false;
+    }
+
+    /// Takes in the end of a look; says whether the reference points elsewhere than before, if the origin answered.
+    pub(super) fn polled(
+        &mut self,
+        now: Time,
+        job: JobId,
+        result: PollResult,
+        interval: Span,
+        dice: &mut Dice,
+    ) -> Option<bool> {
+        self.job.take_if(|looking| *looking == job)?;
+        let before = self.tip.as_ref().map(|t| t.sha.clone());
+        match result {
+            PollResult::Found { sha } if before.as_ref() == Some(&sha) => {}
+            PollResult::Found { sha } => self.tip = Some(Tip { sha, detected: now }),
+            PollResult::Missing => self.tip = None,
+            PollResult::Failed { why } => {
+                self.backoff.failed(now, why, dice);
+                self.next_look = self.backoff.retry_at().unwrap_or(now);
+                return None;
+            }
+        }
+        self.missing = self.tip.is_none();
+        self.backoff.reset();
+        self.next_look = now + dice.jittered(interval);
+        Some(self.tip.as_ref().map(|t| &t.sha) != before.as_ref())
+    }
+
+    pub(super) const fn tip(&self) -> Option<&Tip> {
+        self.tip.as_ref()
+    }
+
+    pub(super) const fn is_looking(&self) -> bool {
+        self.job.is_some()
+    }
+
+    pub(super) const fn is_missing(&self) -> bool {
+        self.missing
+    }
+
+    pub(super) const fn backoff(&self) -> &Backoff {
+        &self.backoff
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Reference;
+
+    #[test]
+    fn forty_hex_digits_are_a_commit() {
+        let sha = "0123456789ABCDEF0123456789abcdef01234567";
+        assert_eq!(Reference::parse(sha), Reference::Pinned(sha.to_ascii_lowercase()));
+        assert_eq!(Reference::parse("main"), Reference::Named(String::from("main")));
+        assert_eq!(Reference::parse(&sha[1..]), Reference::Named(sha[1..].to_owned()));
+    }
+}

@@ -1,0 +1,276 @@
+//! The publication as it stands in etcd, and the one transaction that is under way. Not the decision what to do next:
+//! that is the leader's.
+
+use std::collections::BTreeSet;
+
+use bots_core::{
+    dcs::{Compare, Outcome, RequestId, Revision, Scope, View, Write},
+    machine::{Span, Time},
+    membership::RETRY_AFTER,
+    wire::{ContentRevision, Kind, Member, Quarantined, WebFacts},
+};
+use serde::Serialize;
+
+/// How many quarantined commits are remembered; the oldest goes first. A commit comes back only by a force-push.
+pub const QUARANTINE_MAX: usize = 32;
+
+/// The longest reason that is written to etcd, in bytes.
+const REASON_LEN_MAX: usize = 300;
+
+/// `revision/live` or `revision/candidate`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pointer {
+    /// Nothing if the key holds something that no bot of ours wrote: it is replaced, not believed.
+    pub(super) revision: Option<ContentRevision>,
+    pub(super) modified: Revision,
+}
+
+impl Pointer {
+    pub(super) fn at(view: &View, key: &str) -> Option<Self> {
+        view.get(key).map(|kv| Self { revision: serde_json::from_str(&kv.value).ok(), modified: kv.modified })
+    }
+}
+
+/// Both pointers, as the view shows them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pointers {
+    pub(super) live: Option<Pointer>,
+    pub(super) candidate: Option<Pointer>,
+}
+
+impl Pointers {
+    pub(super) fn of(scope: &Scope, view: &View) -> Self {
+        Self {
+            live: Pointer::at(view, &scope.revision_live()),
+            candidate: Pointer::at(view, &scope.revision_candidate()),
+        }
+    }
+
+    pub(super) fn live(&self) -> Option<&ContentRevision> {
+        self.live.as_ref().and_then(|p| p.revision.as_ref())
+    }
+
+    pub(super) fn candidate(&self) -> Option<&ContentRevision> {
+        self.candidate.as_ref().and_then(|p| p.revision.as_ref())
+    }
+
+    pub(super) fn live_is(&self, sha: &str) -> bool {
+        self.live().is_some_and(|r| r.sha == sha)
+    }
+
+    pub(super) fn generation_next(&self) -> u64 {
+        let of = |r: Option<&ContentRevision>| r.map_or(0, |r| r.generation);
+        of(self.live()).max(of(self.candidate())).saturating_add(1)
+    }
+
+    /// The condition that both stand as they were seen: a late or stale step is refused.
+    pub(super) fn unchanged(&self, scope: &Scope) -> [Compare; 2] {
+        let same = |key: String, pointer: &Option<Pointer>| match pointer {
+            Some(p) => Compare::ModifiedAt(key, p.modified),
+            None => Compare::Absent(key),
+        };
+        [same(scope.revision_live(), &self.live), same(scope.revision_candidate(), &self.candidate)]
+    }
+}
+
+/// One change of the publication.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) enum Move {
+    /// Mark a commit as never to be published.
+    Quarantine { sha: String, reason: String },
+    /// Let the web bots prepare a commit.
+    Post { revision: ContentRevision },
+    /// Let the web bots serve the candidate.
+    Publish { revision: ContentRevision, late: Vec<String> },
+    /// Take the candidate back.
+    Withdraw,
+}
+
+impl Move {
+    /// The writes that make it, in one transaction.
+    pub(super) fn writes(&self, scope: &Scope, view: &View, now_unix_ms: u64) -> Vec<Write> {
+        let json = |value: &ContentRevision| serde_json::to_string(value).unwrap_or_default();
+        match self {
+            Self::Post { revision } => vec![Write::put(scope.revision_candidate(), json(revision))],
+            Self::Publish { revision, late: _ } => {
+                vec![Write::put(scope.revision_live(), json(revision)), Write::delete(scope.revision_candidate())]
+            }
+            Self::Withdraw => vec![Write::delete(scope.revision_candidate())],
+            Self::Quarantine { sha, reason } => {
+                let mark = Quarantined { reason: cut(reason), since_unix_ms: now_unix_ms };
+                let put = Write::put(scope.quarantine(sha), serde_json::to_string(&mark).unwrap_or_default());
+                let prefix = scope.quarantine_prefix();
+                let mut marks: Vec<_> = view.below(&prefix).map(|kv| (kv.modified, &kv.key)).collect();
+                marks.sort();
+                let surplus = (marks.len() + 1).saturating_sub(QUARANTINE_MAX);
+                let old = marks.into_iter().take(surplus).map(|(_, key)| Write::delete(key.clone()));
+                std::iter::once(put).chain(old).collect()
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+enum Wait {
+    Nothing,
+    /// The change is made; the view must show it before the next one is thought of.
+    ViewAt {
+        revision: Revision,
+        posted: bool,
+    },
+    /// Refused or unknown: the view will show what stands there.
+    Until(Time),
+}
+
+/// A commit that a fetch found unfit, until its mark stands in etcd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Unfit {
+    pub(super) sha: String,
+    pub(super) reason: String,
+}
+
+/// The web bots that had not prepared a commit when it went live.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Late {
+    pub(super) sha: String,
+    pub(super) names: Vec<String>,
+}
+
+/// The leader's hand on the publication.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Publication {
+    request: Option<(RequestId, Move)>,
+    wait: Wait,
+    /// The candidate's last change, and when this leader saw it first.
+    preparing: Option<(Revision, Time)>,
+    unfit: Option<Unfit>,
+    late: Option<Late>,
+    setback: Option<String>,
+}
+
+impl Publication {
+    pub(super) const fn new() -> Self {
+        Self { request: None, wait: Wait::Nothing, preparing: None, unfit: None, late: None, setback: None }
+    }
+
+    /// Follows the view: starts the candidate's clock, drops what has come true.
+    pub(super) fn observe(&mut self, now: Time, scope: &Scope, view: &View, pointers: &Pointers) {
+        let modified = pointers.candidate.as_ref().map(|p| p.modified);
+        if self.preparing.map(|(seen, _)| seen) != modified {
+            self.preparing = modified.map(|m| (m, now));
+        }
+        self.unfit.take_if(|u| view.get(&scope.quarantine(&u.sha)).is_some());
+        let over = match self.wait {
+            Wait::Nothing => false,
+            Wait::ViewAt { revision, posted: _ } => view.revision(&scope.prefix()) >= revision,
+            Wait::Until(at) => at <= now,
+        };
+        if over {
+            self.wait = Wait::Nothing;
+            self.setback = None;
+        }
+    }
+
+    /// Whether the next change may be thought of.
+    pub(super) fn is_settled(&self) -> bool {
+        self.request.is_none() && self.wait == Wait::Nothing
+    }
+
+    pub(super) fn begin(&mut self, id: RequestId, change: Move) {
+        self.request = Some((id, change));
+    }
+
+    pub(super) fn answered(&mut self, now: Time, id: RequestId, outcome: &Outcome) {
+        let Some((_, change)) = self.request.take_if(|(request, _)| *request == id) else { return };
+        match outcome {
+            Outcome::Done(revision) => {
+                self.wait = Wait::ViewAt { revision: *revision, posted: matches!(change, Move::Post { .. }) };
+                if let Move::Publish { revision, late } = change {
+                    self.late = (!late.is_empty()).then_some(Late { sha: revision.sha, names: late });
+                }
+            }
+            Outcome::Refused { .. } => {
+                self.wait = Wait::Until(now + RETRY_AFTER);
+                self.setback = Some(String::from("etcd refused a step: somebody else changed the publication"));
+            }
+            Outcome::Unknown(why) => {
+                self.wait = Wait::Until(now + RETRY_AFTER);
+                self.setback = Some(format!("etcd did not say whether it made a step: {why}"));
+            }
+        }
+    }
+
+    pub(super) fn found_unfit(&mut self, sha: String, reason: String) {
+        self.unfit = Some(Unfit { sha, reason });
+    }
+
+    pub(super) const fn unfit(&self) -> Option<&Unfit> {
+        self.unfit.as_ref()
+    }
+
+    pub(super) const fn late(&self) -> Option<&Late> {
+        self.late.as_ref()
+    }
+
+    pub(super) fn setback(&self) -> Option<&str> {
+        self.setback.as_deref()
+    }
+
+    /// When the web bots' time to prepare the candidate is over.
+    pub(super) fn prepare_until(&self, timeout: Span) -> Option<Time> {
+        self.preparing.map(|(_, since)| since + timeout)
+    }
+
+    pub(super) const fn retry_at(&self) -> Option<Time> {
+        match self.wait {
+            Wait::Until(at) => Some(at),
+            Wait::Nothing | Wait::ViewAt { .. } => None,
+        }
+    }
+
+    /// Whether a candidate is on its way to etcd, or there and not yet in the view.
+    pub(super) const fn is_posting(&self) -> bool {
+        matches!(self.request, Some((_, Move::Post { .. }))) || matches!(self.wait, Wait::ViewAt { posted: true, .. })
+    }
+
+    pub(super) const fn has_request(&self) -> bool {
+        self.request.is_some()
+    }
+}
+
+/// The serving web bots that have not prepared `sha`, by `scope/name`. A bot serves as long as it holds a slot.
+pub(super) fn late(view: &View, web_scopes: &BTreeSet<Scope>, sha: &str) -> Vec<String> {
+    let mut late = Vec::new();
+    for scope in web_scopes {
+        let prefix = scope.members_prefix();
+        for kv in view.below(&prefix) {
+            let Some(member) = Member::from_json(&kv.value).filter(|m| m.head.kind == Kind::Web) else { continue };
+            let Some(facts) = member.facts::<WebFacts>().filter(|f| f.slot.is_some()) else { continue };
+            let ready = facts.prepared.as_deref() == Some(sha) || facts.serving.as_deref() == Some(sha);
+            if !ready {
+                late.push(
+                    scope.strip(&kv.key).map_or(kv.key.as_str(), |k| k.trim_start_matches("members/")).to_owned(),
+                );
+            }
+        }
+    }
+    late
+}
+
+/// One line of bounded length.
+fn cut(reason: &str) -> String {
+    let line: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let end = line.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= REASON_LEN_MAX).last();
+    line.get(..end.unwrap_or(0)).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{REASON_LEN_MAX, cut};
+
+    #[test]
+    fn reasons_are_one_line_of_bounded_length() {
+        assert_eq!(cut("a\nb"), "a b");
+        assert_eq!(cut(&"ä".repeat(400)).len(), REASON_LEN_MAX);
+    }
+}

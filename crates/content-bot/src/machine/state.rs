@@ -1,0 +1,386 @@
+//! Everything that a content bot knows, and how an event changes it.
+
+use std::collections::BTreeSet;
+
+use bots_core::{
+    dcs::{DcsEvent, Scope, View},
+    leadership::{Leadership, LeadershipChange},
+    machine::{Deadline, Machine, Span, Time},
+    membership::{Membership, MembershipAction, MembershipChange, MembershipEvent, RETRY_AFTER},
+};
+use serde::Serialize;
+
+use super::{
+    Action, Commit, ContentMachine, Event, JobId, KEPT_MAX, Reference, Role,
+    backoff::Dice,
+    follower, leader,
+    mirror::{Mirror, short},
+    origin::Origin,
+    publication::{Pointers, Publication},
+    push::Push,
+    report,
+};
+
+/// The bot duplicates another's name, or was misused in another way that the operator must mend.
+const EXIT_CONTRADICTED: u8 = 3;
+
+/// What the operator decides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Settings {
+    /// The content scope.
+    pub scope: Scope,
+    /// The web scopes that serve the site: their bots acknowledge candidates.
+    pub web_scopes: BTreeSet<Scope>,
+    /// The bot's name.
+    pub name: String,
+    /// Tells this process from any other of the same name; also the seed of its jitter.
+    pub instance: String,
+    /// The version of the bot.
+    pub version: String,
+    /// Where the bot's API answers; ends in `/status`.
+    pub api_url: String,
+    /// Where web bots fetch packs; they add `/pack/<sha>`.
+    pub pack_url: String,
+    /// The repository, without credentials.
+    pub origin: String,
+    /// What to publish.
+    pub reference: Reference,
+    /// The length of the lease.
+    pub ttl: Span,
+    /// How often the leader looks at the origin, give or take a tenth.
+    pub poll_interval: Span,
+    /// How long the web bots may take to prepare a candidate.
+    pub prepare_timeout: Span,
+}
+
+/// Everything that a content bot knows.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct State {
+    pub(super) settings: Settings,
+    role: Role,
+    since: Time,
+    epoch_unix_ms: u64,
+    stepped_at: Option<Time>,
+    pub(super) view: View,
+    pub(super) membership: Membership,
+    pub(super) leadership: Leadership,
+    /// The lock was refused though the view shows it free: the view lags, and asking again at once would be a storm.
+    pub(super) lock_asked_again: Option<Time>,
+    pub(super) origin: Origin,
+    pub(super) mirror: Mirror,
+    pub(super) publication: Publication,
+    pub(super) push: Push,
+    pub(super) dice: Dice,
+    jobs: u64,
+}
+
+/// Where a bot stands among the others.
+enum Standing {
+    /// Not one of them yet.
+    Joining,
+    /// Not sure to be one of them.
+    Detached,
+    Following,
+    Leading,
+}
+
+impl State {
+    /// A bot that starts with a mirror that holds `holds`, oldest first. `epoch_unix_ms` is the wall time at
+    /// [`Time::ZERO`]: for people to read.
+    #[must_use]
+    pub fn new(settings: Settings, holds: Vec<Commit>, epoch_unix_ms: u64) -> Self {
+        let prefixes = Self::prefixes(&settings);
+        let membership = Membership::new(settings.scope.clone(), &settings.name, &settings.instance, settings.ttl);
+        let seed = settings.instance.bytes().fold(0, |seed: u64, b| seed.wrapping_mul(31).wrapping_add(u64::from(b)));
+        Self {
+            role: ContentMachine::TRANSITIONS.initial,
+            since: Time::ZERO,
+            epoch_unix_ms,
+            stepped_at: None,
+            view: View::of(prefixes),
+            membership,
+            leadership: Leadership::new(settings.scope.leader(), &settings.name),
+            lock_asked_again: None,
+            origin: Origin::new(),
+            mirror: Mirror::new(holds),
+            publication: Publication::new(),
+            push: Push::default(),
+            dice: Dice::new(seed),
+            jobs: 0,
+            settings,
+        }
+    }
+
+    /// The prefixes that a bot with these settings watches: its own scope and those of the web bots that it waits for.
+    #[must_use]
+    pub fn prefixes(settings: &Settings) -> Vec<String> {
+        let web = settings.web_scopes.iter().map(Scope::prefix);
+        std::iter::once(settings.scope.prefix()).chain(web).collect()
+    }
+
+    /// The node of the diagram.
+    #[must_use]
+    pub const fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Whether the bot holds the commit whole.
+    #[must_use]
+    pub fn holds(&self, sha: &str) -> bool {
+        self.mirror.holds(sha)
+    }
+
+    /// Whether etcd answers and the name is ours: the bot does its work, leading or not.
+    #[must_use]
+    pub const fn is_ready(&self) -> bool {
+        match self.role {
+            Role::Follower | Role::Watching | Role::Fetching | Role::Preparing => true,
+            Role::Initializing | Role::Detached | Role::Stopped => false,
+        }
+    }
+
+    /// Since when the bot has been in its role.
+    pub(super) const fn since(&self) -> Time {
+        self.since
+    }
+
+    pub(super) fn unix_ms(&self, at: Time) -> u64 {
+        self.epoch_unix_ms.saturating_add(at.as_millis())
+    }
+
+    pub(super) fn pointers(&self) -> Pointers {
+        Pointers::of(&self.settings.scope, &self.view)
+    }
+
+    pub(super) const fn next_job(&mut self) -> JobId {
+        self.jobs += 1;
+        JobId(self.jobs)
+    }
+
+    pub(super) fn take(&mut self, now: Time, event: Event, out: &mut Vec<Action>) {
+        self.stepped_at = Some(now);
+        match event {
+            Event::Dcs(event) => self.dcs(now, event, out),
+            Event::NameProbed { instance } => self.member(now, &MembershipEvent::NameProbed { instance }, out),
+            Event::TimerFired => {}
+            Event::ShutdownRequested => self.stop(now, 0, String::from("asked to stop"), out),
+            Event::PushReceived => self.push.received(),
+            Event::Polled { job, result } => leader::polled(self, now, job, result),
+            Event::FetchEnded { job, holds, result } => {
+                let ended = self.mirror.ended(now, job, holds, result, &mut self.dice);
+                if let Some(fetched) = ended.filter(|_| self.role.leads()) {
+                    leader::fetched(self, now, fetched);
+                }
+            }
+            Event::CommitDamaged { sha } => self.mirror.damaged(&sha),
+        }
+        self.settle(now, out);
+    }
+
+    fn dcs(&mut self, now: Time, event: DcsEvent, out: &mut Vec<Action>) {
+        self.view.apply(&event);
+        if let DcsEvent::Answered { id, outcome } = &event {
+            self.publication.answered(now, *id, outcome);
+            self.push.answered(now, *id, outcome);
+        }
+        let event = MembershipEvent::Dcs(event);
+        self.member(now, &event, out);
+        if let MembershipEvent::Dcs(event) = &event {
+            // What else the lock's change means is read from the lock itself in `settle`.
+            match self.leadership.on_event(now, event, &self.view, &self.membership) {
+                Some(LeadershipChange::Refused) => self.lock_asked_again = Some(now + RETRY_AFTER),
+                Some(LeadershipChange::Won(_) | LeadershipChange::Lost(_) | LeadershipChange::Yielded) | None => {}
+            }
+        }
+    }
+
+    fn member(&mut self, now: Time, event: &MembershipEvent, out: &mut Vec<Action>) {
+        let mut asked = Vec::new();
+        let change = self.membership.on_event(now, event, &self.view, &mut asked);
+        out.extend(asked.into_iter().map(action));
+        match change {
+            Some(MembershipChange::Duplicate { api_url }) => {
+                let name = self.membership.name();
+                let message =
+                    format!("another live bot uses the name {name} ({api_url}): give this one another `name`");
+                self.stop(now, EXIT_CONTRADICTED, message, out);
+            }
+            Some(MembershipChange::Joined | MembershipChange::Lost(_)) | None => {}
+        }
+    }
+
+    /// Does what the state asks for, and brings the role in line with it: one edge a step at most.
+    fn settle(&mut self, now: Time, out: &mut Vec<Action>) {
+        if self.role == Role::Stopped {
+            return;
+        }
+        let mut asked = Vec::new();
+        self.membership.advance(now, &mut asked);
+        out.extend(asked.into_iter().map(action));
+        let role = match self.standing(now) {
+            Standing::Joining => Role::Initializing,
+            Standing::Detached => {
+                // Whatever we knew of the lock is worth nothing now; it is asked for afresh.
+                self.leadership.abandon();
+                Role::Detached
+            }
+            Standing::Following => {
+                follower::act(self, now, out);
+                Role::Follower
+            }
+            Standing::Leading => {
+                if !self.role.leads() {
+                    self.take_office(now);
+                }
+                leader::act(self, now, out);
+                self.leading_role()
+            }
+        };
+        self.enter(role, now);
+        let mut asked = Vec::new();
+        self.membership.publish(now, report::member(self).to_json(), &mut asked);
+        out.extend(asked.into_iter().map(action));
+    }
+
+    /// Where the bot stands among the others.
+    fn standing(&self, now: Time) -> Standing {
+        let attached = self.membership.lease(now).is_some();
+        match self.role {
+            Role::Initializing | Role::Detached => {
+                if attached && self.membership.is_registered() && self.view.is_complete() {
+                    Standing::Following
+                } else if self.role == Role::Initializing {
+                    Standing::Joining
+                } else {
+                    Standing::Detached
+                }
+            }
+            Role::Follower | Role::Watching | Role::Fetching | Role::Preparing | Role::Stopped => {
+                if !attached {
+                    Standing::Detached
+                } else if self.leadership.fence(now, &self.membership).is_none() {
+                    Standing::Following
+                } else {
+                    Standing::Leading
+                }
+            }
+        }
+    }
+
+    fn leading_role(&self) -> Role {
+        if self.pointers().candidate.is_some() || self.publication.is_posting() {
+            Role::Preparing
+        } else if self.mirror.fetching().is_some() {
+            Role::Fetching
+        } else {
+            Role::Watching
+        }
+    }
+
+    fn take_office(&mut self, now: Time) {
+        self.origin.begin(now, &self.settings.reference);
+        self.mirror.origin_moved();
+        self.publication = Publication::new();
+    }
+
+    /// The only way to change the role.
+    fn enter(&mut self, role: Role, now: Time) {
+        if role == self.role {
+            return;
+        }
+        ContentMachine::TRANSITIONS.assert_allows(self.role, role);
+        if self.role.leads() && !role.leads() {
+            self.origin = Origin::new();
+            self.publication = Publication::new();
+        }
+        self.role = role;
+        self.since = now;
+    }
+
+    fn stop(&mut self, now: Time, code: u8, message: String, out: &mut Vec<Action>) {
+        let mut asked = Vec::new();
+        self.membership.leave(&mut asked);
+        out.extend(asked.into_iter().map(action));
+        out.push(Action::Exit { code, message });
+        self.enter(Role::Stopped, now);
+    }
+
+    /// When the machine wants a step of its own accord.
+    pub(super) fn deadline(&self) -> Option<Deadline> {
+        let lease_end = match self.role {
+            Role::Stopped | Role::Initializing | Role::Detached => None,
+            Role::Follower | Role::Watching | Role::Fetching | Role::Preparing => {
+                due(self.membership.valid_until(), "the lease may have run out")
+            }
+        };
+        Deadline::earliest([self.plan(), self.ahead(lease_end)])
+    }
+
+    /// The next thing that the machine does if nothing happens and etcd goes on answering.
+    pub(super) fn plan(&self) -> Option<Deadline> {
+        if self.stepped_at.is_none() {
+            return Some(Deadline { at: Time::ZERO, reason: String::from("begin") });
+        }
+        let own = match self.role {
+            Role::Stopped => return None,
+            Role::Initializing | Role::Detached => vec![],
+            Role::Follower => {
+                vec![due(
+                    self.push.retry_at().filter(|_| self.push.is_pending()),
+                    "hand the push on to the leader again",
+                )]
+            }
+            Role::Watching | Role::Fetching | Role::Preparing => self.leader_deadlines(),
+        };
+        let shared = [self.membership.deadline(), self.leadership.deadline()];
+        Deadline::earliest(own.into_iter().chain(shared).map(|d| self.ahead(d)))
+    }
+
+    /// What the last step has seen and left alone waits for an event, not for time.
+    fn ahead(&self, deadline: Option<Deadline>) -> Option<Deadline> {
+        deadline.filter(|d| self.stepped_at.is_none_or(|at| d.at > at))
+    }
+
+    fn leader_deadlines(&self) -> Vec<Option<Deadline>> {
+        let pointers = self.pointers();
+        let retry = self.mirror.backoff().retry_at().filter(|_| leader::wanted(self, &pointers).is_some());
+        let prepare = pointers.candidate().filter(|c| self.mirror.holds(&c.sha));
+        let prepare = prepare.and_then(|_| self.publication.prepare_until(self.settings.prepare_timeout));
+        vec![
+            due(self.origin.due().filter(|_| leader::looks(self)), "look at the origin"),
+            due(retry, "fetch again"),
+            due(prepare, "the web bots' time to prepare is over"),
+            due(self.publication.retry_at(), "try again to change the publication"),
+        ]
+    }
+
+    pub(super) fn invariants(&self) -> Result<(), String> {
+        let check = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
+        let leads = self.role.leads();
+        check(leads || !self.origin.is_looking(), "only the leader waits for a look at the origin")?;
+        check(leads || !self.publication.has_request(), "only the leader changes the publication")?;
+        check(
+            !leads || self.stepped_at.is_some_and(|at| self.leadership.fence(at, &self.membership).is_some()),
+            "the leader holds the lock under a live lease",
+        )?;
+        let fetching = self.mirror.fetching();
+        check(fetching.is_none_or(|sha| !self.mirror.holds(sha)), "a commit that is held is not fetched")?;
+        check(self.mirror.len() <= KEPT_MAX + 3, "the mirror is bounded")?;
+        check(!leads || self.role == self.leading_role(), "the leader's role says what is on its way")?;
+        check(
+            self.origin.tip().is_none_or(|tip| tip.sha.len() == 40),
+            &format!("a commit has 40 digits, not {:?}", self.origin.tip().map(|t| short(&t.sha))),
+        )
+    }
+}
+
+fn due(at: Option<Time>, reason: &str) -> Option<Deadline> {
+    at.map(|at| Deadline { at, reason: reason.to_owned() })
+}
+
+fn action(asked: MembershipAction) -> Action {
+    match asked {
+        MembershipAction::Dcs(action) => Action::Dcs(action),
+        MembershipAction::ProbeName { api_url } => Action::ProbeName { api_url },
+    }
+}

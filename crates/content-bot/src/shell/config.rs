@@ -1,0 +1,317 @@
+//! The configuration: read into types, checked, and made into the machine's settings and the shell's limits.
+
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+
+use bots_core::{
+    dcs::Scope,
+    machine::Span,
+    shell::{Common, Secret, config::one_secret},
+};
+use serde::Deserialize;
+
+use super::{
+    known_hosts::KnownHosts,
+    origin::{Credentials, Limits},
+    source::{Source, Transport},
+};
+use crate::machine::{Reference, Settings};
+
+/// etcd's floor: its elections take about a second, and a lease must outlive one.
+const TTL_S_MIN: u64 = 2;
+/// A fleet that learns of a death after more than this is not looked after.
+const TTL_S_MAX: u64 = 300;
+/// One look a second is the most that a git host should be asked for; a push is the way to be faster.
+const POLL_INTERVAL_S_MIN: u64 = 1;
+/// A day: a longer audit is none.
+const POLL_INTERVAL_S_MAX: u64 = 86_400;
+/// A web bot that takes longer than this to prepare is broken.
+const PREPARE_TIMEOUT_S_MAX: u64 = 600;
+
+/// The whole document.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Config {
+    /// What every bot has.
+    #[serde(flatten)]
+    pub common: Common,
+    /// The repository.
+    pub git: Git,
+    /// How pushes are announced.
+    #[serde(default)]
+    pub push: Push,
+    /// Where the mirror and the packs are kept; one bot, one directory.
+    pub data_dir: PathBuf,
+    /// The web scopes that serve the site.
+    #[serde(default = "web_scopes")]
+    pub web_scopes: Vec<String>,
+    /// How long web bots may take to prepare a commit.
+    #[serde(default = "prepare_timeout_s")]
+    pub prepare_timeout_s: u64,
+    /// The length of the lease.
+    #[serde(default = "ttl_s")]
+    pub ttl_s: u64,
+}
+
+/// The repository.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Git {
+    /// Its address; may hold a password.
+    pub url: Secret,
+    /// A branch, a tag or a full commit.
+    #[serde(rename = "ref", default = "reference")]
+    pub reference: String,
+    /// How often to look, give or take a tenth.
+    #[serde(default = "poll_interval_s")]
+    pub poll_interval_s: u64,
+    /// How long a look may take.
+    #[serde(default = "poll_timeout_s")]
+    pub poll_timeout_s: u64,
+    /// How long a fetch may take.
+    #[serde(default = "fetch_timeout_s")]
+    pub fetch_timeout_s: u64,
+    /// The user; for a token any word will do.
+    pub username: Option<String>,
+    /// The password or token.
+    pub password: Option<Secret>,
+    /// The file that holds it, read afresh for every connection.
+    pub password_file: Option<PathBuf>,
+    /// The private key for ssh.
+    pub ssh_key_file: Option<PathBuf>,
+    /// The key's passphrase.
+    pub ssh_key_passphrase: Option<Secret>,
+    /// The hosts' keys; `~/.ssh/known_hosts` if there is none.
+    pub known_hosts_file: Option<PathBuf>,
+    /// The largest transfer, and the largest tree.
+    #[serde(default = "size_max_bytes")]
+    pub size_max_bytes: u64,
+    /// The most files in a tree.
+    #[serde(default = "files_max")]
+    pub files_max: u64,
+}
+
+/// How pushes are announced.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Push {
+    /// What announcements are signed with.
+    pub secret: Option<Secret>,
+    /// The file that holds it.
+    pub secret_file: Option<PathBuf>,
+}
+
+impl Config {
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// One line that names the field and the fix.
+    pub fn check(&self) -> Result<(), String> {
+        self.source()?;
+        self.credentials()?;
+        self.push_secret()?;
+        self.web()?;
+        check_reference(&self.git.reference)?;
+        let within = |field: &str, value: u64, min: u64, max: u64| {
+            let fits = (min..=max).contains(&value);
+            if fits { Ok(()) } else { Err(format!("{field} is {value}: use a number from {min} to {max}")) }
+        };
+        within("ttl_s", self.ttl_s, TTL_S_MIN, TTL_S_MAX)?;
+        within("git.poll_interval_s", self.git.poll_interval_s, POLL_INTERVAL_S_MIN, POLL_INTERVAL_S_MAX)?;
+        within("git.poll_timeout_s", self.git.poll_timeout_s, 1, 600)?;
+        within("git.fetch_timeout_s", self.git.fetch_timeout_s, 1, 86_400)?;
+        within("prepare_timeout_s", self.prepare_timeout_s, 1, PREPARE_TIMEOUT_S_MAX)?;
+        within("git.size_max_bytes", self.git.size_max_bytes, 1, u64::MAX)?;
+        within("git.files_max", self.git.files_max, 1, u64::MAX)?;
+        let address = self.common.restapi.connect_address();
+        if address.starts_with("0.0.0.0") || address.starts_with("[::]") {
+            return Err(format!(
+                "restapi.connect_address: nobody can connect to {address}, and web bots fetch commits there: \
+                 give the address that they reach"
+            ));
+        }
+        Ok(())
+    }
+
+    /// The repository's address.
+    ///
+    /// # Errors
+    /// One line that names the field and the fix.
+    pub fn source(&self) -> Result<Source, String> {
+        Source::parse(self.git.url.expose()).map_err(|e| format!("git.url: {e}"))
+    }
+
+    /// What the origin is shown.
+    ///
+    /// # Errors
+    /// One line that names the field and the fix.
+    pub fn credentials(&self) -> Result<Credentials, String> {
+        let git = &self.git;
+        if git.password.is_some() || git.password_file.is_some() {
+            one_secret("git.password", git.password.as_ref(), git.password_file.as_ref())?;
+        }
+        if let Some(path) = &git.ssh_key_file {
+            std::fs::File::open(path).map_err(|e| format!("git.ssh_key_file: cannot read {}: {e}", path.display()))?;
+        } else if self.source()?.transport() == Transport::Ssh {
+            return Err(String::from("git.ssh_key_file is missing, and git.url uses ssh: name the private key's file"));
+        }
+        let known_hosts = git.known_hosts_file.as_ref().map(|path| KnownHosts::read(path)).transpose();
+        Ok(Credentials {
+            username: git.username.clone(),
+            password: git.password.clone(),
+            password_file: git.password_file.clone(),
+            ssh_key_file: git.ssh_key_file.clone(),
+            ssh_key_passphrase: git.ssh_key_passphrase.clone(),
+            known_hosts: known_hosts.map_err(|e| format!("git.known_hosts_file: {e}"))?,
+        })
+    }
+
+    /// What announcements are signed with, if anything.
+    ///
+    /// # Errors
+    /// One line that names the field and the fix.
+    pub fn push_secret(&self) -> Result<Option<Secret>, String> {
+        let push = &self.push;
+        if push.secret.is_none() && push.secret_file.is_none() {
+            return Ok(None);
+        }
+        let secret = one_secret("push.secret", push.secret.as_ref(), push.secret_file.as_ref())?;
+        if secret.expose().is_empty() {
+            return Err(String::from("push.secret is empty: give one, or remove the field"));
+        }
+        Ok(Some(secret))
+    }
+
+    /// The limits of all work with git.
+    #[must_use]
+    pub const fn limits(&self) -> Limits {
+        Limits {
+            size_max: self.git.size_max_bytes,
+            files_max: self.git.files_max,
+            look: Duration::from_secs(self.git.poll_timeout_s),
+            fetch: Duration::from_secs(self.git.fetch_timeout_s),
+        }
+    }
+
+    /// The machine's settings.
+    ///
+    /// # Errors
+    /// One line that names the field and the fix.
+    pub fn settings(&self, instance: &str) -> Result<Settings, String> {
+        let api = self.common.api_url();
+        Ok(Settings {
+            scope: self.common.scope(),
+            web_scopes: self.web()?,
+            name: self.common.name.clone(),
+            instance: instance.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            api_url: format!("{api}/status"),
+            pack_url: api,
+            origin: self.source()?.shown().to_owned(),
+            reference: Reference::parse(&self.git.reference),
+            ttl: Span::from_secs(self.ttl_s),
+            poll_interval: Span::from_secs(self.git.poll_interval_s),
+            prepare_timeout: Span::from_secs(self.prepare_timeout_s),
+        })
+    }
+
+    fn web(&self) -> Result<BTreeSet<Scope>, String> {
+        let read = |name: &String| {
+            if *name == self.common.scope {
+                return Err(format!("web_scopes: {name} is the content scope itself: name the web bots' scope"));
+            }
+            self.common.other_scope(name).map_err(|e| format!("web_scopes: {e}"))
+        };
+        self.web_scopes.iter().map(read).collect()
+    }
+}
+
+/// What git would take for the name of a branch or tag.
+fn check_reference(reference: &str) -> Result<(), String> {
+    let full = if reference.starts_with("refs/") { reference.to_owned() } else { format!("refs/heads/{reference}") };
+    if git2::Reference::is_valid_name(&full) {
+        Ok(())
+    } else {
+        Err(format!("git.ref: `{reference}` is not a name that git allows: use a branch, a tag or a full commit"))
+    }
+}
+
+fn reference() -> String {
+    String::from("main")
+}
+
+fn web_scopes() -> Vec<String> {
+    vec![String::from("web")]
+}
+
+const fn poll_interval_s() -> u64 {
+    10
+}
+
+const fn poll_timeout_s() -> u64 {
+    20
+}
+
+const fn fetch_timeout_s() -> u64 {
+    300
+}
+
+const fn prepare_timeout_s() -> u64 {
+    10
+}
+
+const fn ttl_s() -> u64 {
+    5
+}
+
+/// Half a gibibyte: web bots hold a site in memory.
+const fn size_max_bytes() -> u64 {
+    512 * 1024 * 1024
+}
+
+const fn files_max() -> u64 {
+    100_000
+}
+
+#[cfg(test)]
+mod tests {
+    use bots_core::shell::config::load;
+
+    use super::Config;
+
+    fn read(extra: &str) -> Result<Config, String> {
+        let document = format!("{{scope: site, name: c1, etcd3: {{host: '127.0.0.1:1'}}, data_dir: /tmp/x, {extra}}}");
+        let env = [(String::from("BOT_CONFIGURATION"), document)];
+        let config: Config = load(None, &env).map_err(|e| e.to_string())?;
+        config.check().map(|()| config)
+    }
+
+    #[test]
+    fn a_short_configuration_is_enough() {
+        let config = read("git: {url: 'https://u:s3cret@git.example/a.git'}").expect("good");
+        let settings = config.settings("i").expect("good");
+        assert_eq!(settings.origin, "https://git.example/a.git");
+        assert_eq!(settings.pack_url, "http://127.0.0.1:8008");
+        assert!(!format!("{config:?}{settings:?}").contains("s3cret"), "no password in any output");
+    }
+
+    #[test]
+    fn every_mistake_names_its_field() {
+        let check = |extra: &str, field: &str| {
+            let error = read(extra).expect_err(extra);
+            assert!(error.contains(field) && !error.contains('\n'), "{extra}: {error}");
+        };
+        check("web_scopes: [web]", "git");
+        check("git: {url: 'ftp://x/y'}", "git.url");
+        check("git: {url: /a, ref: 'a b'}", "git.ref");
+        check("git: {url: /a, branch: x}", "branch");
+        check("git: {url: /a, poll_interval_s: 0}", "git.poll_interval_s");
+        check("git: {url: /a, poll_interval_s: soon}", "git.poll_interval_s");
+        check("git: {url: /a, password: x, password_file: /y}", "git.password");
+        check("git: {url: /a, password_file: /does/not/exist}", "git.password_file");
+        check("git: {url: 'git@host:a'}", "git.ssh_key_file");
+        check("git: {url: /a}, ttl_s: 1", "ttl_s");
+        check("git: {url: /a}, web_scopes: ['a/b']", "web_scopes");
+        check("git: {url: /a}, web_scopes: [site]", "web_scopes");
+        check("git: {url: /a}, push: {secret: ''}", "push.secret");
+        check("git: {url: /a}, restapi: {listen: '0.0.0.0:8008'}", "restapi.connect_address");
+    }
+}

@@ -1,0 +1,159 @@
+//! The hands: performs what the machine asks for. Work with git blocks, so it runs beside the loop and ends as an event.
+
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bots_core::{
+    machine::Machine,
+    shell::{Clock, DcsHandle, Events, Exit, Shell, probe_instance},
+};
+use tokio::sync::Semaphore;
+
+use super::{guard::Stop, metrics::ContentMetrics, mirror::Mirror, origin::Limits};
+use crate::machine::{Action, ContentMachine, Event, FetchResult, JobId, PollResult, Role, State};
+
+/// Work with git at once. One look and one fetch are usual; more means that old ones hang in the kernel.
+const WORK_MAX: usize = 4;
+
+/// libgit2 looks at our limits only when data comes in; this long after them we go on without it.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// The hands of a content bot.
+pub struct Hands {
+    events: Events<Event>,
+    dcs: DcsHandle,
+    mirror: Arc<Mirror>,
+    limits: Limits,
+    stop: Stop,
+    metrics: ContentMetrics,
+    role: Arc<Mutex<Role>>,
+    work: Arc<Semaphore>,
+}
+
+impl Hands {
+    /// Hands with nothing to do yet.
+    #[must_use]
+    pub fn new(
+        events: Events<Event>,
+        dcs: DcsHandle,
+        mirror: Arc<Mirror>,
+        limits: Limits,
+        stop: Stop,
+        metrics: ContentMetrics,
+        role: Arc<Mutex<Role>>,
+    ) -> Self {
+        Self { events, dcs, mirror, limits, stop, metrics, role, work: Arc::new(Semaphore::new(WORK_MAX)) }
+    }
+
+    fn look(&self, job: JobId) {
+        let (mirror, stop, patience) = (Arc::clone(&self.mirror), self.stop.clone(), self.limits.look);
+        let looked = self.blocking(patience, move || mirror.origin().look(stop, patience));
+        let (events, metrics) = (self.events.clone(), self.metrics.clone());
+        tokio::spawn(async move {
+            let result = looked.await.unwrap_or_else(|why| PollResult::Failed { why });
+            metrics.looks.inc();
+            match &result {
+                PollResult::Found { .. } | PollResult::Missing => {
+                    metrics.last_answer_seconds.set(i64::try_from(Clock::unix_ms() / 1_000).unwrap_or(i64::MAX));
+                }
+                PollResult::Failed { why } => {
+                    metrics.looks_failed.inc();
+                    tracing::warn!(why, "the origin could not be looked at");
+                }
+            }
+            events.send(Event::Polled { job, result }).await;
+        });
+    }
+
+    fn fetch(&self, job: JobId, sha: String) {
+        let (mirror, commit, patience) = (Arc::clone(&self.mirror), sha.clone(), self.limits.fetch);
+        let fetched = self.blocking(patience, move || {
+            let result = mirror.fetch(&commit);
+            (mirror.holds(), result)
+        });
+        let (events, metrics, mirror) = (self.events.clone(), self.metrics.clone(), Arc::clone(&self.mirror));
+        tokio::spawn(async move {
+            let began = Clock::now();
+            let (holds, result) = match fetched.await {
+                Ok(ended) => ended,
+                Err(why) => {
+                    let holds = tokio::task::spawn_blocking(move || mirror.holds()).await;
+                    (holds.unwrap_or_default(), FetchResult::Failed { why })
+                }
+            };
+            metrics.fetches.inc();
+            let ms = Clock::now().since(began).as_millis();
+            match &result {
+                FetchResult::Complete => tracing::info!(sha, ms, "a commit is fetched and verified"),
+                FetchResult::Unfit { reason: why } => tracing::warn!(sha, why, "a commit is unfit"),
+                FetchResult::Vanished => tracing::warn!(sha, "the origin does not give out a commit"),
+                FetchResult::Failed { why } => tracing::warn!(sha, why, "a commit could not be fetched"),
+            }
+            if result != FetchResult::Complete {
+                metrics.fetches_failed.inc();
+            }
+            events.send(Event::FetchEnded { job, holds, result }).await;
+        });
+    }
+
+    /// Runs `work` on a thread where it may block, and waits for it a little longer than it may take.
+    fn blocking<T, W>(&self, patience: Duration, work: W) -> impl Future<Output = Result<T, String>> + Send + use<T, W>
+    where
+        T: Send + 'static,
+        W: FnOnce() -> T + Send + 'static,
+    {
+        let place = Arc::clone(&self.work).try_acquire_owned();
+        let task = place.map(|place| {
+            tokio::task::spawn_blocking(move || {
+                let _place = place;
+                work()
+            })
+        });
+        async move {
+            let Ok(task) = task else { return Err(format!("{WORK_MAX} operations of git hang already")) };
+            match tokio::time::timeout(patience + GRACE, task).await {
+                Ok(Ok(done)) => Ok(done),
+                Ok(Err(_panicked)) => Err(String::from("an operation of git panicked: see the log")),
+                Err(_elapsed) => Err(format!("git did not answer within {:?}", patience + GRACE)),
+            }
+        }
+    }
+}
+
+impl Drop for Hands {
+    fn drop(&mut self) {
+        self.stop.now();
+    }
+}
+
+impl Shell for Hands {
+    type Machine = ContentMachine;
+
+    fn perform(&mut self, action: Action) -> ControlFlow<Exit> {
+        match action {
+            Action::Dcs(action) => self.dcs.perform(action),
+            Action::ProbeName { api_url } => {
+                let events = self.events.clone();
+                tokio::spawn(async move {
+                    let instance = probe_instance(&api_url).await;
+                    events.send(Event::NameProbed { instance }).await;
+                });
+            }
+            Action::PollOrigin { job } => self.look(job),
+            Action::FetchCommit { job, sha } => self.fetch(job, sha),
+            Action::ForgetCommit { sha } => {
+                let mirror = Arc::clone(&self.mirror);
+                tokio::task::spawn_blocking(move || mirror.forget(&sha));
+            }
+            Action::Exit { code, message } => return ControlFlow::Break(Exit { code, message }),
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn stepped(&mut self, state: &State) {
+        *self.role.lock().unwrap_or_else(PoisonError::into_inner) = ContentMachine::role(state);
+    }
+}

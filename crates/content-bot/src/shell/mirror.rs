@@ -1,0 +1,331 @@
+//! The mirror: a bare repository of our own that keeps the commits that were published, whatever the origin does.
+//!
+//! It can be lost at any time: whatever is broken is made anew beside it and swapped in. Everything here blocks.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError, RwLock, TryLockError},
+};
+
+use bots_core::shell::Exit;
+use git2::{Oid, Repository};
+
+use super::{
+    fault::Fault,
+    guard::{Guard, Stop},
+    origin::{Limits, Origin},
+    packs::Packs,
+    verify::verify,
+};
+use crate::machine::{Commit, FetchResult};
+
+/// What keeps a commit: `refs/bots/<number>/<sha>`. The number grows, so that the oldest is known.
+const KEPT: &str = "refs/bots";
+
+/// Every fetch leaves a pack, and libgit2 cannot repack: above this many the mirror is copied afresh.
+const PACK_FILES_MAX: usize = 40;
+
+/// The longest subject that is shown, in characters.
+const SUBJECT_LEN_MAX: usize = 100;
+
+/// The mirror and the packs beside it.
+#[derive(Debug)]
+pub struct Mirror {
+    dir: PathBuf,
+    origin: Origin,
+    limits: Limits,
+    stop: Stop,
+    packs: Packs,
+    /// Read to use the repository, written to swap it.
+    swap: RwLock<()>,
+    /// One fetch at a time, also if an earlier one hangs beyond its deadline.
+    fetching: Mutex<()>,
+    /// One bot, one directory: held for as long as the process lives.
+    _lock: File,
+}
+
+impl Mirror {
+    /// Takes possession of `dir` and clears away what a killed predecessor left.
+    ///
+    /// # Errors
+    /// Code 2 if the directory cannot be used, 3 if another process uses it.
+    pub fn open(dir: &Path, origin: Origin, limits: Limits, stop: Stop) -> Result<Self, Exit> {
+        let unusable = |e: io::Error| {
+            let fix = "give a directory that the bot may write to";
+            Exit::usage(format!("data_dir: cannot use {}: {e}: {fix}", dir.display()))
+        };
+        fs::create_dir_all(dir).map_err(unusable)?;
+        let dir = dir.canonicalize().map_err(unusable)?;
+        let lock = File::options().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(unusable)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                let fix = "give every bot a directory of its own";
+                return Err(Exit::conflict(format!("data_dir: another process uses {}: {fix}", dir.display())));
+            }
+            Err(fs::TryLockError::Error(e)) => return Err(unusable(e)),
+        }
+        let packs = Packs::open(dir.join("packs")).map_err(unusable)?;
+        let mirror =
+            Self { dir, origin, limits, stop, packs, swap: RwLock::new(()), fetching: Mutex::new(()), _lock: lock };
+        for left_over in [mirror.fresh(), mirror.worn()] {
+            remove(&left_over).map_err(unusable)?;
+        }
+        clear_left_overs(&mirror.path()).map_err(unusable)?;
+        Ok(mirror)
+    }
+
+    /// The origin that it mirrors.
+    #[must_use]
+    pub const fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The commits that it keeps, oldest first.
+    #[must_use]
+    pub fn holds(&self) -> Vec<Commit> {
+        let _using = self.swap.read().unwrap_or_else(PoisonError::into_inner);
+        let Ok(repository) = self.repository() else { return Vec::new() };
+        let kept = kept(&repository).unwrap_or_default();
+        let commit = |(_, oid): &(u64, Oid)| {
+            let commit = repository.find_commit(*oid).ok()?;
+            commit.tree().ok()?;
+            let subject = commit.summary().ok().flatten().unwrap_or_default().chars();
+            let subject = subject.filter(|c| !c.is_control()).take(SUBJECT_LEN_MAX).collect();
+            Some(Commit { sha: oid.to_string(), subject })
+        };
+        kept.iter().filter_map(commit).collect()
+    }
+
+    /// Brings a commit into the mirror, verifies it, keeps it and builds its pack.
+    #[must_use]
+    pub fn fetch(&self, sha: &str) -> FetchResult {
+        let Ok(commit) = Oid::from_str(sha) else {
+            return FetchResult::Unfit { reason: format!("`{sha}` is not a commit's name") };
+        };
+        let _fetching = match self.fetching.try_lock() {
+            Ok(held) => held,
+            Err(TryLockError::Poisoned(held)) => held.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                return FetchResult::Failed { why: String::from("an earlier fetch still hangs") };
+            }
+        };
+        let guard = Guard::new(self.stop.clone(), self.limits.fetch, self.limits.size_max);
+        let fetched = self.fetch_in_place(commit, &guard).or_else(|fault| match fault {
+            Fault::Damaged(why) | Fault::Incomplete(why) => {
+                tracing::warn!(why, "the mirror is made anew");
+                self.make_anew(commit, &guard)
+            }
+            Fault::Unfit(_) | Fault::Vanished | Fault::Failed(_) => Err(fault),
+        });
+        match fetched {
+            Ok(()) => FetchResult::Complete,
+            // The mirror is new, so it is not ours that lacks the object.
+            Err(Fault::Incomplete(reason) | Fault::Unfit(reason)) => FetchResult::Unfit { reason },
+            Err(Fault::Vanished) => FetchResult::Vanished,
+            Err(Fault::Damaged(why) | Fault::Failed(why)) => FetchResult::Failed { why },
+        }
+    }
+
+    /// The file with the pack of a commit that the mirror keeps; nothing if it does not.
+    ///
+    /// # Errors
+    /// If the commit can no longer be read.
+    pub fn pack(&self, sha: &str) -> Result<Option<PathBuf>, Fault> {
+        let _using = self.swap.read().unwrap_or_else(PoisonError::into_inner);
+        let Ok(commit) = Oid::from_str(sha) else { return Ok(None) };
+        let Ok(repository) = self.repository() else { return Ok(None) };
+        let is_kept = kept(&repository).is_ok_and(|kept| kept.iter().any(|(_, oid)| *oid == commit));
+        if !is_kept {
+            return Ok(None);
+        }
+        let guard = Guard::new(self.stop.clone(), self.limits.fetch, u64::MAX);
+        self.packs.ensure(&repository, commit, &guard).map(Some)
+    }
+
+    /// Keeps a commit no longer.
+    pub fn forget(&self, sha: &str) {
+        let _using = self.swap.read().unwrap_or_else(PoisonError::into_inner);
+        let forgotten = self.repository().and_then(|repository| {
+            let ending = format!("/{sha}");
+            for reference in repository.references_glob(&format!("{KEPT}/*"))? {
+                let mut reference = reference?;
+                if reference.name().is_ok_and(|n| n.ends_with(&ending)) {
+                    reference.delete()?;
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = forgotten {
+            tracing::warn!(%error, sha, "a commit could not be forgotten");
+        }
+        self.packs.forget(sha);
+    }
+
+    fn fetch_in_place(&self, commit: Oid, guard: &Guard) -> Result<(), Fault> {
+        let crowded = {
+            let _using = self.swap.read().unwrap_or_else(PoisonError::into_inner);
+            let repository = open_or_create(&self.path()).map_err(|e| Fault::local(&e))?;
+            self.take_in(&repository, commit, guard).map_err(|fault| match fault {
+                // libgit2 tells the origin that it has what its references name, and asks for nothing.
+                Fault::Vanished if !is_sound(&repository) => {
+                    Fault::Damaged(String::from("its references name commits that it does not have"))
+                }
+                other => other,
+            })?;
+            pack_files(&self.path()) > PACK_FILES_MAX
+        };
+        if crowded && let Err(fault) = self.replace(|fresh| self.copy_kept(fresh)) {
+            tracing::warn!(%fault, "the mirror could not be tidied up; it works as it is");
+        }
+        Ok(())
+    }
+
+    /// Fetches everything into a new repository beside the old one, saves what the old one has, and swaps them.
+    fn make_anew(&self, commit: Oid, guard: &Guard) -> Result<(), Fault> {
+        self.replace(|fresh| {
+            if let Err(fault) = self.copy_kept(fresh) {
+                tracing::warn!(%fault, "not all commits of the old mirror could be saved");
+            }
+            self.take_in(fresh, commit, guard)
+        })
+    }
+
+    fn take_in(&self, repository: &Repository, commit: Oid, guard: &Guard) -> Result<(), Fault> {
+        self.origin.fetch(repository, commit, guard)?;
+        verify(repository, commit, &self.limits, guard)?;
+        keep(repository, commit).map_err(|e| Fault::local(&e))?;
+        self.packs.ensure(repository, commit, guard).map(|_path| ())
+    }
+
+    /// Copies every kept commit that can still be read, one by one, so that a damaged one costs only itself.
+    fn copy_kept(&self, fresh: &Repository) -> Result<(), Fault> {
+        let old = Repository::open_bare(self.path()).map_err(|e| Fault::local(&e))?;
+        let path = self.path();
+        let path = path.to_str().ok_or_else(|| Fault::Failed(String::from("data_dir is not UTF-8")))?;
+        let mut first_fault = Ok(());
+        for (number, oid) in kept(&old).map_err(|e| Fault::local(&e))? {
+            let name = format!("{KEPT}/{number:012}/{oid}");
+            let guard = Guard::new(self.stop.clone(), self.limits.fetch, u64::MAX);
+            let copied = fresh
+                .remote_anonymous(path)
+                .and_then(|mut remote| remote.fetch(&[format!("+{name}:{name}")], None, None))
+                .map_err(|e| Fault::local(&e))
+                .and_then(|()| verify(fresh, oid, &self.limits, &guard));
+            if let Err(fault) = copied {
+                let _absent = fresh.find_reference(&name).and_then(|mut r| r.delete());
+                first_fault = first_fault.and(Err(fault));
+            }
+        }
+        first_fault
+    }
+
+    fn replace(&self, fill: impl FnOnce(&Repository) -> Result<(), Fault>) -> Result<(), Fault> {
+        let disk = |e: io::Error| Fault::Failed(format!("cannot write to data_dir {}: {e}", self.dir.display()));
+        remove(&self.fresh()).map_err(disk)?;
+        let fresh = open_or_create(&self.fresh()).map_err(|e| Fault::local(&e))?;
+        fill(&fresh)?;
+        drop(fresh);
+        let _swapping = self.swap.write().unwrap_or_else(PoisonError::into_inner);
+        remove(&self.worn()).map_err(disk)?;
+        if self.path().exists() {
+            fs::rename(self.path(), self.worn()).map_err(disk)?;
+        }
+        fs::rename(self.fresh(), self.path()).map_err(disk)?;
+        remove(&self.worn()).map_err(disk)
+    }
+
+    fn repository(&self) -> Result<Repository, git2::Error> {
+        Repository::open_bare(self.path())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join("mirror.git")
+    }
+
+    fn fresh(&self) -> PathBuf {
+        self.dir.join("mirror.new")
+    }
+
+    fn worn(&self) -> PathBuf {
+        self.dir.join("mirror.old")
+    }
+}
+
+fn open_or_create(path: &Path) -> Result<Repository, git2::Error> {
+    if path.exists() { Repository::open_bare(path) } else { Repository::init_bare(path) }
+}
+
+/// The kept commits with their numbers, oldest first.
+fn kept(repository: &Repository) -> Result<Vec<(u64, Oid)>, git2::Error> {
+    let mut kept = Vec::new();
+    for reference in repository.references_glob(&format!("{KEPT}/*"))? {
+        let reference = reference?;
+        let Ok(name) = reference.name() else { continue };
+        let parts = name.strip_prefix(KEPT).and_then(|rest| rest.trim_start_matches('/').split_once('/'));
+        if let Some((number, sha)) = parts
+            && let (Ok(number), Ok(oid)) = (number.parse(), Oid::from_str(sha))
+        {
+            kept.push((number, oid));
+        }
+    }
+    kept.sort_unstable();
+    Ok(kept)
+}
+
+fn keep(repository: &Repository, commit: Oid) -> Result<(), git2::Error> {
+    let kept = kept(repository)?;
+    if kept.iter().any(|(_, oid)| *oid == commit) {
+        return Ok(());
+    }
+    let number = kept.last().map_or(0, |(number, _)| *number) + 1;
+    repository.reference(&format!("{KEPT}/{number:012}/{commit}"), commit, true, "published").map(|_reference| ())
+}
+
+/// Whether every reference names something that is there.
+fn is_sound(repository: &Repository) -> bool {
+    let all_there = || {
+        for reference in repository.references()? {
+            if let Some(commit) = reference?.resolve()?.target() {
+                repository.odb()?.read(commit)?;
+            }
+        }
+        Ok::<_, git2::Error>(())
+    };
+    all_there().is_ok()
+}
+
+fn pack_files(repository: &Path) -> usize {
+    let Ok(entries) = fs::read_dir(repository.join("objects/pack")) else { return 0 };
+    entries.flatten().filter(|e| e.path().extension().is_some_and(|e| e == "pack")).count()
+}
+
+/// Removes locks and half-written files: nobody else works here, so whoever wrote them is dead.
+fn clear_left_overs(dir: &Path) -> io::Result<()> {
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if entry.file_type()?.is_dir() {
+            clear_left_overs(&entry.path())?;
+        } else if name.ends_with(".lock") || name.starts_with("pack_git2_") || name.starts_with("tmp_") {
+            tracing::info!(file = %entry.path().display(), "a left-over is removed");
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+    }
+}

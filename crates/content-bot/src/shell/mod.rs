@@ -1,0 +1,110 @@
+//! The effects of a content bot: configuration, git, the mirror, the routes. Not a place for decisions.
+
+pub mod api;
+mod bucket;
+pub mod config;
+pub mod fault;
+pub mod guard;
+mod hands;
+pub mod known_hosts;
+mod metrics;
+pub mod mirror;
+pub mod origin;
+mod packs;
+mod signature;
+pub mod source;
+mod verify;
+
+use std::sync::{Arc, Mutex};
+
+use bots_core::{
+    dcs::DcsEvent,
+    machine::Time,
+    shell::{Assembled, Bot, Common, Context, Exit, Health},
+};
+
+use self::{
+    api::{Doors, PushDoor},
+    config::Config,
+    guard::Stop,
+    hands::Hands,
+    metrics::ContentMetrics,
+    mirror::Mirror,
+    origin::Origin,
+};
+use crate::machine::{ContentMachine, Event, Reference, Role, State};
+
+/// The content bot.
+#[derive(Debug, Clone, Copy)]
+pub struct ContentBot;
+
+impl Bot for ContentBot {
+    const PROGRAM: &'static str = "content-bot";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+
+    type Config = Config;
+    type Machine = ContentMachine;
+    type Shell = Hands;
+
+    fn common(config: &Config) -> &Common {
+        &config.common
+    }
+
+    fn check(config: &Config) -> Result<(), String> {
+        config.check()
+    }
+
+    fn dcs_event(event: DcsEvent) -> Event {
+        Event::Dcs(event)
+    }
+
+    fn shutdown_requested() -> Event {
+        Event::ShutdownRequested
+    }
+
+    async fn assemble(config: Config, context: Context<Event>) -> Result<Assembled<Self>, Exit> {
+        let settings = config.settings(&context.instance).map_err(Exit::usage)?;
+        let source = config.source().map_err(Exit::usage)?;
+        let credentials = config.credentials().map_err(Exit::usage)?;
+        let door = push_door(&config).map_err(Exit::usage)?;
+        let (limits, stop) = (config.limits(), Stop::default());
+        let origin = Origin::new(source, Reference::parse(&config.git.reference), credentials);
+        let mirror = Arc::new(Mirror::open(&config.data_dir, origin, limits, stop.clone())?);
+        let prefixes = State::prefixes(&settings);
+        let state = State::new(settings, mirror.holds(), context.epoch_unix_ms);
+        let metrics = ContentMetrics::registered(&context.metrics);
+        let role = Arc::new(Mutex::new(Role::Initializing));
+        let doors = Arc::new(Doors::new(
+            door,
+            context.events.clone(),
+            Arc::clone(&mirror),
+            metrics.clone(),
+            context.status,
+            Arc::clone(&role),
+        ));
+        let hands = Hands::new(context.events, context.dcs, mirror, limits, stop, metrics, role);
+        Ok(Assembled::new(state, hands, prefixes, health)
+            .routes(api::routes(Arc::clone(&doors)))
+            .self_authenticated(api::push_routes(doors)))
+    }
+}
+
+fn health(state: &State, _now: Time) -> Health {
+    Health { healthy: state.is_ready(), alive: true, ready: state.is_ready() }
+}
+
+fn push_door(config: &Config) -> Result<PushDoor, String> {
+    if config.push_secret()?.is_some() {
+        let push = config.clone();
+        let read = move || push.push_secret()?.ok_or_else(|| String::from("push.secret is missing"));
+        return Ok(PushDoor::Signed(Box::new(read)));
+    }
+    if config.common.restapi.listen.ip().is_loopback() {
+        return Ok(PushDoor::Loopback);
+    }
+    tracing::warn!(
+        listen = %config.common.restapi.listen,
+        "push.secret is missing and the API can be reached from other machines: pushes are seen at the next poll only"
+    );
+    Ok(PushDoor::Closed)
+}

@@ -1,0 +1,163 @@
+//! The rules for content: a tree is whole, bounded, and no path of it leaves the site.
+
+use std::{collections::BTreeSet, path::Path};
+
+use git2::{ErrorCode, ObjectType, Odb, Oid, Repository, TreeEntry};
+
+use super::{fault::Fault, guard::Guard, origin::Limits};
+
+/// Directories inside one another. The deepest real sites have a dozen.
+const DEPTH_MAX: usize = 64;
+
+/// The longest path, in bytes; what Linux takes is 4096.
+const PATH_LEN_MAX: usize = 1024;
+
+/// The longest target of a symbolic link, in bytes.
+const LINK_LEN_MAX: usize = 4096;
+
+const FILE_MODE_LINK: i32 = 0o120_000;
+
+/// Reads the whole commit: every object is there, unharmed, and within the rules.
+///
+/// # Errors
+/// The first rule that is broken.
+pub(super) fn verify(repository: &Repository, commit: Oid, limits: &Limits, guard: &Guard) -> Result<(), Fault> {
+    let odb = repository.odb().map_err(|e| Fault::local(&e))?;
+    let (_, kind) = odb.read_header(commit).map_err(|e| missing(&e, commit, "the commit"))?;
+    if kind != ObjectType::Commit {
+        return Err(Fault::Unfit(format!("the reference points at a {kind}, not at a commit: correct git.ref")));
+    }
+    let tree = repository.find_commit(commit).and_then(|c| c.tree()).map_err(|e| missing(&e, commit, "the commit"))?;
+    let mut walk = Walk { repository, odb, limits, guard, files: 0, bytes: 0, read: BTreeSet::new() };
+    walk.tree(&tree, "", 0)
+}
+
+struct Walk<'r> {
+    repository: &'r Repository,
+    odb: Odb<'r>,
+    limits: &'r Limits,
+    guard: &'r Guard,
+    files: u64,
+    bytes: u64,
+    read: BTreeSet<Oid>,
+}
+
+impl Walk<'_> {
+    fn tree(&mut self, tree: &git2::Tree<'_>, path: &str, depth: usize) -> Result<(), Fault> {
+        if depth > DEPTH_MAX {
+            return Err(Fault::Unfit(format!("directories are more than {DEPTH_MAX} deep at {path}: make it flatter")));
+        }
+        if !self.guard.allows() {
+            return Err(self.guard.breach().unwrap_or(Fault::Vanished));
+        }
+        for entry in tree {
+            let name = checked_name(&entry, path)?;
+            let path = if path.is_empty() { name } else { format!("{path}/{name}") };
+            if path.len() > PATH_LEN_MAX {
+                return Err(Fault::Unfit(format!("a path is longer than {PATH_LEN_MAX} bytes: {path}")));
+            }
+            match entry.kind() {
+                Some(ObjectType::Tree) => {
+                    let tree = self.repository.find_tree(entry.id()).map_err(|e| missing(&e, entry.id(), &path))?;
+                    self.tree(&tree, &path, depth + 1)?;
+                }
+                Some(ObjectType::Blob) => self.blob(&entry, &path)?,
+                // A submodule: another repository's commit, which is not part of this site.
+                Some(ObjectType::Commit) => {}
+                Some(ObjectType::Any | ObjectType::Tag) | None => {
+                    return Err(Fault::Unfit(format!("{path} is neither file, link nor directory")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn blob(&mut self, entry: &TreeEntry<'_>, path: &str) -> Result<(), Fault> {
+        let id = entry.id();
+        let (len, _) = self.odb.read_header(id).map_err(|e| missing(&e, id, path))?;
+        self.files += 1;
+        self.bytes = self.bytes.saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
+        if self.files > self.limits.files_max {
+            let max = self.limits.files_max;
+            return Err(Fault::Unfit(format!("it has more than {max} files: remove some or raise git.files_max")));
+        }
+        if self.bytes > self.limits.size_max {
+            let max = self.limits.size_max;
+            let fix = "shrink the site or raise git.size_max_bytes";
+            return Err(Fault::Unfit(format!("its files are larger than {max} bytes together: {fix}")));
+        }
+        let is_link = entry.filemode() == FILE_MODE_LINK;
+        if is_link && len > LINK_LEN_MAX {
+            return Err(Fault::Unfit(format!("the link {path} is longer than {LINK_LEN_MAX} bytes")));
+        }
+        if !self.read.insert(id) && !is_link {
+            return Ok(());
+        }
+        // Reading checks the content against its name: a flipped bit is found here and not by a visitor.
+        let object = self.odb.read(id).map_err(|e| missing(&e, id, path))?;
+        if is_link { check_link(path, object.data()) } else { Ok(()) }
+    }
+}
+
+fn checked_name(entry: &TreeEntry<'_>, path: &str) -> Result<String, Fault> {
+    let bytes = entry.name_bytes();
+    let shown = format!("{path}/{}", String::from_utf8_lossy(bytes).escape_debug());
+    let Ok(name) = std::str::from_utf8(bytes) else {
+        return Err(Fault::Unfit(format!("the name {shown} is not UTF-8: rename it")));
+    };
+    let escapes = name.is_empty() || name == "." || name == ".." || name.contains('/');
+    if escapes || name.eq_ignore_ascii_case(".git") {
+        return Err(Fault::Unfit(format!("the path {shown} leaves the site or reaches into git: remove it")));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(Fault::Unfit(format!("the name {shown} has a control character: rename it")));
+    }
+    Ok(name.to_owned())
+}
+
+/// A link may point anywhere inside the site. `..` counts only at the beginning, where the directories are real ones:
+/// behind another link it could climb further than it seems.
+fn check_link(path: &str, target: &[u8]) -> Result<(), Fault> {
+    let shown = String::from_utf8_lossy(target);
+    let leaves = || Fault::Unfit(format!("the link {path} -> {} leaves the site: remove it", shown.escape_debug()));
+    let target = std::str::from_utf8(target).map_err(|_| leaves())?;
+    if target.is_empty() || target.starts_with('/') || target.contains('\0') {
+        return Err(leaves());
+    }
+    let mut depth = Path::new(path).components().count().saturating_sub(1);
+    let mut climbing = true;
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if climbing => depth = depth.checked_sub(1).ok_or_else(leaves)?,
+            part if part == ".." || part.eq_ignore_ascii_case(".git") => return Err(leaves()),
+            _ => climbing = false,
+        }
+    }
+    Ok(())
+}
+
+fn missing(error: &git2::Error, id: Oid, what: &str) -> Fault {
+    match error.code() {
+        ErrorCode::NotFound => {
+            Fault::Incomplete(format!("{what} is incomplete: object {id} is missing: push it again"))
+        }
+        _ => Fault::Incomplete(format!("{what} is damaged: object {id}: {}", error.message())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_link;
+
+    #[test]
+    fn links_stay_inside_the_site() {
+        for (path, target) in [("a", "b"), ("a/b", "../c"), ("a/b/c", "../../d/./e"), ("a/b", "..")] {
+            assert!(check_link(path, target.as_bytes()).is_ok(), "{path} -> {target}");
+        }
+        let escapes = [("a", ".."), ("a", "../b"), ("a/b", "../../c"), ("a", "/etc/passwd"), ("a/m", "l/../..")];
+        for (path, target) in escapes.into_iter().chain([("a", ".git/config"), ("a", ""), ("a", "x\0")]) {
+            assert!(check_link(path, target.as_bytes()).is_err(), "{path} -> {target}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Transcripts of the content machine: what is done to it, and what it does. `REWRITE=1` writes them afresh.
+
+mod world;
+
+use std::fmt::Write as _;
+
+use bots_core::machine::{Machine, Span};
+use content_bot::machine::{Commit, ContentMachine, Event, FetchResult, PollResult};
+use datadriven::TestCase;
+use world::{Fate, World, brief, sha, site, web};
+
+#[test]
+fn transcripts() {
+    datadriven::walk("tests/machine", |file| {
+        let mut world = World::new();
+        file.run(|case| {
+            world.log.clear();
+            let shown = perform(&mut world, case);
+            let mut out: String = world.log.drain(..).map(|line| brief(&line) + "\n").collect();
+            out.push_str(&brief(&shown));
+            if out.is_empty() { String::from("(nothing)\n") } else { out }
+        });
+    });
+}
+
+/// One directive; says what is to be shown beside what the bots did.
+fn perform(world: &mut World, case: &TestCase) -> String {
+    let arg = |name: &str| case.args.get(name).and_then(|v| v.first()).cloned();
+    let bot = arg("bot").unwrap_or_else(|| String::from("one"));
+    let has = |name: &str| case.args.contains_key(name);
+    let text = || case.input.trim().to_owned();
+    match case.directive.as_str() {
+        "start" => {
+            let holds = case.args.get("holds").cloned().unwrap_or_default();
+            let commit = |c: &String| Commit { sha: sha(c), subject: format!("subject of {c}") };
+            world.start(&bot, &arg("ref").unwrap_or_else(|| String::from("main")), holds.iter().map(commit).collect());
+        }
+        "polled" => {
+            let result = match arg("found") {
+                Some(letter) => PollResult::Found { sha: sha(&letter) },
+                None if has("missing") => PollResult::Missing,
+                None => PollResult::Failed { why: text() },
+            };
+            world.end_poll(&bot, result);
+        }
+        "fetched" => {
+            let result = match () {
+                () if has("complete") => FetchResult::Complete,
+                () if has("vanished") => FetchResult::Vanished,
+                () if has("unfit") => FetchResult::Unfit { reason: text() },
+                () => FetchResult::Failed { why: text() },
+            };
+            world.end_fetch(&bot, result);
+        }
+        "damaged" => {
+            let sha = sha(&arg("commit").expect("commit=a"));
+            world.bot(&bot).disk.retain(|c| c.sha != sha);
+            world.step(&bot, Event::CommitDamaged { sha });
+        }
+        "push" => world.step(&bot, Event::PushReceived),
+        "stop" => world.step(&bot, Event::ShutdownRequested),
+        "crash" => {
+            world.bots.remove(&bot);
+        }
+        "cut" => world.cut(&bot),
+        "heal" => world.heal(&bot),
+        "fate" => {
+            world.fate = match text().as_str() {
+                "answered" => Fate::Answered,
+                "answer lost" => Fate::AnswerLost,
+                other => panic!("no fate {other}"),
+            };
+        }
+        "namesake" => world.namesake = Some(String::from("somebody-else")),
+        "web" => {
+            let slot = arg("slot").map(|s| s.parse().expect("a number"));
+            let (prepared, serving) = (arg("prepared").map(|c| sha(&c)), arg("serving").map(|c| sha(&c)));
+            world.web_says(&bot, slot, prepared.as_deref(), serving.as_deref());
+        }
+        "web-gone" => world.delete(&web().member(&bot)),
+        "put" => {
+            let text = text();
+            let (key, value) = text.split_once(' ').expect("KEY VALUE");
+            world.put(&site().key(key), value);
+        }
+        "delete" => world.delete(&site().key(&text())),
+        "advance" => world.advance(Span::from_millis(arg("ms").and_then(|ms| ms.parse().ok()).expect("ms=1000"))),
+        "why" => return why(world, &bot),
+        "member" => {
+            return world.dcs.get(&site().member(&bot)).map_or(String::from("(none)\n"), |kv| kv.value.clone() + "\n");
+        }
+        "keys" => return keys(world),
+        other => panic!("no directive {other}"),
+    }
+    world.settle();
+    String::new()
+}
+
+fn why(world: &mut World, bot: &str) -> String {
+    let report = world.report(bot);
+    let mut out = format!("{}: {}\nwaits for {}\n", report.role, report.doing, report.waiting_for);
+    if let Some((ms, reason)) = report.next_deadline {
+        let _infallible = writeln!(out, "next in {}: {reason}", Span::from_millis(ms));
+    }
+    for why_not in report.why_not {
+        let _infallible = writeln!(out, "does not {}: {}", why_not.alternative, why_not.because);
+    }
+    for trouble in report.troubles {
+        let _infallible = writeln!(out, "trouble: {trouble}");
+    }
+    out
+}
+
+fn keys(world: &World) -> String {
+    let (_, entries) = world.dcs.list(&site().prefix());
+    let shown = entries.iter().filter(|kv| !kv.key.contains("/members/"));
+    shown.map(|kv| format!("{} = {}\n", site().strip(&kv.key).unwrap_or(&kv.key), kv.value)).collect()
+}
+
+/// The diagram in the documentation is the one that the machine asserts.
+#[test]
+fn documentation_shows_the_declared_transitions() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/machines/content.md");
+    let page = page();
+    if std::env::var_os("REWRITE").is_some() {
+        std::fs::create_dir_all(std::path::Path::new(path).parent().expect("a folder")).expect("docs/machines");
+        std::fs::write(path, &page).expect("write the page");
+    }
+    let found = std::fs::read_to_string(path).unwrap_or_default();
+    assert_eq!(found, page, "run REWRITE=1 cargo nextest run -p content-bot");
+}
+
+fn page() -> String {
+    let mut page = String::from(
+        "# The content bot's states\n\n\
+         Written by `REWRITE=1 cargo nextest run -p content-bot` from `ContentMachine::TRANSITIONS`; do not edit.\n\n\
+         ```mermaid\n",
+    );
+    page.push_str(&ContentMachine::TRANSITIONS.mermaid());
+    page.push_str("```\n\n| from | to | when |\n|---|---|---|\n");
+    for edge in ContentMachine::TRANSITIONS.edges {
+        let _infallible = writeln!(page, "| {} | {} | {} |", edge.from, edge.to, edge.when);
+    }
+    page
+}

@@ -1,0 +1,267 @@
+//! The API that every bot serves: status, health, metrics, a stream of changes; and the limits around all routes.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Extension, Json, Router,
+    extract::{DefaultBodyLimit, Request, State},
+    http::{Method, StatusCode, header},
+    middleware::{self, Next},
+    response::{
+        IntoResponse, Response, Sse,
+        sse::{Event, KeepAlive},
+    },
+    routing::get,
+};
+use futures_util::{Stream, StreamExt};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use subtle::ConstantTimeEq;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_stream::wrappers::WatchStream;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    config::RestApi,
+    metrics::Metrics,
+    runtime::Exit,
+    status::{Status, StatusHub},
+};
+
+/// The largest request body. Webhooks are the largest that we take, and GitHub cuts its own at 25 MiB; ours are small.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Connections at once. Checks, scrapes and peers are few; what is more is a mistake or an attack.
+const CONNECTIONS_MAX: usize = 256;
+/// How long a client may take to send its headers.
+const HEADER_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a request may take from its headers to those of the answer.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
+/// How long open connections may take to finish when the bot ends.
+const STOP_DEADLINE: Duration = Duration::from_secs(1);
+/// At most one event of the stream in this time: a burst of steps is one change to a reader.
+const STREAM_PAUSE: Duration = Duration::from_millis(50);
+
+/// The bound socket with the guard in front of it.
+pub struct Api {
+    listener: TcpListener,
+    guard: Arc<Guard>,
+}
+
+/// A server at work.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// Tells endless answers that the server stops.
+#[derive(Clone)]
+struct Stopping(CancellationToken);
+
+/// Who may use verbs that change something.
+enum Guard {
+    /// Whoever reaches us: only this machine can.
+    Loopback,
+    /// Nobody: others can reach us, and there is no password.
+    Refuse,
+    /// Who knows the password; the whole `Authorization` header as it must be.
+    Basic(String),
+}
+
+impl Api {
+    /// Binds the configured address.
+    ///
+    /// # Errors
+    /// Code 4 if the port is in use, 2 if the address is not ours or a password cannot be read.
+    pub async fn bind(config: &RestApi) -> Result<Self, Exit> {
+        let guard = match &config.authentication {
+            Some(credentials) => {
+                let secret = credentials.secret("restapi.authentication").map_err(Exit::usage)?;
+                let pair = format!("{}:{}", credentials.username, secret.expose());
+                Guard::Basic(format!("Basic {}", base64(pair.as_bytes())))
+            }
+            None if config.listen.ip().is_loopback() => Guard::Loopback,
+            None => {
+                tracing::warn!(
+                    listen = %config.listen,
+                    "restapi.authentication is missing and the API can be reached from other machines: \
+                     requests that change something will be refused"
+                );
+                Guard::Refuse
+            }
+        };
+        let listener = TcpListener::bind(config.listen).await.map_err(|e| match e.kind() {
+            std::io::ErrorKind::AddrInUse => Exit::missing(format!(
+                "restapi.listen: {} is in use: stop the program that has it or choose another port",
+                config.listen
+            )),
+            _ => Exit::usage(format!("restapi.listen: cannot listen on {}: {e}", config.listen)),
+        })?;
+        Ok(Self { listener, guard: Arc::new(guard) })
+    }
+
+    /// Begins to serve `common` and `routes` behind the guard, and `self_authenticated` without it.
+    #[must_use]
+    pub fn serve(self, common: Router, routes: Router, self_authenticated: Router) -> Server {
+        let guarded =
+            common.merge(routes).layer(middleware::from_fn_with_state(Arc::clone(&self.guard), check_credentials));
+        let stop = CancellationToken::new();
+        let all = guarded
+            .merge(self_authenticated)
+            .layer(middleware::from_fn(limit_time))
+            .layer(Extension(Stopping(stop.clone())))
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
+        let address = self.listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let task = tokio::spawn(accept(self.listener, all, stop.clone()));
+        Server { address, stop, task }
+    }
+}
+
+impl Server {
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes no more connections and lets the open ones finish, for a moment.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        let _panicked = self.task.await;
+    }
+}
+
+/// The routes that every bot has.
+pub fn router(hub: &StatusHub, metrics: &Metrics) -> Router {
+    let metrics = metrics.clone();
+    Router::new()
+        .route("/status", get(|State(hub): State<StatusHub>| async move { Json(hub.status()) }))
+        .route("/health", get(|State(hub): State<StatusHub>| async move { answer(&hub, hub.health().healthy) }))
+        .route("/liveness", get(|State(hub): State<StatusHub>| async move { answer(&hub, hub.health().alive) }))
+        .route("/readiness", get(|State(hub): State<StatusHub>| async move { answer(&hub, hub.health().ready) }))
+        .route("/events", get(changes))
+        .route("/metrics", get(|| async move { ([(header::CONTENT_TYPE, OPENMETRICS)], metrics.text()) }))
+        .with_state(hub.clone())
+}
+
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// 200 or 503, with the status as the body.
+#[must_use]
+pub fn answer(hub: &StatusHub, good: bool) -> Response {
+    let code = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json::<Status>(hub.status())).into_response()
+}
+
+/// The state now, and again after every change, as server-sent events called `state`, until the bot ends.
+async fn changes(
+    State(hub): State<StatusHub>,
+    Extension(Stopping(stop)): Extension<Stopping>,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let stream = WatchStream::new(hub.subscribe()).then(move |_steps| {
+        let hub = hub.clone();
+        async move {
+            tokio::time::sleep(STREAM_PAUSE).await;
+            let data = serde_json::to_string(&hub.status()).unwrap_or_default();
+            Ok(Event::default().event("state").data(data))
+        }
+    });
+    Sse::new(stream.take_until(stop.cancelled_owned())).keep_alive(KeepAlive::default())
+}
+
+async fn check_credentials(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    let safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    let given = request.headers().get(header::AUTHORIZATION).map_or(&b""[..], |v| v.as_bytes());
+    match guard.as_ref() {
+        _ if safe => next.run(request).await,
+        Guard::Loopback => next.run(request).await,
+        Guard::Basic(wanted) if bool::from(wanted.as_bytes().ct_eq(given)) => next.run(request).await,
+        Guard::Basic(_) => {
+            let ask = [(header::WWW_AUTHENTICATE, "Basic realm=\"bots\"")];
+            (StatusCode::UNAUTHORIZED, ask, "a user name and a password are needed\n").into_response()
+        }
+        Guard::Refuse => {
+            let why = "refused: set restapi.authentication, or listen on 127.0.0.1 only\n";
+            (StatusCode::FORBIDDEN, why).into_response()
+        }
+    }
+}
+
+async fn limit_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_DEADLINE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_elapsed) => (StatusCode::SERVICE_UNAVAILABLE, "the request took too long\n").into_response(),
+    }
+}
+
+async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let permit = tokio::select! {
+            () = stop.cancelled() => break,
+            permit = Arc::clone(&places).acquire_owned() => permit.expect("the semaphore is never closed"),
+        };
+        let stream = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _peer)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+        };
+        let connection = graceful.watch(connection(stream, router.clone()));
+        tokio::spawn(async move {
+            // A client that breaks off is its own business.
+            let _broken = connection.await;
+            drop(permit);
+        });
+    }
+    let _elapsed = tokio::time::timeout(STOP_DEADLINE, graceful.shutdown()).await;
+}
+
+fn connection(
+    stream: TcpStream,
+    router: Router,
+) -> hyper::server::conn::http1::Connection<TokioIo<TcpStream>, TowerToHyperService<Router>> {
+    let _best_effort = stream.set_nodelay(true);
+    hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_DEADLINE)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let group = chunk.iter().fold(0_usize, |n, b| n << 8 | usize::from(*b)) << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            let digit = char::from(DIGITS[group >> (18 - 6 * place) & 63]);
+            out.push(if place <= chunk.len() { digit } else { '=' });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    #[test]
+    fn base64_is_rfc_4648s() {
+        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+            assert_eq!(base64(plain.as_bytes()), coded);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The way to the real store: actions in, events out. A thin layer over etcd; decisions are the machines'.
+
+mod etcd;
+mod renewal;
+mod route;
+mod watch;
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use tokio::sync::{mpsc, oneshot};
+
+pub use etcd::{Etcd, EtcdError};
+
+use self::renewal::Renewal;
+use super::{
+    config,
+    metrics::Metrics,
+    runtime::{Events, Pulse},
+    status::StatusHub,
+};
+use crate::dcs::{DcsAction, DcsEvent, LeaseId, Outcome, RequestId, Transaction};
+
+/// Transactions that may wait for their turn. A machine asks for a handful at once; more is a storm to be refused.
+const JOBS_MAX: usize = 256;
+
+/// Takes the store's events to the machine's queue. Clones share.
+#[derive(Clone)]
+pub struct DcsSink {
+    inner: Arc<dyn Sink>,
+}
+
+trait Sink: Send + Sync {
+    fn send(&self, event: DcsEvent) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
+
+struct Wrapping<E> {
+    events: Events<E>,
+    wrap: fn(DcsEvent) -> E,
+}
+
+impl<E: Send + 'static> Sink for Wrapping<E> {
+    fn send(&self, event: DcsEvent) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.events.send((self.wrap)(event)))
+    }
+}
+
+impl DcsSink {
+    /// A sink that wraps every event with `wrap` and queues it.
+    pub fn new<E: Send + 'static>(events: Events<E>, wrap: fn(DcsEvent) -> E) -> Self {
+        Self { inner: Arc::new(Wrapping { events, wrap }) }
+    }
+
+    async fn send(&self, event: DcsEvent) {
+        self.inner.send(event).await;
+    }
+}
+
+/// A bot's way to etcd: performs actions in order, answers through the sink, renews the lease on a thread of its own.
+/// Clones share.
+#[derive(Clone)]
+pub struct DcsHandle {
+    etcd: Etcd,
+    sink: DcsSink,
+    jobs: mpsc::Sender<Job>,
+    renewal: Renewal,
+}
+
+enum Job {
+    Transact { id: RequestId, transaction: Transaction },
+    Revoke { lease: LeaseId },
+    Drained(oneshot::Sender<()>),
+}
+
+impl DcsHandle {
+    /// Begins to work; connects when there is something to do. Must be called inside a runtime.
+    ///
+    /// # Errors
+    /// If the configuration names no usable member, or the renewal thread cannot be started.
+    pub fn start(
+        config: &config::Etcd,
+        sink: DcsSink,
+        pulse: Pulse,
+        hub: StatusHub,
+        metrics: Metrics,
+    ) -> Result<Self, EtcdError> {
+        let etcd = Etcd::for_bot(config, metrics, move |trouble| hub.set_store_trouble(trouble))?;
+        let renewal = Renewal::start(etcd.on_another_thread(), sink.clone(), pulse)
+            .map_err(|e| EtcdError::Config(format!("cannot start the renewal thread: {e}")))?;
+        let (jobs, queue) = mpsc::channel(JOBS_MAX);
+        tokio::spawn(work(etcd.clone(), sink.clone(), queue));
+        Ok(Self { etcd, sink, jobs, renewal })
+    }
+
+    /// Performs an action; never waits. Answers arrive through the sink.
+    pub fn perform(&self, action: DcsAction) {
+        match action {
+            DcsAction::GrantLease { ttl } => self.renewal.grant(ttl),
+            DcsAction::RevokeLease { lease } => {
+                self.renewal.forget(lease);
+                self.queue(Job::Revoke { lease });
+            }
+            DcsAction::Transact { id, transaction } => self.queue(Job::Transact { id, transaction }),
+        }
+    }
+
+    /// Watches the prefixes from now on, each until the process ends.
+    pub fn watch(&self, prefixes: impl IntoIterator<Item = String>) {
+        for prefix in prefixes {
+            tokio::spawn(watch::follow(self.etcd.clone(), prefix, self.sink.clone()));
+        }
+    }
+
+    /// The client underneath, for reads that no machine decides upon.
+    #[must_use]
+    pub const fn etcd(&self) -> &Etcd {
+        &self.etcd
+    }
+
+    /// Waits until what was asked for so far has been done, but not longer than `deadline`.
+    pub async fn drain(&self, deadline: Duration) {
+        let (done, drained) = oneshot::channel();
+        let all = async {
+            if self.jobs.send(Job::Drained(done)).await.is_ok() {
+                let _ended = drained.await;
+            }
+        };
+        let _elapsed = tokio::time::timeout(deadline, all).await;
+    }
+
+    fn queue(&self, job: Job) {
+        let Err(error) = self.jobs.try_send(job) else { return };
+        if let Job::Transact { id, .. } = error.into_inner() {
+            let sink = self.sink.clone();
+            let outcome = Outcome::Unknown(format!("{JOBS_MAX} requests to etcd wait already"));
+            tokio::spawn(async move { sink.send(DcsEvent::Answered { id, outcome }).await });
+        }
+    }
+}
+
+async fn work(etcd: Etcd, sink: DcsSink, mut jobs: mpsc::Receiver<Job>) {
+    while let Some(job) = jobs.recv().await {
+        match job {
+            Job::Transact { id, transaction } => {
+                let outcome = etcd.transact(&transaction).await;
+                sink.send(DcsEvent::Answered { id, outcome }).await;
+            }
+            Job::Revoke { lease } => {
+                if let Err(error) = etcd.revoke(lease).await {
+                    tracing::warn!(%error, "a lease could not be given back; it will run out by itself");
+                }
+            }
+            Job::Drained(done) => {
+                let _gone = done.send(());
+            }
+        }
+    }
+}

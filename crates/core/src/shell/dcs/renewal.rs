@@ -1,0 +1,181 @@
+//! Lease renewal: a thread with a runtime and connections of its own, so that no other work can delay it.
+//!
+//! A lease is counted from when its renewal was *sent*. When the machine's loop stands still, renewal ends: a zombie must
+//! not keep a lock.
+
+use std::{io, thread};
+
+use tokio::sync::mpsc;
+
+use super::{DcsSink, Etcd};
+use crate::{
+    dcs::{DcsEvent, LeaseId},
+    machine::{Span, Time},
+    shell::{clock::Clock, entropy::jitter, runtime::Pulse},
+};
+
+/// The least time that one try may take: below this, a busy machine fails by itself.
+const TRY_MIN: Span = Span::from_millis(200);
+/// The first and the longest pause between tries to get a lease.
+const GRANT_PAUSE_MIN: Span = Span::from_millis(100);
+const GRANT_PAUSE_MAX: Span = Span::from_millis(2_000);
+/// Orders that may wait. A machine has one lease at a time and asks for another only when that is lost.
+const ORDERS_MAX: usize = 64;
+/// How often the loop is looked at again while it owes a sign of life.
+const PULSE_PAUSE: Span = Span::from_millis(5);
+
+/// The way to the renewal thread. Clones share it; it ends with the last of them.
+#[derive(Clone)]
+pub(super) struct Renewal {
+    orders: mpsc::Sender<Order>,
+}
+
+enum Order {
+    Grant { ttl: Span },
+    Forget { lease: LeaseId },
+}
+
+impl Renewal {
+    pub(super) fn start(etcd: Etcd, sink: DcsSink, pulse: Pulse) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (sender, orders) = mpsc::channel(ORDERS_MAX);
+        let renewer = Renewer { etcd, sink, pulse, orders };
+        thread::Builder::new().name(String::from("lease")).spawn(move || runtime.block_on(renewer.run()))?;
+        Ok(Self { orders: sender })
+    }
+
+    pub(super) fn grant(&self, ttl: Span) {
+        self.order(Order::Grant { ttl });
+    }
+
+    /// Stops renewing `lease`, at once.
+    pub(super) fn forget(&self, lease: LeaseId) {
+        self.order(Order::Forget { lease });
+    }
+
+    fn order(&self, order: Order) {
+        if self.orders.try_send(order).is_err() {
+            tracing::error!("the renewal thread does not take orders");
+        }
+    }
+}
+
+struct Renewer {
+    etcd: Etcd,
+    sink: DcsSink,
+    pulse: Pulse,
+    orders: mpsc::Receiver<Order>,
+}
+
+/// A lease as the store granted it.
+#[derive(Clone, Copy)]
+struct Lease {
+    id: LeaseId,
+    ttl: Span,
+    /// When the last answered request about it was sent.
+    sent: Time,
+}
+
+impl Lease {
+    fn valid_until(&self) -> Time {
+        self.sent + self.ttl
+    }
+}
+
+impl Renewer {
+    async fn run(mut self) {
+        let mut next = self.orders.recv().await;
+        while let Some(order) = next {
+            next = match order {
+                Order::Grant { ttl } => self.hold(ttl).await,
+                Order::Forget { .. } => self.orders.recv().await,
+            };
+        }
+    }
+
+    /// Gets a lease and renews it until it is lost or another order comes, which is returned.
+    async fn hold(&mut self, ttl: Span) -> Option<Order> {
+        let lease = tokio::select! {
+            lease = get(&self.etcd, ttl) => lease,
+            order = self.orders.recv() => return order,
+        };
+        self.sink.send(DcsEvent::LeaseGranted { lease: lease.id, valid_until: lease.valid_until() }).await;
+        let id = lease.id;
+        let lost = keep(&self.etcd, &self.sink, &self.pulse, lease);
+        tokio::pin!(lost);
+        loop {
+            tokio::select! {
+                why = &mut lost => {
+                    tracing::warn!(lease = id.0, why, "the lease is lost");
+                    self.sink.send(DcsEvent::LeaseLost { lease: id, why }).await;
+                    break;
+                }
+                order = self.orders.recv() => match order {
+                    // An order about another lease came late.
+                    Some(Order::Forget { lease }) if lease != id => {}
+                    Some(Order::Forget { .. }) => break,
+                    Some(Order::Grant { .. }) | None => return order,
+                },
+            }
+        }
+        self.orders.recv().await
+    }
+}
+
+async fn get(etcd: &Etcd, ttl: Span) -> Lease {
+    let mut pause = GRANT_PAUSE_MIN;
+    loop {
+        let sent = Clock::now();
+        match etcd.grant(ttl).await {
+            Ok((id, ttl)) => return Lease { id, ttl, sent },
+            Err(error) => tracing::debug!(%error, "no lease yet"),
+        }
+        tokio::time::sleep(jitter(pause, 30).to_std()).await;
+        pause = pause.times(2).min(GRANT_PAUSE_MAX);
+    }
+}
+
+/// Renews the lease for as long as it can be; says why it could not.
+async fn keep(etcd: &Etcd, sink: &DcsSink, pulse: &Pulse, mut lease: Lease) -> String {
+    let first_try = lease.ttl.divided_by(10).max(TRY_MIN);
+    loop {
+        let due = lease.sent + lease.ttl.divided_by(2);
+        tokio::time::sleep(due.since(Clock::now()).to_std()).await;
+        let (mut tries, mut try_span) = (0_u64, first_try);
+        // The lease may live on in etcd after it has run out by our clock, so there is no last try.
+        let sent = loop {
+            if !loop_turns(pulse, lease.ttl, try_span).await {
+                return format!("the bot stood still for more than {}, so renewal has ended", lease.ttl.divided_by(2));
+            }
+            let sent = Clock::now();
+            match etcd.keep_alive_at_current(lease.id, try_span.to_std()).await {
+                Ok(true) => break sent,
+                Ok(false) => return String::from("etcd says that it has expired or was revoked"),
+                Err(error) => tracing::debug!(%error, "a renewal failed"),
+            }
+            tries += 1;
+            // Each member is asked at once; then there is a pause, so that an outage costs little, and more patience, so
+            // that a slow network is not taken for a dead one for ever.
+            if tries.is_multiple_of(etcd.members()) {
+                tokio::time::sleep(jitter(try_span, 30).to_std()).await;
+                try_span = try_span.times(2).min(lease.ttl.divided_by(3)).max(first_try);
+            }
+        };
+        lease.sent = sent;
+        sink.send(DcsEvent::LeaseRenewed { lease: lease.id, valid_until: lease.valid_until() }).await;
+    }
+}
+
+/// Whether the machine's loop has turned within half the lease, or does so now that it is asked.
+async fn loop_turns(pulse: &Pulse, ttl: Span, patience: Span) -> bool {
+    let allowed = ttl.divided_by(2);
+    let give_up = Clock::now() + patience;
+    while Clock::now().since(pulse.last()) > allowed {
+        if Clock::now() >= give_up {
+            return false;
+        }
+        pulse.ask();
+        tokio::time::sleep(PULSE_PAUSE.to_std()).await;
+    }
+    true
+}

@@ -1,0 +1,47 @@
+//! The values of a content scope: which commit is prepared, which one is live, which one must never be.
+
+use serde::{Deserialize, Serialize};
+
+/// The `revision/candidate` and `revision/live` keys: one pinned commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revision {
+    /// The commit, 40 hex digits; never resolved again.
+    pub sha: String,
+    /// Counts the publications of this scope, from 1; a greater one is newer, also after a rollback.
+    pub generation: u64,
+    /// The branch or tag that it was found at.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// The repository, without credentials: where a web bot fetches if no content bot answers.
+    pub origin: String,
+    /// The first line of the commit message, shortened.
+    #[serde(default)]
+    pub subject: String,
+    /// When the content bot learnt of it: milliseconds since 1970, to measure by, never to decide by.
+    #[serde(default)]
+    pub detected_unix_ms: u64,
+}
+
+/// A `revision/quarantine/<sha>` key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// One line: what was wrong with the commit and how to mend it.
+    pub reason: String,
+    /// Milliseconds since 1970.
+    #[serde(default)]
+    pub since_unix_ms: u64,
+}
+
+/// What a content member says beyond the common part.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ContentFacts {
+    /// Where web bots fetch packs: the base URL; they add `/pack/<sha>`.
+    #[serde(default)]
+    pub pack_url: String,
+    /// The newest commit that this bot holds in full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds: Option<String>,
+    /// Trouble with the origin, one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}

@@ -1,0 +1,15 @@
+//! What two programs must agree on: the values of the keys, as they stand in the store. Not the machines' own types.
+//!
+//! Every type reads what older and newer versions wrote: unknown fields are kept or ignored, absent ones have defaults.
+
+mod content;
+mod member;
+mod postgres;
+mod time;
+mod web;
+
+pub use content::{ContentFacts, Quarantined, Revision as ContentRevision};
+pub use member::{Kind, Member, MemberHead};
+pub use postgres::{FailoverRequest, HistoryLine, Lsn, PostgresFacts, PostgresStatus, Timeline, TimelineHistory};
+pub use time::{rfc3339_from_unix_ms, unix_ms_from_rfc3339};
+pub use web::{LoadMessage, WebFacts, WebLoad};

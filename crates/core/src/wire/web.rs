@@ -1,0 +1,57 @@
+//! The values of a web scope: load messages, and what a web bot says of itself.
+
+use serde::{Deserialize, Serialize};
+
+/// A `load/<slot>` key: one place in the serving set that wants a bot.
+///
+/// The scope's leader writes it when load asks for one more bot and deletes it when load is gone. An idle bot claims it
+/// (`load/<slot>/claim`, bound to its lease) and holds the claim for as long as it serves: a claimant that dies gives
+/// the message back by dying. Slots are numbered from zero below the maximum, so that no number of leaders, stale or
+/// mistaken, can ask for more than the maximum.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadMessage {
+    /// Why it was posted, one line with figures.
+    pub reason: String,
+    /// The leader that posted it.
+    pub posted_by: String,
+    /// Milliseconds since 1970, to measure by, never to decide by.
+    #[serde(default)]
+    pub posted_unix_ms: u64,
+}
+
+/// How busy a serving bot is, averaged over the last publishing interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WebLoad {
+    /// Requests in flight, in thousandths, time-weighted mean.
+    #[serde(default)]
+    pub in_flight_milli: u64,
+    /// Requests a second.
+    #[serde(default)]
+    pub rps: u64,
+    /// The 99th percentile of response times, in microseconds.
+    #[serde(default)]
+    pub p99_us: u64,
+}
+
+/// What a web member says beyond the common part.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WebFacts {
+    /// Where clients reach it.
+    #[serde(default)]
+    pub url: String,
+    /// The commit that every response comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving: Option<String>,
+    /// The newest commit that stands ready to be served: the acknowledgement that the content bot waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prepared: Option<String>,
+    /// The load message that it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
+    /// How busy it is; absent while idle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<WebLoad>,
+    /// Trouble with content or the app, one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}

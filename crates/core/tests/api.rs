@@ -1,0 +1,105 @@
+//! The API's limits: who may change something, how large a request may be, and what its small client makes of answers.
+
+use std::{net::TcpListener, time::Duration};
+
+use axum::{Router, routing::post};
+use bots_core::shell::{
+    Exit, Metrics, Secret, StatusHub,
+    api::{Api, BODY_BYTES_MAX, Server, router},
+    config::{Credentials, RestApi},
+    http::{self, HttpError, Response},
+    status::Identity,
+};
+use bytes::Bytes;
+use hyper::{HeaderMap, Method, header};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+async fn serve(listen: &str, password: Option<&str>) -> Server {
+    let hub = StatusHub::new(Identity {
+        name: "a".into(),
+        scope: "s".into(),
+        namespace: "service".into(),
+        kind: "test".into(),
+        instance: "i".into(),
+        version: "0".into(),
+    });
+    let authentication = password.map(|password| Credentials {
+        username: "me".into(),
+        password: Some(Secret::new(password)),
+        password_file: None,
+    });
+    let config = RestApi { listen: listen.parse().expect("address"), authentication, ..RestApi::default() };
+    let own = Router::new().route("/change", post(|body: Bytes| async move { format!("{} bytes", body.len()) }));
+    let hook = Router::new().route("/hook", post(|| async { "hooked" }));
+    Api::bind(&config).await.expect("bind").serve(router(&hub, &Metrics::new()), own, hook)
+}
+
+async fn ask(server: &Server, method: Method, path: &str, authorization: Option<&str>, body: usize) -> Response {
+    let mut headers = HeaderMap::new();
+    if let Some(value) = authorization {
+        headers.insert(header::AUTHORIZATION, value.parse().expect("header"));
+    }
+    let url = format!("http://127.0.0.1:{}{path}", server.address().port());
+    http::request(method, &url, headers, Bytes::from(vec![b'x'; body]), DEADLINE, BODY_BYTES_MAX)
+        .await
+        .expect("an answer")
+}
+
+async fn post_status(server: &Server, path: &str, authorization: Option<&str>) -> u16 {
+    ask(server, Method::POST, path, authorization, 1).await.status
+}
+
+#[tokio::test]
+async fn a_password_guards_what_changes_something_and_nothing_else() {
+    let server = serve("127.0.0.1:0", Some("secret")).await;
+    assert_eq!(ask(&server, Method::GET, "/status", None, 0).await.status, 200);
+    let refused = ask(&server, Method::POST, "/change", None, 1).await;
+    assert_eq!((refused.status, refused.headers.contains_key(header::WWW_AUTHENTICATE)), (401, true));
+    assert_eq!(post_status(&server, "/change", Some("Basic bWU6d3Jvbmc=")).await, 401);
+    assert_eq!(post_status(&server, "/change", Some("Basic bWU6c2VjcmV0")).await, 200);
+    assert_eq!(post_status(&server, "/hook", None).await, 200, "it checks a signature of its own");
+}
+
+#[tokio::test]
+async fn without_a_password_only_this_machine_may_change_something() {
+    let server = serve("127.0.0.1:0", None).await;
+    assert_eq!(post_status(&server, "/change", None).await, 200);
+    server.stop().await;
+    let server = serve("0.0.0.0:0", None).await;
+    assert_eq!(ask(&server, Method::GET, "/status", None, 0).await.status, 200);
+    assert_eq!(post_status(&server, "/change", None).await, 403);
+    assert_eq!(post_status(&server, "/nowhere", None).await, 404);
+}
+
+#[tokio::test]
+async fn a_body_has_a_limit() {
+    let server = serve("127.0.0.1:0", None).await;
+    assert_eq!(ask(&server, Method::POST, "/change", None, BODY_BYTES_MAX).await.status, 200);
+    assert_eq!(ask(&server, Method::POST, "/change", None, BODY_BYTES_MAX + 1).await.status, 413);
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let server = serve("127.0.0.1:0", None).await;
+    let config = RestApi { listen: server.address(), ..RestApi::default() };
+    let Err(Exit { code, message }) = Api::bind(&config).await else { panic!("bound twice") };
+    assert_eq!(code, 4);
+    assert!(message.contains(&server.address().to_string()), "{message}");
+}
+
+#[tokio::test]
+async fn the_client_says_what_went_wrong() {
+    let server = serve("127.0.0.1:0", None).await;
+    let url = format!("http://{}/status", server.address());
+    let cut = http::request(Method::GET, &url, HeaderMap::new(), Bytes::new(), DEADLINE, 10).await;
+    assert!(matches!(cut, Err(HttpError::TooLarge { limit: 10, .. })), "{cut:?}");
+    assert!(matches!(http::get("https://a/", DEADLINE).await, Err(HttpError::Url(_))));
+    assert!(matches!(http::get("nonsense", DEADLINE).await, Err(HttpError::Url(_))));
+    let silent = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let url = format!("http://{}/", silent.local_addr().expect("address"));
+    assert!(matches!(http::get(&url, Duration::from_millis(100)).await, Err(HttpError::Deadline(_))));
+    drop(silent);
+    assert!(matches!(http::get(&url, DEADLINE).await, Err(HttpError::Connect { .. })));
+    assert_eq!(http::probe_instance(&url).await, None);
+}

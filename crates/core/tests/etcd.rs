@@ -1,0 +1,367 @@
+//! A bot's way to etcd under faults: real servers that crash, freeze and fall silent; a network that delays and cuts.
+
+mod support;
+
+use std::time::Duration;
+
+use bots_core::{
+    dcs::{DcsAction, DcsEvent, LeaseId, Outcome, RequestId, Transaction, View, Write},
+    machine::{Span, Time},
+    shell::{
+        Clock, Etcd, config,
+        testing::{EtcdCluster, EtcdServer},
+    },
+};
+use support::{Bench, eventually, ms_between, proxy::Proxy};
+use tempfile::TempDir;
+
+const TTL: Span = Span::from_secs(3);
+const PREFIX: &str = "/service/s/";
+
+fn one() -> (EtcdServer, TempDir) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    (EtcdServer::start(dir.path()).expect("etcd"), dir)
+}
+
+fn three() -> (EtcdCluster, TempDir) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    (EtcdCluster::start(dir.path(), 3).expect("etcd"), dir)
+}
+
+fn put(key: &str, value: &str) -> Transaction {
+    Transaction::new(vec![], vec![Write::put(format!("{PREFIX}{key}"), value)])
+}
+
+async fn must_put(client: &Etcd, key: &str, value: &str) {
+    eventually("write", async || matches!(client.transact(&put(key, value)).await, Outcome::Done(_)).then_some(()))
+        .await;
+}
+
+fn granted(event: &DcsEvent) -> Option<(LeaseId, Time)> {
+    match event {
+        DcsEvent::LeaseGranted { lease, valid_until } => Some((*lease, *valid_until)),
+        _ => None,
+    }
+}
+
+fn renewed(event: &DcsEvent) -> Option<Time> {
+    match event {
+        DcsEvent::LeaseRenewed { valid_until, .. } => Some(*valid_until),
+        _ => None,
+    }
+}
+
+fn lost(event: &DcsEvent) -> Option<String> {
+    match event {
+        DcsEvent::LeaseLost { why, .. } => Some(why.clone()),
+        _ => None,
+    }
+}
+
+fn watch_lost(event: &DcsEvent) -> Option<()> {
+    matches!(event, DcsEvent::WatchLost { .. }).then_some(())
+}
+
+/// The values of a list.
+fn listed(event: &DcsEvent) -> Option<Vec<String>> {
+    match event {
+        DcsEvent::Listed { entries, .. } => Some(entries.iter().map(|kv| kv.value.clone()).collect()),
+        _ => None,
+    }
+}
+
+/// Whether the view shows exactly these values once it has taken in the event.
+fn shows(view: &mut View, event: &DcsEvent, values: &[&str]) -> Option<()> {
+    view.apply(event);
+    view.below(PREFIX).map(|kv| kv.value.as_str()).eq(values.iter().copied()).then_some(())
+}
+
+fn answered(event: &DcsEvent) -> Option<Outcome> {
+    match event {
+        DcsEvent::Answered { outcome, .. } => Some(outcome.clone()),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn a_watch_resumes_after_the_member_crashed_and_history_was_compacted() {
+    let (mut server, _dir) = one();
+    let mut bench = Bench::new(&server.endpoint());
+    let other = server.client();
+    must_put(&other, "a", "1").await;
+    bench.dcs.watch([PREFIX.to_owned()]);
+    let mut view = View::of([PREFIX.to_owned()]);
+    bench.until("list", |event| shows(&mut view, event, &["1"])).await;
+
+    server.kill().expect("kill -9");
+    bench.until("broken watch", watch_lost).await;
+    server.restart().expect("restart");
+    must_put(&other, "a", "2").await;
+    must_put(&other, "b", "3").await;
+    let (revision, _) = other.list(PREFIX).await.expect("list");
+    other.compact(revision).await.expect("compact");
+    // The list may come before, between or after the writes, and the watch may begin before or after the compaction: the
+    // view must end at the truth by whichever way.
+    bench.until("the writes", |event| shows(&mut view, event, &["2", "3"])).await;
+    must_put(&other, "c", "4").await;
+    bench.until("a later write", |event| shows(&mut view, event, &["2", "3", "4"])).await;
+}
+
+#[tokio::test]
+async fn a_watch_resumes_after_its_connection_was_cut() {
+    let (server, _dir) = one();
+    let proxy = Proxy::start(&server.endpoint()).await;
+    let mut bench = Bench::new(&proxy.hosts());
+    bench.dcs.watch([PREFIX.to_owned()]);
+    assert!(bench.until("list", listed).await.is_empty());
+    proxy.cut();
+    bench.until("broken watch", watch_lost).await;
+    must_put(&server.client(), "a", "1").await;
+    let mut view = View::of([PREFIX.to_owned()]);
+    bench.until("the write", |event| shows(&mut view, event, &["1"])).await;
+}
+
+#[tokio::test]
+async fn a_watch_on_a_silent_connection_is_given_up() {
+    let (server, _dir) = one();
+    let proxy = Proxy::start(&server.endpoint()).await;
+    let mut bench = Bench::new(&proxy.hosts());
+    bench.dcs.watch([PREFIX.to_owned()]);
+    bench.until("list", listed).await;
+    must_put(&server.client(), "a", "1").await;
+    bench.until("change", |event| matches!(event, DcsEvent::Changed { .. }).then_some(())).await;
+    proxy.partition(true);
+    let silent = Clock::now();
+    // Nothing is asked and nothing is renewed: only the connection's own pings can tell.
+    bench.until("broken watch", watch_lost).await;
+    let took = ms_between(silent, Clock::now());
+    assert!(took < 9_000, "the silence was noticed after {took} ms");
+    proxy.partition(false);
+    bench.until("second list", listed).await;
+}
+
+#[tokio::test]
+async fn every_client_works_with_one_member_of_three_dead() {
+    let (mut cluster, _dir) = three();
+    cluster.members[1].kill().expect("kill -9");
+    // Each client begins at a random member; twelve of them meet the dead one.
+    for n in 0..12 {
+        let client = cluster.client();
+        must_put(&client, "a", &n.to_string()).await;
+        let (_, found) = client.list(PREFIX).await.expect("list");
+        assert_eq!(found[0].value, n.to_string());
+        let (lease, _) = client.grant(TTL).await.expect("grant");
+        assert!(client.keep_alive_once(lease).await.expect("keep alive"));
+        assert!(client.revoke(lease).await.expect("revoke"));
+    }
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_not_unknown() {
+    let (mut cluster, _dir) = three();
+    must_put(&cluster.client(), "a", "0").await;
+    cluster.members[0].kill().expect("kill -9");
+    let client = cluster.client();
+    eventually("leader", async || client.list(PREFIX).await.ok()).await;
+    for n in 0..12 {
+        let outcome = cluster.client().transact(&put("a", &n.to_string())).await;
+        assert!(matches!(outcome, Outcome::Done(_)), "nothing was sent to the dead member: {outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_lease_and_a_watch_move_on_when_their_member_freezes() {
+    let (cluster, _dir) = three();
+    let mut bench = Bench::new(&cluster.hosts());
+    bench.dcs.perform(DcsAction::GrantLease { ttl: TTL });
+    bench.until("lease", granted).await;
+    bench.dcs.watch([PREFIX.to_owned()]);
+    bench.until("list", listed).await;
+    let address = bench.dcs.etcd().address();
+    let member = cluster.members.iter().find(|m| m.endpoint() == address).expect("one of three");
+    member.freeze().expect("SIGSTOP");
+    let frozen = Clock::now();
+    let (mut relisted, mut was_renewed) = (None, None);
+    while relisted.is_none() || was_renewed.is_none() {
+        let event = bench
+            .until("list or renewal elsewhere", |e| match e {
+                DcsEvent::Listed { .. } | DcsEvent::LeaseRenewed { .. } | DcsEvent::LeaseLost { .. } => Some(e.clone()),
+                _ => None,
+            })
+            .await;
+        match event {
+            DcsEvent::Listed { .. } => relisted = Some(Clock::now()),
+            // One that was on its way when the member froze does not count.
+            DcsEvent::LeaseRenewed { valid_until, .. } if valid_until > frozen + TTL => was_renewed = Some(()),
+            DcsEvent::LeaseLost { why, .. } => panic!("a majority lives, yet: {why}"),
+            _ => {}
+        }
+    }
+    member.thaw().expect("SIGCONT");
+    let took = ms_between(frozen, relisted.expect("set above"));
+    // The frozen member may be etcd's leader, so an election may lie in between; without that it is about half a TTL.
+    assert!(took < 9_000, "the silent member was noticed after {took} ms");
+}
+
+#[tokio::test]
+async fn a_revoked_lease_is_lost_at_the_next_renewal_and_can_be_had_again() {
+    let (server, _dir) = one();
+    let mut bench = Bench::new(&server.endpoint());
+    bench.dcs.perform(DcsAction::GrantLease { ttl: TTL });
+    let (lease, _) = bench.until("lease", granted).await;
+    assert!(server.client().revoke(lease).await.expect("revoke"));
+    let revoked = Clock::now();
+    bench.until("loss", lost).await;
+    assert!(ms_between(revoked, Clock::now()) < TTL.as_millis(), "known before it would have run out");
+    bench.dcs.perform(DcsAction::GrantLease { ttl: TTL });
+    let (again, _) = bench.until("second lease", granted).await;
+    assert_ne!(lease, again);
+}
+
+#[tokio::test]
+async fn a_lease_counts_from_when_the_request_was_sent() {
+    let (server, _dir) = one();
+    let proxy = Proxy::start(&server.endpoint()).await;
+    let delay = Duration::from_millis(100);
+    proxy.delay_replies(delay);
+    let mut bench = Bench::new(&proxy.hosts());
+    let asked = Clock::now();
+    bench.dcs.perform(DcsAction::GrantLease { ttl: TTL });
+    let (_, until) = bench.until("lease", granted).await;
+    let slack = ms_between(Clock::now(), until);
+    assert!(slack + 100 <= TTL.as_millis(), "counted from the reply: {slack} ms are left");
+    assert!(until >= asked + TTL);
+    let mut last = until;
+    for _ in 0..3 {
+        let until = bench.until("renewal", renewed).await;
+        let left = ms_between(Clock::now(), until);
+        assert!(left + 100 <= TTL.as_millis(), "counted from the reply: {left} ms are left");
+        assert!(until > last);
+        last = until;
+    }
+}
+
+#[tokio::test]
+async fn a_silent_network_lets_validity_run_out_and_the_lease_is_lost_when_it_comes_back() {
+    let (server, _dir) = one();
+    let proxy = Proxy::start(&server.endpoint()).await;
+    let mut bench = Bench::new(&proxy.hosts());
+    bench.dcs.perform(DcsAction::GrantLease { ttl: TTL });
+    let (lease, _) = bench.until("lease", granted).await;
+    let bound = Transaction::new(vec![], vec![Write::put_leased(format!("{PREFIX}lock"), "a", lease)]);
+    bench.dcs.perform(DcsAction::Transact { id: RequestId(1), transaction: bound });
+    assert!(matches!(bench.until("answer", answered).await, Outcome::Done(_)));
+
+    proxy.partition(true);
+    let silent = Clock::now();
+    let direct = server.client();
+    eventually("expiry", async || direct.get(&format!("{PREFIX}lock")).await.expect("get").is_none().then_some(()))
+        .await;
+    let expired = Clock::now();
+    proxy.partition(false);
+    // A request of before the silence may be answered late; its validity still ends before the store's own patience.
+    let why = bench
+        .until("loss", |event| {
+            if let Some(until) = renewed(event) {
+                assert!(until <= expired, "validity is claimed beyond the end of the lease");
+                assert!(until <= silent + TTL + Span::from_millis(50));
+            }
+            lost(event)
+        })
+        .await;
+    assert!(why.contains("expired"), "{why}");
+}
+
+#[tokio::test]
+async fn a_bot_that_stands_still_loses_its_lease() {
+    let (server, _dir) = one();
+    let mut bench = Bench::standing_still(&server.endpoint());
+    bench.pulse.beat();
+    bench.dcs.perform(DcsAction::GrantLease { ttl: TTL });
+    let (lease, _) = bench.until("lease", granted).await;
+    let direct = server.client();
+    let bound = Transaction::new(vec![], vec![Write::put_leased(format!("{PREFIX}lock"), "a", lease)]);
+    assert!(matches!(direct.transact(&bound).await, Outcome::Done(_)));
+    let stood_still = Clock::now();
+    let why = bench
+        .until("loss", |event| {
+            assert!(renewed(event).is_none(), "a zombie keeps its lease");
+            lost(event)
+        })
+        .await;
+    assert!(why.contains("stood still"), "{why}");
+    assert!(ms_between(stood_still, Clock::now()) < TTL.as_millis());
+    eventually("expiry", async || direct.get(&format!("{PREFIX}lock")).await.expect("get").is_none().then_some(()))
+        .await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_unknown_although_the_write_was_made() {
+    let (server, _dir) = one();
+    let proxy = Proxy::start(&server.endpoint()).await;
+    let mut bench = Bench::new(&proxy.hosts());
+    bench.dcs.perform(DcsAction::Transact { id: RequestId(1), transaction: put("a", "1") });
+    assert!(matches!(bench.until("answer", answered).await, Outcome::Done(_)));
+    proxy.swallow_replies(true);
+    bench.dcs.perform(DcsAction::Transact { id: RequestId(2), transaction: put("a", "2") });
+    assert!(matches!(bench.until("answer", answered).await, Outcome::Unknown(_)));
+    let found = server.client().get(&format!("{PREFIX}a")).await.expect("get").expect("there");
+    assert_eq!(found.value, "2");
+}
+
+#[tokio::test]
+async fn requests_are_performed_in_order_and_the_goodbye_is_said() {
+    let (server, _dir) = one();
+    let mut bench = Bench::new(&server.endpoint());
+    bench.dcs.perform(DcsAction::GrantLease { ttl: TTL });
+    let (lease, _) = bench.until("lease", granted).await;
+    for n in 1..=20 {
+        bench.dcs.perform(DcsAction::Transact { id: RequestId(n), transaction: put("a", &n.to_string()) });
+    }
+    let bound = Transaction::new(vec![], vec![Write::put_leased(format!("{PREFIX}member"), "a", lease)]);
+    bench.dcs.perform(DcsAction::Transact { id: RequestId(21), transaction: bound });
+    bench.dcs.perform(DcsAction::RevokeLease { lease });
+    bench.dcs.drain(support::PATIENCE).await;
+    let (_, left) = server.client().list(PREFIX).await.expect("list");
+    assert_eq!(left.iter().map(|kv| kv.value.as_str()).collect::<Vec<_>>(), ["20"]);
+    let count = bench.metrics.text();
+    assert!(count.contains("bots_etcd_requests_total{op=\"txn\"} 21"), "{count}");
+}
+
+#[tokio::test]
+async fn an_unreachable_store_is_waited_for_and_named_in_the_status() {
+    let (mut server, _dir) = one();
+    server.kill().expect("kill -9");
+    let mut bench = Bench::new(&server.endpoint());
+    bench.dcs.watch([PREFIX.to_owned()]);
+    bench.dcs.perform(DcsAction::GrantLease { ttl: TTL });
+    let endpoint = server.endpoint();
+    let trouble = eventually("trouble", async || bench.hub.status().report.troubles.pop()).await;
+    assert!(trouble.contains(&endpoint) && trouble.contains("refused"), "{trouble}");
+    bench.dcs.perform(DcsAction::Transact { id: RequestId(1), transaction: put("a", "1") });
+    let outcome = bench.until("answer", answered).await;
+    assert!(matches!(&outcome, Outcome::Unknown(why) if why.contains("refused")), "{outcome:?}");
+
+    server.restart().expect("restart");
+    let (mut has_lease, mut has_list) = (false, false);
+    while !(has_lease && has_list) {
+        let event = bench.until("lease and list", |e| Some(e.clone())).await;
+        has_lease |= granted(&event).is_some();
+        has_list |= listed(&event).is_some();
+    }
+    assert_eq!(bench.hub.status().report.troubles, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_compacted_start_is_seen_and_listed_anew() {
+    let (server, _dir) = one();
+    let client = server.client();
+    for n in 0..5 {
+        must_put(&client, "a", &n.to_string()).await;
+    }
+    let (revision, _) = client.list(PREFIX).await.expect("list");
+    client.compact(revision).await.expect("compact");
+    assert!(client.compact(revision).await.is_err(), "a second compaction is refused, not lost");
+    let bad = config::Etcd { protocol: Some("https".into()), ..config::Etcd::from_hosts("a:1") };
+    assert!(Etcd::new(&bad).err().expect("refused").to_string().contains("etcd3.protocol"));
+}

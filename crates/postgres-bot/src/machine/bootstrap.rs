@@ -1,0 +1,286 @@
+//! From nothing to a member: look around, make the cluster if nobody has, or copy the leader.
+
+use bots_core::{
+    dcs::{Compare, DcsAction, Outcome, Revision, Transaction, Write},
+    machine::Span,
+    membership::RETRY_AFTER,
+};
+
+use super::{
+    event::{Job, JobResult},
+    postgres::DataDir,
+    state::{Bootstrap, Phase, Primary, Recovery, Suspect, Timer},
+    turn::{Happened, Turn},
+};
+
+/// How long a failed bootstrap or clone waits before the next try.
+const TRY_AGAIN: Span = Span::from_secs(2);
+
+impl Turn {
+    /// Until etcd is known, the name is ours and the data directory is inspected, nothing is touched.
+    pub(super) fn drive_initializing(&mut self, happened: &Happened) {
+        if let Happened::JobEnded { job, result: Err(_) } = happened {
+            let _waits_for_retry = job;
+            self.s.timers.arm(Timer::Retry, self.now + TRY_AGAIN);
+            return;
+        }
+        if self.s.job.is_some() || self.s.timers.armed(Timer::Retry).is_some() {
+            return;
+        }
+        let Some(data) = self.s.data.clone() else { return self.inspect() };
+        if !self.s.view.is_complete() || !self.s.membership.is_registered() {
+            return;
+        }
+        match data {
+            DataDir::Empty | DataDir::Unfinished { .. } => self.become_phase(Phase::Waiting),
+            // Before anything is stopped: a server that runs there is another cluster's, too.
+            DataDir::Present { .. } if self.s.is_foreign() => self.refuse_foreign(),
+            DataDir::Present { running: true, .. } => {
+                let mode = self.stop_at_once();
+                self.run(Job::Stop { mode });
+            }
+            DataDir::Present { was_primary, led, .. } => {
+                let mine = self.s.leader() == Some(self.s.settings.name.as_str());
+                // A former primary that has followed another since has the other's timeline: to be writable on that, too,
+                // would be two histories of one number.
+                self.become_phase(match (was_primary, mine) {
+                    (true, true) => Phase::Recovering { step: Recovery::Reclaiming },
+                    (true, false) => Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 },
+                    (false, false) if led.is_some() => Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 },
+                    (false, _) => Phase::Starting { attempts: 0 },
+                });
+            }
+        }
+    }
+
+    /// Nothing of another cluster's data is touched (S7).
+    pub(super) fn refuse_foreign(&mut self) {
+        let scope = self.s.settings.scope.name();
+        let found = self.s.own_system_id().unwrap_or_default();
+        let recorded = self.s.cluster_system_id().unwrap_or_default();
+        let message = format!(
+            "postgresql.data_dir belongs to another cluster: its system identifier is {found}, that of scope {scope} \
+             is {recorded}; nothing was changed. Use another data_dir or another scope"
+        );
+        self.give_up(3, message);
+    }
+
+    /// An empty data directory: race to make the cluster, or wait for a leader to copy.
+    pub(super) fn drive_waiting(&mut self, happened: &Happened) {
+        if matches!(happened, Happened::JobEnded { result: Err(_), .. }) {
+            self.s.timers.arm(Timer::Retry, self.now + TRY_AGAIN);
+        }
+        if self.s.postgres.is_alive() && self.s.job.is_none() {
+            let mode = self.stop_at_once();
+            return self.run(Job::Stop { mode });
+        }
+        if self.s.data.is_none() {
+            return self.inspect();
+        }
+        if self.s.job.is_some() || self.s.timers.armed(Timer::Retry).is_some() || !self.s.view.is_watched() {
+            return;
+        }
+        let recorded = self.s.cluster_system_id().map(str::to_owned);
+        match (&self.s.data, recorded) {
+            // A bootstrap of ours that was cut off is kept until we know that it was not recorded: another cluster is,
+            // or we win the race again.
+            (Some(DataDir::Unfinished { system_id, cloning: false }), Some(recorded)) => {
+                let ours = system_id.as_ref() == Some(&recorded);
+                return self.run(if ours { Job::Complete } else { Job::DiscardUnfinished });
+            }
+            // Half a copy is of no use, but it is thrown away only for a whole one.
+            (Some(DataDir::Unfinished { cloning: true, .. }), _) if self.s.upstream().is_some() => {
+                return self.run(Job::DiscardUnfinished);
+            }
+            (Some(DataDir::Present { .. }), _) => {
+                return self.become_phase(Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 });
+            }
+            (Some(DataDir::Empty | DataDir::Unfinished { .. }) | None, _) => {}
+        }
+        if let Some(source) = self.s.upstream() {
+            self.become_phase(Phase::Cloning { source: source.name.clone() });
+            return self.run(Job::Clone { source });
+        }
+        let initialize = self.s.settings.scope.initialize();
+        let Some(lease) = self.s.membership.lease(self.now) else { return };
+        if let Some(kv) = self.s.view.get(&initialize) {
+            if kv.lease == Some(lease) && kv.value.is_empty() {
+                // From a bootstrap of ours that failed, or a race whose answer was lost. No server of ours runs: others may
+                // try before we do again.
+                let unchanged =
+                    vec![Compare::LeaseIs(kv.key.clone(), lease), Compare::ModifiedAt(kv.key.clone(), kv.modified)];
+                let id = self.s.membership.next_request();
+                let transaction = Transaction::new(unchanged, vec![Write::delete(initialize)]);
+                self.push_dcs(vec![DcsAction::Transact { id, transaction }]);
+                self.s.timers.arm(Timer::Retry, self.now + RETRY_AFTER);
+            }
+            return;
+        }
+        if self.s.leader().is_some() || self.s.settings.tags.nofailover {
+            return;
+        }
+        let request = self.s.membership.next_request();
+        // Bound to the lease until the cluster stands: a bootstrap that dies does not bar the next.
+        let transaction = Transaction::new(
+            vec![Compare::Absent(initialize.clone()), Compare::Absent(self.s.settings.scope.leader())],
+            vec![Write::put_leased(initialize, "", lease)],
+        );
+        self.push_dcs(vec![DcsAction::Transact { id: request, transaction }]);
+        self.become_phase(Phase::Bootstrapping(Bootstrap::Racing(request)));
+    }
+
+    /// The only member that may make the cluster, as long as its lease holds the `initialize` key.
+    pub(super) fn drive_bootstrapping(&mut self, happened: &Happened) {
+        let Phase::Bootstrapping(step) = self.s.phase.clone() else { return };
+        if !matches!(step, Bootstrap::Racing(_)) && !self.s.has_ample_lease(self.now) {
+            // With the lease, the `initialize` key goes, and another may make the cluster: no server of ours is up by then.
+            return self.bootstrap_lost();
+        }
+        match (step, happened) {
+            (Bootstrap::Racing(request), Happened::Answered { id, outcome }) if request == *id => match outcome {
+                // Won long ago, by a bot that stood still since: another may have made the cluster.
+                Outcome::Done(_) if !self.s.has_ample_lease(self.now) => self.bootstrap_lost(),
+                Outcome::Done(won) => {
+                    self.s.phase = Phase::Bootstrapping(Bootstrap::Working { won: *won, system_id: None });
+                    let empty = self.s.data == Some(DataDir::Empty);
+                    self.run(if empty { Job::Initialize } else { Job::DiscardUnfinished });
+                }
+                // Unknown: if the race was won after all, the key is found to be ours when we look again.
+                Outcome::Refused { .. } | Outcome::Unknown(_) => self.bootstrap_lost(),
+            },
+            (Bootstrap::Working { .. }, Happened::JobEnded { result: Err(_), .. } | Happened::Exited { .. }) => {
+                self.bootstrap_lost();
+            }
+            (Bootstrap::Working { won, system_id }, Happened::JobEnded { job, result: Ok(result) }) => {
+                self.bootstrap_goes_on(won, system_id, job, result);
+            }
+            (Bootstrap::Recording { request, system_id, .. }, Happened::Answered { id, outcome }) if request == *id => {
+                match outcome {
+                    Outcome::Done(_) => self.bootstrap_recorded(),
+                    // An earlier try of ours may have gone through with its answer lost.
+                    Outcome::Refused { found, .. } if found.iter().any(|kv| kv.value == system_id) => {
+                        self.bootstrap_recorded();
+                    }
+                    Outcome::Refused { .. } => self.bootstrap_lost(),
+                    Outcome::Unknown(_) => self.s.timers.arm(Timer::Retry, self.now + RETRY_AFTER),
+                }
+            }
+            (Bootstrap::Recording { won, system_id, .. }, Happened::Due(Timer::Retry)) => self.record(won, system_id),
+            (Bootstrap::Recording { system_id, .. }, _)
+                if self.s.cluster_system_id() == Some(system_id.as_str()) && self.s.leadership.is_held() =>
+            {
+                self.bootstrap_recorded();
+            }
+            (Bootstrap::Completing, Happened::JobEnded { job: Job::Complete, result: Ok(_) }) => {
+                self.s.data = None;
+                self.inspect();
+            }
+            (Bootstrap::Completing, Happened::JobEnded { .. }) => self.s.timers.arm(Timer::Retry, self.now + TRY_AGAIN),
+            (Bootstrap::Completing, Happened::Due(Timer::Retry)) => self.run(Job::Complete),
+            (Bootstrap::Completing, _) if self.s.data.is_some() && self.s.job.is_none() => self.bootstrap_completed(),
+            (
+                Bootstrap::Racing(_) | Bootstrap::Working { .. } | Bootstrap::Recording { .. } | Bootstrap::Completing,
+                _,
+            ) => {}
+        }
+    }
+
+    fn bootstrap_goes_on(&mut self, won: Revision, system_id: Option<String>, job: &Job, result: &JobResult) {
+        match (job, result) {
+            (Job::DiscardUnfinished, _done) => self.run(Job::Initialize),
+            (Job::Initialize, JobResult::Initialized { system_id }) => {
+                self.s.phase = Phase::Bootstrapping(Bootstrap::Working { won, system_id: Some(system_id.clone()) });
+                self.run(Job::StartPrimary);
+            }
+            (Job::StartPrimary, JobResult::Started(_)) => self.run(Job::CreateRoles),
+            (Job::CreateRoles, _done) => match system_id {
+                Some(system_id) => self.record(won, system_id),
+                None => self.bootstrap_lost(),
+            },
+            (_other, _ended) => {}
+        }
+    }
+
+    /// Records the new cluster: identifier, configuration and lock together, only if this very race is still ours.
+    fn record(&mut self, won: Revision, system_id: String) {
+        let scope = self.s.settings.scope.clone();
+        let Some(lease) = self.s.membership.lease(self.now) else { return self.bootstrap_lost() };
+        let request = self.s.membership.next_request();
+        let mut then = vec![
+            Write::put(scope.initialize(), system_id.clone()),
+            Write::put_leased(scope.leader(), self.s.settings.name.clone(), lease),
+        ];
+        if self.s.view.get(&scope.config()).is_none() {
+            then.push(Write::put(scope.config(), self.s.settings.bootstrap_config.to_string()));
+        }
+        let compare = vec![
+            Compare::LeaseIs(scope.initialize(), lease),
+            Compare::ModifiedAt(scope.initialize(), won),
+            Compare::Absent(scope.leader()),
+        ];
+        let transaction = Transaction::new(compare, then);
+        self.push_dcs(vec![DcsAction::Transact { id: request, transaction }]);
+        self.s.phase = Phase::Bootstrapping(Bootstrap::Recording { won, request, system_id });
+    }
+
+    fn bootstrap_recorded(&mut self) {
+        self.s.phase = Phase::Bootstrapping(Bootstrap::Completing);
+        self.s.data = None;
+        self.run(Job::Complete);
+    }
+
+    /// The data directory is whole, and the lock came with the record: it shows in the watch, or is lost already.
+    fn bootstrap_completed(&mut self) {
+        if self.s.leadership.fence(self.now, &self.s.membership).is_some() {
+            return self.become_phase(Phase::Primary(Primary::default()));
+        }
+        if self.s.cluster_system_id().is_some() || self.s.membership.lease(self.now).is_none() {
+            self.bootstrap_lost();
+        }
+    }
+
+    /// Back to the start: the server stopped, the data directory looked at again. The mark is still on it, so whatever was
+    /// made is ours to discard; the `initialize` key is given back once the server is down.
+    fn bootstrap_lost(&mut self) {
+        self.become_phase(Phase::Waiting);
+        self.s.timers.arm(Timer::Retry, self.now + TRY_AGAIN);
+        self.s.data = None;
+        if self.s.postgres.is_alive() || self.s.job.is_some() {
+            let mode = self.stop_at_once();
+            self.run(Job::Stop { mode });
+        } else {
+            self.inspect();
+        }
+    }
+
+    /// Copying the leader.
+    pub(super) fn drive_cloning(&mut self, happened: &Happened) {
+        match happened {
+            Happened::JobEnded { job: Job::Clone { .. }, result: Ok(_) } => {
+                self.s.data = None;
+                self.inspect();
+            }
+            Happened::JobEnded { .. } => {
+                self.s.data = None;
+                self.become_phase(Phase::Waiting);
+                self.s.timers.arm(Timer::Retry, self.now + TRY_AGAIN);
+                self.inspect();
+            }
+            Happened::Nothing
+            | Happened::Observed
+            | Happened::Exited { .. }
+            | Happened::Probed { .. }
+            | Happened::Answered { .. }
+            | Happened::Due(_) => match &self.s.data {
+                Some(DataDir::Present { .. }) if self.s.job.is_none() => {
+                    self.become_phase(Phase::Starting { attempts: 0 });
+                }
+                Some(DataDir::Empty | DataDir::Unfinished { .. }) if self.s.job.is_none() => {
+                    self.become_phase(Phase::Waiting);
+                    self.s.timers.arm(Timer::Retry, self.now + TRY_AGAIN);
+                }
+                Some(_) | None => {}
+            },
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The leader is gone: who is the most advanced, and may it lead? Ask all peers at once, then let one transaction decide.
+
+use std::collections::BTreeMap;
+
+use bots_core::{
+    dcs::Compare,
+    machine::{Span, Time},
+    wire::{FailoverRequest, Lsn, PostgresStatus},
+};
+
+use super::{
+    event::{Action, Job, JobResult, PeerAnswer, ProbeId},
+    state::{DemoteStep, DemoteWhy, Phase, Primary, Timer},
+    turn::{Happened, Turn},
+};
+
+/// A candidate that is behind, or that lost, looks again after this time: the one ahead should have taken the lock.
+const LOOK_AGAIN: Span = Span::from_millis(250);
+
+/// Peers get at most this long to answer; on a healthy network they need a thousandth of it.
+const PROBE_DEADLINE_MAX: Span = Span::from_millis(1_000);
+
+impl Turn {
+    /// Why this member does not stand for leader at the moment; nothing if it may.
+    pub(super) fn bar_to_standing(&self) -> Option<String> {
+        let s = &self.s;
+        if s.settings.tags.nofailover {
+            return Some(String::from("its tag nofailover is set"));
+        }
+        if !s.view.is_complete() || !s.view.is_watched() {
+            return Some(String::from("etcd cannot be watched: the leader may live"));
+        }
+        if let Some(leader) = s.leader().filter(|leader| *leader != s.settings.name) {
+            return Some(format!("{leader} holds the leader lock"));
+        }
+        if s.membership.lease(self.now).is_none() || !s.membership.is_registered() {
+            return Some(String::from("it has no lease from etcd"));
+        }
+        let Some(server) = s.server() else { return Some(String::from("its server does not answer")) };
+        if let Some(named) = self.named_first() {
+            return Some(format!("a switchover names {named}, which goes first"));
+        }
+        if s.is_foreign() {
+            return Some(String::from("its data belongs to another cluster"));
+        }
+        if self.is_told_to_lead() {
+            return None;
+        }
+        if let (Some(other), Some(led)) = (s.usurped_by(), s.led()) {
+            return Some(format!("it led on timeline {led}, and the cluster's timeline {led} began on {other}"));
+        }
+        // Who lacks a whole timeline lacks what was written on it, and would give its number to another.
+        let last = s.history().0.iter().map(|line| line.0).max();
+        if let Some(last) = last.filter(|last| server.timeline <= *last) {
+            return Some(format!("it is on timeline {}; the cluster has left timeline {last}", server.timeline));
+        }
+        let status: PostgresStatus = s.view.json(&s.settings.scope.status()).unwrap_or_default();
+        let lag = status.optime.0.saturating_sub(server.position.0);
+        if let Some((old, _)) = self.handed_over_first() {
+            return Some(format!("it lacks {lag} bytes that {old} has shut down with: {old} goes first"));
+        }
+        if lag > s.dynamic.maximum_lag_on_failover {
+            return Some(format!(
+                "it lacks {lag} bytes of the last leader's log; maximum_lag_on_failover is {}",
+                s.dynamic.maximum_lag_on_failover
+            ));
+        }
+        None
+    }
+
+    pub(super) fn may_stand(&self) -> bool {
+        self.bar_to_standing().is_none()
+    }
+
+    /// An operator named this member, and no leader: a failover by hand, which takes the losses.
+    fn is_told_to_lead(&self) -> bool {
+        let request: Option<FailoverRequest> = self.s.view.json(&self.s.settings.scope.failover());
+        request.is_some_and(|r| r.leader.is_none() && r.member.as_ref() == Some(&self.s.settings.name))
+    }
+
+    /// The member that a switchover names, while it has the first go.
+    fn named_first(&self) -> Option<String> {
+        self.named_first_until()?;
+        self.s.view.json::<FailoverRequest>(&self.s.settings.scope.failover())?.member
+    }
+
+    /// Until when another member, named by a switchover, has the first go; nothing if none has.
+    fn named_first_until(&self) -> Option<Time> {
+        let request: FailoverRequest = self.s.view.json(&self.s.settings.scope.failover())?;
+        let named = request.member.filter(|member| *member != self.s.settings.name)?;
+        let until = self.s.leaderless_since? + self.s.dynamic.ttl;
+        (self.now < until && self.s.member(&named).is_some()).then_some(until)
+    }
+
+    /// The last leader, while it has the first go because it handed over in good order what this member lacks, and until
+    /// when: a planned end loses nothing as long as the old leader can come back. Nothing if nobody has.
+    fn handed_over_first(&self) -> Option<(String, Time)> {
+        let status: PostgresStatus = self.s.view.json(&self.s.settings.scope.status())?;
+        let old = status.handed_over_by.filter(|old| *old != self.s.settings.name)?;
+        let behind = self.s.server()?.position < status.optime;
+        let lives = self.s.member(&old).is_some();
+        let patience = if lives { self.s.dynamic.primary_start_timeout } else { Span::ZERO };
+        let until = self.s.leaderless_since? + patience.max(self.s.dynamic.ttl);
+        (behind && self.now < until).then_some((old, until))
+    }
+
+    /// Until when somebody else has the first go; nothing if nobody has.
+    pub(super) fn others_first_until(&self) -> Option<Time> {
+        let handed_over = self.handed_over_first().map(|(_, until)| until);
+        self.named_first_until().into_iter().chain(handed_over).min()
+    }
+
+    /// Asks everybody, ourselves included: positions are final only once the leader is gone.
+    pub(super) fn open_candidacy(&mut self) {
+        let Phase::Candidate(candidate) = &mut self.s.phase else { return };
+        self.s.probes += 1;
+        let id = ProbeId(self.s.probes);
+        candidate.probe = Some(id);
+        candidate.answers = None;
+        candidate.observed = false;
+        let api = |head: bots_core::wire::MemberHead| head.api_url;
+        let peers: BTreeMap<String, String> =
+            self.s.peers().map(|(name, member)| (name.to_owned(), api(member.head))).collect();
+        let deadline = self.s.dynamic.ttl.divided_by(5).min(PROBE_DEADLINE_MAX);
+        self.out.push(Action::Observe);
+        self.out.push(Action::ProbePeers { id, peers, deadline });
+    }
+
+    /// Standing for leader.
+    pub(super) fn drive_candidate(&mut self, happened: &Happened) {
+        if self.server_gone(happened) {
+            return self.become_phase(Phase::Starting { attempts: 0 });
+        }
+        if self.stop_unlocked_writer() {
+            return;
+        }
+        if self.s.may_use_lock(self.now) {
+            return self.promote();
+        }
+        if self.s.leadership.is_held() {
+            // Won late: the next renewal makes it good, or the lease runs out.
+            return;
+        }
+        if !self.may_stand() {
+            return self.become_phase(Phase::Replica { following: None });
+        }
+        if self.s.leadership.deadline().is_some_and(|ask_again| ask_again.at <= self.now) {
+            return self.ask_for_the_lock();
+        }
+        let Phase::Candidate(candidate) = &mut self.s.phase else { return };
+        match happened {
+            Happened::Observed => candidate.observed = true,
+            Happened::Probed { id, answers } if candidate.probe == Some(*id) => {
+                candidate.probe = None;
+                candidate.answers = Some(answers.clone());
+            }
+            Happened::Due(Timer::Retry) => return self.open_candidacy(),
+            Happened::Probed { .. }
+            | Happened::Nothing
+            | Happened::JobEnded { .. }
+            | Happened::Exited { .. }
+            | Happened::Answered { .. }
+            | Happened::Due(_) => {}
+        }
+        if !candidate.observed || self.s.timers.armed(Timer::Retry).is_some() || self.s.leadership.is_busy() {
+            return;
+        }
+        let Some(answers) = candidate.answers.take() else {
+            // Asked for the lock and refused: look again, unless the winner shows first.
+            if candidate.probe.is_none() {
+                self.s.timers.arm(Timer::Retry, self.now + LOOK_AGAIN);
+            }
+            return;
+        };
+        let behind = self.stands_behind(&answers);
+        let stands = behind.is_none();
+        if let Phase::Candidate(candidate) = &mut self.s.phase {
+            candidate.behind = behind;
+        }
+        if stands {
+            self.ask_for_the_lock();
+        } else {
+            self.s.timers.arm(Timer::Retry, self.now + LOOK_AGAIN);
+        }
+    }
+
+    /// The peer that must lead rather than we.
+    fn stands_behind(&self, answers: &BTreeMap<String, PeerAnswer>) -> Option<String> {
+        let server = self.s.server()?;
+        let ours = (server.timeline, server.position);
+        answers.iter().find_map(|(name, peer)| {
+            if peer.is_primary {
+                return Some(format!("{name} still accepts writes"));
+            }
+            let ahead = peer.may_lead && (peer.timeline, peer.position) > ours;
+            ahead.then(|| format!("{name} is ahead: {} on timeline {}", peer.position, peer.timeline))
+        })
+    }
+
+    fn ask_for_the_lock(&mut self) {
+        let mut out = Vec::new();
+        let mut extra = Vec::new();
+        if let (Some(_), Some(own)) = (self.s.cluster_system_id(), self.s.own_system_id()) {
+            extra.push(Compare::ValueIs(self.s.settings.scope.initialize(), own.to_owned()));
+        }
+        self.s.leadership.acquire(self.now, &mut self.s.membership, &self.s.view, extra, &mut out);
+        self.push_dcs(out);
+    }
+
+    /// The lock is ours, and enough of the lease is left to act on.
+    fn promote(&mut self) {
+        let from = self.s.server().map_or(Lsn(0), |server| server.position);
+        self.become_phase(Phase::Promoting { from });
+        self.run(Job::Promote);
+    }
+
+    /// Making the server writable.
+    pub(super) fn drive_promoting(&mut self, happened: &Happened) {
+        match happened {
+            Happened::JobEnded { job: Job::Promote, result: Ok(JobResult::Promoted { server, switched_at }) } => {
+                let before = bots_core::wire::Timeline(server.timeline.0.saturating_sub(1));
+                let line = self.history_line(before, *switched_at);
+                self.become_phase(Phase::Primary(Primary {
+                    checkpoint_due: true,
+                    history_due: Some(line),
+                    ..Primary::default()
+                }));
+                self.run(Job::Checkpoint);
+            }
+            Happened::JobEnded { job: Job::Promote, result } => {
+                let why = result.as_ref().err().map_or("", |error| &error.why);
+                self.unfit(&format!("the promotion failed: {why}"));
+            }
+            Happened::Exited { how } => self.unfit(&format!("Postgres exited while it was promoted: {how}")),
+            Happened::JobEnded { .. }
+            | Happened::Nothing
+            | Happened::Observed
+            | Happened::Probed { .. }
+            | Happened::Answered { .. }
+            | Happened::Due(_) => {}
+        }
+    }
+
+    /// This member cannot be made to run as primary: stop whatever is left of it, and let another lead.
+    pub(super) fn unfit(&mut self, why: &str) {
+        self.s.trouble = Some(why.to_owned());
+        self.become_phase(Phase::Demoting {
+            why: DemoteWhy::Unfit(why.to_owned()),
+            step: DemoteStep::Stopping,
+            shutdown_checkpoint: None,
+        });
+        let mode = self.stop_at_once();
+        self.run(Job::Stop { mode });
+    }
+}

@@ -1,0 +1,256 @@
+//! Everything that can happen to a postgres bot and everything it can ask for. Plain data.
+
+use std::{collections::BTreeMap, fmt};
+
+use bots_core::{
+    dcs::{DcsAction, DcsEvent},
+    machine::Span,
+    wire::{Lsn, Timeline},
+};
+use serde::{Deserialize, Serialize};
+
+use super::postgres::{DataDir, Postgres, Upstream};
+
+/// Ties the end of a job to its start; an end with another number is old news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JobId(pub u64);
+
+/// Ties the answers of peers to the question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ProbeId(pub u64);
+
+/// Everything that can happen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// From etcd.
+    Dcs(DcsEvent),
+    /// Who answers at the address in the member key that bears our name.
+    NameProbed {
+        /// Its instance, or nothing if nobody answered.
+        instance: Option<String>,
+    },
+    /// A deadline of the machine has passed.
+    TimerFired,
+    /// The process was asked to stop (SIGTERM, SIGINT).
+    ShutdownRequested,
+    /// The data directory was looked at.
+    DataInspected(DataDir),
+    /// The data directory or the programs cannot be used; the text says what and how to mend it.
+    DataUnusable {
+        /// One line.
+        why: String,
+        /// The exit code for it.
+        code: u8,
+    },
+    /// The server was asked how it does; sent when the answer has changed.
+    PostgresObserved(Postgres),
+    /// The postmaster died, and every process of that server is gone.
+    PostgresExited {
+        /// One line: the exit status or signal.
+        how: String,
+    },
+    /// The peers answered, or their deadline has passed.
+    PeersProbed {
+        /// The question.
+        id: ProbeId,
+        /// The answers by member; who did not answer is missing.
+        answers: BTreeMap<String, PeerAnswer>,
+    },
+    /// A job came to its end.
+    JobEnded {
+        /// Which.
+        id: JobId,
+        /// How.
+        result: Result<JobResult, JobError>,
+    },
+}
+
+/// What a peer says of its server when asked directly.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerAnswer {
+    /// It accepts writes.
+    pub is_primary: bool,
+    /// Its timeline.
+    pub timeline: Timeline,
+    /// The greater of received and replayed.
+    pub position: Lsn,
+    /// It must not lead, by its own tag or state.
+    pub may_lead: bool,
+}
+
+/// How to stop a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StopMode {
+    /// Roll back what runs, write a shutdown checkpoint, let replicas receive it.
+    Fast,
+    /// Stop at once; whatever lives after `kill_after` is killed, backends included.
+    Immediate {
+        /// How long the server may take.
+        kill_after: Span,
+    },
+}
+
+/// Long work: started by an action, ended by [`Event::JobEnded`] with the same number. At most one runs at a time,
+/// except that a stop may overtake any other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Job {
+    /// `initdb` into the empty data directory, which is marked unfinished first. Ends as [`JobResult::Initialized`].
+    Initialize,
+    /// On the new, running primary: the superuser, replication and rewind roles, idempotent. Ends as [`JobResult::Done`].
+    CreateRoles,
+    /// Take the marks of an unfinished bootstrap or clone and of a former primary off the data directory. Ends as
+    /// [`JobResult::Done`].
+    Complete,
+    /// Delete a data directory that is marked unfinished, and nothing else. Ends as [`JobResult::Done`].
+    DiscardUnfinished,
+    /// Rename a diverged data directory out of the way, or delete it. Ends as [`JobResult::Done`].
+    SetAside {
+        /// Delete instead of keeping a copy.
+        remove: bool,
+    },
+    /// `pg_basebackup` into the empty data directory, marked unfinished until done. Ends as [`JobResult::Done`].
+    Clone {
+        /// Where from.
+        source: Upstream,
+    },
+    /// Start as a primary, on the timeline it is on. Ends as [`JobResult::Started`] once it takes queries.
+    StartPrimary,
+    /// Start read-only, following `upstream` if there is one. Ends as [`JobResult::Started`] once it takes queries.
+    StartStandby {
+        /// Whom to follow.
+        upstream: Option<Upstream>,
+    },
+    /// Follow another upstream (or none) without a restart. Ends as [`JobResult::Done`].
+    Follow {
+        /// Whom to follow.
+        upstream: Option<Upstream>,
+    },
+    /// Leave recovery and become writable. Ends as [`JobResult::Promoted`] once writes are accepted.
+    Promote,
+    /// `CHECKPOINT`. Ends as [`JobResult::Done`].
+    Checkpoint,
+    /// Stop the server. Ends as [`JobResult::Stopped`] once every process of it is gone.
+    Stop {
+        /// How.
+        mode: StopMode,
+    },
+    /// `pg_rewind` the stopped server, after crash recovery if it needs it. Ends as [`JobResult::Done`]. Fails if the server
+    /// was a primary on the very timeline that the leader is on: two members were promoted to it, and `pg_rewind`, which
+    /// takes one timeline for one history, would find nothing to do.
+    Rewind {
+        /// The present leader.
+        source: Upstream,
+    },
+}
+
+/// In the words of the report.
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of =
+            |upstream: &Option<Upstream>| upstream.as_ref().map_or_else(|| String::from("nobody"), |u| u.name.clone());
+        match self {
+            Self::Initialize => f.write_str("initdb"),
+            Self::CreateRoles => f.write_str("create roles"),
+            Self::Complete => f.write_str("take off the unfinished mark"),
+            Self::DiscardUnfinished => f.write_str("discard the unfinished data"),
+            Self::SetAside { remove: false } => f.write_str("set the data aside"),
+            Self::SetAside { remove: true } => f.write_str("delete the diverged data"),
+            Self::Clone { source } => write!(f, "clone {}", source.name),
+            Self::StartPrimary => f.write_str("start as primary"),
+            Self::StartStandby { upstream } => write!(f, "start as standby of {}", of(upstream)),
+            Self::Follow { upstream } => write!(f, "follow {}", of(upstream)),
+            Self::Promote => f.write_str("promote"),
+            Self::Checkpoint => f.write_str("checkpoint"),
+            Self::Stop { mode: StopMode::Fast } => f.write_str("stop, fast"),
+            Self::Stop { mode: StopMode::Immediate { kill_after } } => {
+                write!(f, "stop at once, kill after {kill_after}")
+            }
+            Self::Rewind { source } => write!(f, "rewind to {}", source.name),
+        }
+    }
+}
+
+/// How a job ended well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobResult {
+    /// Nothing to tell.
+    Done,
+    /// A new cluster stands.
+    Initialized {
+        /// Its system identifier.
+        system_id: String,
+    },
+    /// The server takes queries.
+    Started(super::postgres::Server),
+    /// The server takes writes.
+    Promoted {
+        /// The server on its new timeline.
+        server: super::postgres::Server,
+        /// Where the new timeline begins.
+        switched_at: Lsn,
+    },
+    /// Every process of the server is gone.
+    Stopped {
+        /// The position of the shutdown checkpoint, if the stop was clean.
+        shutdown_checkpoint: Option<Lsn>,
+    },
+}
+
+/// How a job failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobError {
+    /// One line: what failed, and how to mend it where we know.
+    pub why: String,
+}
+
+/// Everything the machine can ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// Ask etcd.
+    Dcs(DcsAction),
+    /// Ask who answers at the address in the member key that bears our name.
+    ProbeName {
+        /// The address.
+        api_url: String,
+    },
+    /// Look at the data directory. Answered by [`Event::DataInspected`] or [`Event::DataUnusable`].
+    InspectData,
+    /// Ask the server at once how it does. Answered by [`Event::PostgresObserved`], changed or not.
+    Observe,
+    /// Use these parameters from now on: written before the next start, and reloaded into a running server.
+    Configure {
+        /// The parameters of `postgresql.conf`, merged and complete.
+        parameters: BTreeMap<String, String>,
+    },
+    /// Start a job. Whatever the machine asked of etcd before is asked before.
+    Run {
+        /// Its number.
+        id: JobId,
+        /// What to do.
+        job: Job,
+    },
+    /// Give up a running job; its end is not waited for and not told.
+    Cancel {
+        /// Its number.
+        id: JobId,
+    },
+    /// Ask every peer at once how far it is. Answered by [`Event::PeersProbed`] when all have answered or the deadline
+    /// has passed.
+    ProbePeers {
+        /// The question's number.
+        id: ProbeId,
+        /// The `api_url` of each member.
+        peers: BTreeMap<String, String>,
+        /// How long to wait.
+        deadline: Span,
+    },
+    /// End the process.
+    Exit {
+        /// Zero for a clean end.
+        code: u8,
+        /// One line for the operator.
+        message: String,
+    },
+}

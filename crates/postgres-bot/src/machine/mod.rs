@@ -1,0 +1,85 @@
+//! The postgres bot's machine: pure, total, deterministic. It decides everything and performs nothing.
+//!
+//! ```text
+//!                      ┌────────────► waiting ◄──────────┐
+//!                      │               │  │              │ clone failed
+//!   initializing ──────┤ race won      │  └─► cloning ───┤
+//!     │      │         ▼               ▼        │        │
+//!     │      │    bootstrapping ◄──────┘        │ cloned │
+//!     │      │         │ recorded               ▼        │
+//!     │      └─────────┼───────────────────► starting ◄──┼──── rejoining ◄─┐
+//!     │ lock is ours   │                        │ up     │        ▲        │
+//!     ▼                ▼   promoted             ▼        │        │ stopped│
+//!   recovering ────► primary ◄── promoting ◄─ candidate ◄─► replica        │
+//!     ▲                │  │         └────────────────┬────────────────► demoting
+//!     └── crashed ─────┘  └──── lock lost, fenced, switchover ─────────────┘
+//!
+//!   every role ──► stopping ──► (exit)
+//! ```
+//!
+//! The exact edges are [`TRANSITIONS`]; `docs/machines/postgres.md` is drawn from them.
+
+mod bootstrap;
+mod demotion;
+mod election;
+mod event;
+mod postgres;
+mod primary;
+mod rejoin;
+mod replica;
+mod role;
+mod settings;
+mod share;
+mod state;
+mod turn;
+
+use bots_core::machine::{Deadline, Machine, Report, Step, Time, TransitionTable};
+
+use self::turn::Turn;
+pub use self::{
+    event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, StopMode},
+    postgres::{DataDir, Postgres, Server, Upstream},
+    role::{Role, TRANSITIONS},
+    settings::{Dynamic, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},
+    state::State,
+};
+
+/// The postgres bot as a [`Machine`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PostgresBot;
+
+impl Machine for PostgresBot {
+    const KIND: &'static str = "postgres";
+    const TRANSITIONS: TransitionTable<Role> = TRANSITIONS;
+
+    type State = State;
+    type Event = Event;
+    type Action = Action;
+    type Role = Role;
+
+    fn step(state: State, now: Time, event: Event) -> Step<State, Action> {
+        let mut turn = Turn::new(state, now);
+        turn.take(event);
+        turn.finish()
+    }
+
+    fn timer_fired() -> Event {
+        Event::TimerFired
+    }
+
+    fn deadline(state: &State) -> Option<Deadline> {
+        state.deadline()
+    }
+
+    fn role(state: &State) -> Role {
+        state.role()
+    }
+
+    fn report(state: &State, now: Time) -> Report {
+        share::report(state, now)
+    }
+
+    fn invariants(state: &State) -> Result<(), String> {
+        state.invariants()
+    }
+}

@@ -1,0 +1,90 @@
+//! What the machine knows of its server and its data directory: facts, as the shell observed them.
+
+use bots_core::wire::{Lsn, Timeline};
+use serde::{Deserialize, Serialize};
+
+/// The data directory as last inspected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DataDir {
+    /// Nothing there, or not even the folder.
+    Empty,
+    /// A bootstrap or a clone of ours that did not come to its end (our marker file is in it). Ours to discard.
+    Unfinished {
+        /// The system identifier, if the control file can be read already.
+        system_id: Option<String>,
+        /// It was being copied; otherwise it was being made new.
+        cloning: bool,
+    },
+    /// A Postgres cluster.
+    Present {
+        /// The system identifier.
+        system_id: String,
+        /// The timeline of the last checkpoint.
+        timeline: Timeline,
+        /// It last ran as a primary: there is no `standby.signal`.
+        was_primary: bool,
+        /// The timeline that it was a primary on, unless it has been proven to follow another since.
+        led: Option<Timeline>,
+        /// A postmaster runs on it, left over from before.
+        running: bool,
+    },
+}
+
+/// The server process.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Postgres {
+    /// No process of it is alive.
+    #[default]
+    Down,
+    /// The postmaster lives and does not take queries yet.
+    Starting,
+    /// It answers.
+    Up(Server),
+    /// It lives and does not answer within the deadline.
+    Silent,
+}
+
+/// What a live server says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Server {
+    /// Read-only: recovering or following.
+    pub in_recovery: bool,
+    /// The timeline it is on.
+    pub timeline: Timeline,
+    /// Primary: written up to. Replica: the greater of received and replayed.
+    pub position: Lsn,
+    /// Replica: received up to.
+    pub received: Lsn,
+    /// Replica: replayed up to.
+    pub replayed: Lsn,
+    /// Replica: a WAL receiver is connected.
+    pub streaming: bool,
+    /// A parameter waits for a restart.
+    pub pending_restart: bool,
+}
+
+impl Postgres {
+    /// The live server's facts.
+    #[must_use]
+    pub const fn server(&self) -> Option<&Server> {
+        match self {
+            Self::Up(server) => Some(server),
+            Self::Down | Self::Starting | Self::Silent => None,
+        }
+    }
+
+    /// Whether any process of the server may be alive.
+    #[must_use]
+    pub const fn is_alive(&self) -> bool {
+        !matches!(self, Self::Down)
+    }
+}
+
+/// A server to copy or follow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upstream {
+    /// The member's name.
+    pub name: String,
+    /// Its connection URL, without a password.
+    pub conn_url: String,
+}

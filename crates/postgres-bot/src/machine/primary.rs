@@ -1,0 +1,328 @@
+//! Holding the lock with a writable server: keep the keys of the cluster true, restart a crashed server in place, hear
+//! the operator. Every write to etcd here carries the lock's revision (S3).
+
+use bots_core::{
+    dcs::{Compare, DcsAction, Outcome, Revision, Transaction, Write},
+    machine::{Span, Time},
+    membership::RETRY_AFTER,
+    wire::{FailoverRequest, HistoryLine, Lsn, PostgresStatus, Timeline, TimelineHistory, rfc3339_from_unix_ms},
+};
+
+use super::{
+    event::{Job, JobResult},
+    postgres::{DataDir, Postgres},
+    state::{DemoteStep, DemoteWhy, Phase, Primary, Recovery, State, Suspect, Timer, Writing},
+    turn::{Happened, STOP_PATIENCE, Turn},
+};
+
+/// The `status` key is written at most this often: it bounds what `maximum_lag_on_failover` cannot see.
+const SHARE_STATUS_EVERY: Span = Span::from_secs(2);
+
+/// A server that crashes more often than this within [`CRASH_WINDOW`] is not restarted in place once more: no
+/// sorcerer's apprentice.
+const CRASHES_MAX: usize = 5;
+/// See [`CRASHES_MAX`].
+const CRASH_WINDOW: Span = Span::from_secs(600);
+
+/// The `history` key keeps this many lines, so that it stays far below etcd's limit of 1.5 MiB a value.
+const HISTORY_LINES_MAX: usize = 1_000;
+
+impl State {
+    /// The recorded timelines.
+    pub(super) fn history(&self) -> TimelineHistory {
+        self.view.json(&self.settings.scope.history()).unwrap_or_default()
+    }
+}
+
+impl Turn {
+    /// Serving writes.
+    pub(super) fn drive_primary(&mut self, happened: &Happened) {
+        if let Happened::Exited { how } = happened {
+            return self.crashed(how);
+        }
+        if self.s.postgres == Postgres::Down {
+            return self.crashed("the server is down");
+        }
+        let Phase::Primary(primary) = &mut self.s.phase else { return };
+        match happened {
+            Happened::JobEnded { job: Job::Checkpoint, result } => match result {
+                Ok(_) => primary.checkpoint_due = false,
+                Err(_) => self.s.timers.arm(Timer::Retry, self.now + Self::backoff(0)),
+            },
+            Happened::Answered { id, outcome } => {
+                if let Some((_, writing)) = primary.writing.take_if(|(request, _)| request == id) {
+                    primary.written(writing, outcome);
+                    if !matches!(outcome, Outcome::Done(_)) {
+                        self.s.timers.arm(Timer::Rewrite, self.now + RETRY_AFTER);
+                    }
+                }
+            }
+            Happened::JobEnded { .. }
+            | Happened::Nothing
+            | Happened::Exited { .. }
+            | Happened::Observed
+            | Happened::Probed { .. }
+            | Happened::Due(_) => {}
+        }
+        let checkpoint_due = primary.checkpoint_due;
+        if self.s.server().is_some_and(|server| server.in_recovery) && self.s.job.is_none() {
+            return self.unfit("the server is in recovery though it was started as a primary");
+        }
+        if self.heed_operator() {
+            return;
+        }
+        if checkpoint_due && self.s.job.is_none() && self.s.timers.armed(Timer::Retry).is_none() {
+            self.run(Job::Checkpoint);
+        }
+        self.write_keys();
+    }
+
+    /// The server died under us: back in place if that can succeed in time, for a failover could lose writes.
+    pub(super) fn crashed(&mut self, how: &str) {
+        self.s.trouble = Some(format!("Postgres crashed: {how}"));
+        self.s.crashes.retain(|at| self.now.since(*at) < CRASH_WINDOW);
+        self.s.crashes.push(self.now);
+        if let Some(running) = self.s.job.take() {
+            self.out.push(super::event::Action::Cancel { id: running.id });
+        }
+        if self.s.dynamic.primary_start_timeout == Span::ZERO {
+            return self.unfit("Postgres crashed and primary_start_timeout is 0");
+        }
+        if self.s.crashes.len() > CRASHES_MAX {
+            return self.unfit("Postgres crashes again and again: letting another member lead");
+        }
+        self.become_phase(Phase::Recovering { step: Recovery::Starting });
+        self.s.timers.arm(Timer::Patience, self.now + self.s.dynamic.primary_start_timeout);
+        self.run(Job::StartPrimary);
+    }
+
+    /// Bringing a crashed primary back, or one whose bot was restarted.
+    pub(super) fn drive_recovering(&mut self, happened: &Happened) {
+        let Phase::Recovering { step } = self.s.phase else { return };
+        match step {
+            Recovery::Reclaiming => self.reclaim(),
+            Recovery::Starting => match happened {
+                Happened::JobEnded { job: Job::StartPrimary, result: Ok(JobResult::Started(_)) } => {
+                    self.become_phase(Phase::Primary(Primary {
+                        checkpoint_due: true,
+                        restarted: true,
+                        ..Primary::default()
+                    }));
+                }
+                Happened::JobEnded { job: Job::StartPrimary, result } => {
+                    let why = result.as_ref().err().map_or("", |error| &error.why);
+                    self.unfit(&format!("Postgres could not be restarted in place: {why}"));
+                }
+                Happened::Due(Timer::Patience) => {
+                    self.unfit("Postgres did not come back within primary_start_timeout");
+                }
+                Happened::JobEnded { .. }
+                | Happened::Nothing
+                | Happened::Exited { .. }
+                | Happened::Observed
+                | Happened::Probed { .. }
+                | Happened::Answered { .. }
+                | Happened::Due(_) => {}
+            },
+        }
+    }
+
+    /// The lock bears our name: bind it to the lease that we have now, then start in place.
+    fn reclaim(&mut self) {
+        if self.s.may_use_lock(self.now) {
+            self.s.phase = Phase::Recovering { step: Recovery::Starting };
+            self.s.timers.arm(Timer::Patience, self.now + self.s.dynamic.primary_start_timeout.max(Span::from_secs(1)));
+            return self.run(Job::StartPrimary);
+        }
+        let ours = self.s.leader() == Some(self.s.settings.name.as_str());
+        let watched = self.s.view.is_watched();
+        if !ours && self.s.leadership.is_uncertain() {
+            // The lock that the question was about is gone: so is the question.
+            self.s.leadership.abandon();
+        }
+        let gone = watched && !ours && !self.s.leadership.is_busy() && !self.s.leadership.is_held();
+        let cut_off = !watched && self.s.membership.lease(self.now).is_none();
+        if gone || cut_off {
+            return self.become_phase(Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 });
+        }
+        if ours {
+            let mut out = Vec::new();
+            let (membership, view) = (&mut self.s.membership, &self.s.view);
+            self.s.leadership.acquire(self.now, membership, view, Vec::new(), &mut out);
+            self.push_dcs(out);
+        }
+    }
+
+    /// Acts on the `failover` key; says whether the role has changed.
+    fn heed_operator(&mut self) -> bool {
+        let scope = self.s.settings.scope.clone();
+        let Some(asked_at) = self.s.view.get(&scope.failover()).map(|kv| kv.modified) else { return false };
+        let Some(request) = self.s.view.json::<FailoverRequest>(&scope.failover()) else { return false };
+        let answered = matches!(&self.s.phase, Phase::Primary(primary) if primary.answered == Some(asked_at));
+        if request.is_empty() || answered {
+            return false;
+        }
+        let me = self.s.settings.name.clone();
+        let done = request.member.as_ref() == Some(&me) || request.leader.as_ref().is_some_and(|leader| *leader != me);
+        if !done && !self.is_due(&request) {
+            return false;
+        }
+        let refusal = if done { None } else { self.bar_to_switchover(&request, asked_at) };
+        if done || refusal.is_some() {
+            if let Some(why) = refusal {
+                self.s.trouble = Some(format!("switchover refused: {why}"));
+            }
+            self.clear_request(asked_at);
+            return false;
+        }
+        self.s.tried = Some(asked_at);
+        self.become_phase(Phase::Demoting {
+            why: DemoteWhy::Switchover { to: request.member },
+            step: DemoteStep::Checkpointing,
+            shutdown_checkpoint: None,
+        });
+        self.s.timers.arm(Timer::Patience, self.now + STOP_PATIENCE);
+        self.run(Job::Checkpoint);
+        true
+    }
+
+    /// Wipes the request away, unless the operator has asked for something else meanwhile. The history goes first: who
+    /// rewinds goes by it.
+    fn clear_request(&mut self, asked_at: Revision) {
+        let Phase::Primary(Primary { writing: None, history_due: None, .. }) = self.s.phase else { return };
+        if self.s.timers.armed(Timer::Rewrite).is_some() {
+            return;
+        }
+        let failover = self.s.settings.scope.failover();
+        let unchanged = Compare::ModifiedAt(failover.clone(), asked_at);
+        self.write_under_lock(Writing::Failover(asked_at), vec![unchanged], Write::put(failover, "{}"));
+    }
+
+    fn is_due(&mut self, request: &FailoverRequest) -> bool {
+        let Some(at) = request.scheduled_at.as_deref().and_then(bots_core::wire::unix_ms_from_rfc3339) else {
+            return true;
+        };
+        let at = Time::from_millis(at.saturating_sub(self.s.settings.epoch_unix_ms));
+        if self.now < at {
+            self.s.timers.arm(Timer::Scheduled, at);
+            return false;
+        }
+        true
+    }
+
+    /// Why a switchover is not possible now.
+    fn bar_to_switchover(&self, request: &FailoverRequest, asked_at: Revision) -> Option<String> {
+        let fence = self.s.leadership.fence(self.now, &self.s.membership);
+        if self.s.tried == Some(asked_at) || fence.is_some_and(|fence| asked_at < fence.created) {
+            return Some(String::from("it was tried, and this member leads again"));
+        }
+        let ours = self.s.server()?.timeline;
+        let fit = |name: &str| -> Option<String> {
+            let Some((member, facts)) = self.s.member(name) else { return Some(format!("{name} is not a member")) };
+            let nofailover = facts.tags.get("nofailover").is_some_and(|v| v == true);
+            let streaming = facts.replication_state.as_deref() == Some("streaming");
+            if nofailover {
+                Some(format!("{name} has the tag nofailover"))
+            } else if member.head.state != "running" {
+                Some(format!("{name} is {}, not running", member.head.state))
+            } else if !streaming || facts.timeline.is_some_and(|t| t != ours) {
+                Some(format!("{name} is not streaming from us"))
+            } else {
+                None
+            }
+        };
+        if let Some(text) = &request.scheduled_at
+            && bots_core::wire::unix_ms_from_rfc3339(text).is_none()
+        {
+            return Some(format!("scheduled_at `{text}` is not a time such as 2026-07-24T12:00:00+00:00"));
+        }
+        match &request.member {
+            Some(name) => fit(name),
+            None => {
+                let able = self.s.peers().any(|(name, _)| fit(name).is_none());
+                (!able).then(|| String::from("no member is streaming from us and may lead"))
+            }
+        }
+    }
+
+    /// Brings the cluster's keys up to date, one write at a time.
+    fn write_keys(&mut self) {
+        let Phase::Primary(primary) = &self.s.phase else { return };
+        if primary.writing.is_some() || self.s.timers.armed(Timer::Rewrite).is_some() {
+            return;
+        }
+        let scope = self.s.settings.scope.clone();
+        let shared = primary.shared;
+        let history_due = primary.history_due.clone().or_else(|| self.unrecorded_promotion());
+        if let Some(DataDir::Present { system_id, .. }) = &self.s.data
+            && self.s.view.value(&scope.initialize()).is_none_or(str::is_empty)
+        {
+            let put = Write::put(scope.initialize(), system_id.clone());
+            return self.write_under_lock(Writing::Initialize, Vec::new(), put);
+        }
+        if let Some(line) = history_due {
+            let mut history = self.s.history();
+            history.0.retain(|known| known.0 < line.0);
+            history.0.push(line);
+            let surplus = history.0.len().saturating_sub(HISTORY_LINES_MAX);
+            history.0.drain(..surplus);
+            let text = serde_json::to_string(&history).unwrap_or_default();
+            let unchanged = match self.s.view.get(&scope.history()) {
+                Some(kv) => Compare::ModifiedAt(kv.key.clone(), kv.modified),
+                None => Compare::Absent(scope.history()),
+            };
+            return self.write_under_lock(Writing::History, vec![unchanged], Write::put(scope.history(), text));
+        }
+        let Some(position) = self.s.server().map(|server| server.position) else { return };
+        if shared != Some(position) && self.s.timers.armed(Timer::ShareStatus).is_none() {
+            self.s.timers.arm(Timer::ShareStatus, self.now + SHARE_STATUS_EVERY);
+            let put = Write::put(scope.status(), status_text(position));
+            self.write_under_lock(Writing::Status(position), Vec::new(), put);
+        }
+    }
+
+    /// A promotion of ours that an earlier life did not get to recording. Where it was is not known any more: zero.
+    fn unrecorded_promotion(&self) -> Option<HistoryLine> {
+        let Phase::Primary(Primary { restarted: true, .. }) = self.s.phase else { return None };
+        let ended = Timeline(self.s.server()?.timeline.0.checked_sub(1)?);
+        let recorded = ended == Timeline(0) || self.s.history().0.iter().any(|line| line.0 >= ended);
+        (!recorded && self.s.view.is_watched()).then(|| self.history_line(ended, Lsn(0)))
+    }
+
+    fn write_under_lock(&mut self, writing: Writing, also: Vec<Compare>, write: Write) {
+        let Some(fence) = self.s.leadership.fence(self.now, &self.s.membership) else { return };
+        let mut compare = self.s.leadership.guard(fence).to_vec();
+        compare.extend(also);
+        let id = self.s.membership.next_request();
+        if let Phase::Primary(primary) = &mut self.s.phase {
+            primary.writing = Some((id, writing));
+        }
+        self.push_dcs(vec![DcsAction::Transact { id, transaction: Transaction::new(compare, vec![write]) }]);
+    }
+
+    /// The line that the `history` key gets for a timeline that ended at `switched_at`.
+    pub(super) fn history_line(&self, ended: Timeline, switched_at: Lsn) -> HistoryLine {
+        let at = rfc3339_from_unix_ms(self.s.settings.epoch_unix_ms + self.now.as_millis());
+        HistoryLine(ended, switched_at, String::from("no recovery target specified"), at, self.s.settings.name.clone())
+    }
+}
+
+impl Primary {
+    /// Takes note of how a write ended; what was not written stays due and is tried again.
+    fn written(&mut self, writing: Writing, outcome: &Outcome) {
+        match (writing, outcome) {
+            (Writing::History, Outcome::Done(_)) => (self.history_due, self.restarted) = (None, false),
+            (Writing::Status(position), Outcome::Done(_)) => self.shared = Some(position),
+            (Writing::Failover(asked_at), Outcome::Done(_)) => self.answered = Some(asked_at),
+            (
+                Writing::Failover(_) | Writing::Initialize | Writing::History | Writing::Status(_),
+                Outcome::Done(_) | Outcome::Refused { .. } | Outcome::Unknown(_),
+            ) => {}
+        }
+    }
+}
+
+/// The `status` key's value of a leader that leads on.
+fn status_text(optime: Lsn) -> String {
+    serde_json::to_string(&PostgresStatus { optime, handed_over_by: None }).unwrap_or_default()
+}

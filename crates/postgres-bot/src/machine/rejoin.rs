@@ -1,0 +1,94 @@
+//! Stopped, with data that may hold what the leader lacks: rewind it, or put it aside and copy anew. Never overwritten
+//! without the setting that allows it.
+
+use bots_core::machine::Span;
+
+use super::{
+    event::Job,
+    postgres::{DataDir, Upstream},
+    state::{Phase, Recovery, Suspect, Timer},
+    turn::{Happened, Turn},
+};
+
+/// So many rewinds are tried before the data is given up for a new clone: the first may meet a leader that moves on.
+const REWINDS_MAX: u32 = 2;
+/// What only an operator can mend is looked at again this often.
+const HOPELESS_RETRY: Span = Span::from_secs(30);
+
+impl Turn {
+    /// Finding a way back.
+    pub(super) fn drive_rejoining(&mut self, happened: &Happened) {
+        let Phase::Rejoining { suspect, failures } = self.s.phase else { return };
+        match happened {
+            Happened::JobEnded { job: Job::Rewind { .. }, result: Ok(_) } => {
+                self.s.stall.rewound = true;
+                return self.become_phase(Phase::Starting { attempts: 0 });
+            }
+            Happened::JobEnded { job: Job::Rewind { .. }, result: Err(_) } => return self.rewind_failed(failures),
+            Happened::JobEnded { job: Job::SetAside { .. }, result: Ok(_) } => {
+                return self.become_phase(Phase::Waiting);
+            }
+            Happened::JobEnded { job: Job::SetAside { .. }, .. } => {
+                return self.s.timers.arm(Timer::Retry, self.now + HOPELESS_RETRY);
+            }
+            Happened::JobEnded { job: Job::Stop { .. }, result: Err(_) } => {
+                let mode = self.stop_at_once();
+                return self.run(Job::Stop { mode });
+            }
+            Happened::JobEnded { .. }
+            | Happened::Nothing
+            | Happened::Exited { .. }
+            | Happened::Observed
+            | Happened::Probed { .. }
+            | Happened::Answered { .. }
+            | Happened::Due(_) => {}
+        }
+        if self.s.job.is_some() || self.s.timers.armed(Timer::Retry).is_some() {
+            return;
+        }
+        if self.s.postgres.is_alive() || matches!(self.s.data, Some(DataDir::Present { running: true, .. })) {
+            let mode = self.stop_at_once();
+            return self.run(Job::Stop { mode });
+        }
+        if self.s.is_foreign() {
+            return self.refuse_foreign();
+        }
+        let was_primary = matches!(self.s.data, Some(DataDir::Present { was_primary: true, .. }));
+        let mine = self.s.leader() == Some(self.s.settings.name.as_str());
+        let watched = self.s.view.is_watched();
+        let leased = self.s.has_ample_lease(self.now);
+        if was_primary && mine && watched && leased && !self.s.leadership.is_busy() {
+            // Fenced in time, and the lock was not even lost: in place again.
+            return self.become_phase(Phase::Recovering { step: Recovery::Reclaiming });
+        }
+        let leaderless = self.s.leader().is_none() || !watched;
+        // Data is changed only for a leader that is known to lead.
+        match (suspect, self.rewind_source().filter(|_| watched)) {
+            // Nobody to differ from: stand for leader with what we have, which may be more than anybody has.
+            // But not with what a rewind may have left half done.
+            (Suspect::No, _) | (Suspect::Maybe, None) if (leaderless && failures == 0) || suspect == Suspect::No => {
+                self.become_phase(Phase::Starting { attempts: 0 });
+            }
+            (Suspect::Maybe, Some(source)) if self.s.settings.use_pg_rewind => self.run(Job::Rewind { source }),
+            (Suspect::Maybe | Suspect::Hopeless, Some(_)) => {
+                let remove = self.s.settings.remove_data_directory_on_rewind_failure;
+                self.run(Job::SetAside { remove });
+            }
+            (Suspect::No | Suspect::Maybe | Suspect::Hopeless, _) => {}
+        }
+    }
+
+    fn rewind_failed(&mut self, failures: u32) {
+        let failures = failures + 1;
+        let suspect = if failures < REWINDS_MAX { Suspect::Maybe } else { Suspect::Hopeless };
+        self.s.phase = Phase::Rejoining { suspect, failures };
+        self.s.timers.arm(Timer::Retry, self.now + Self::backoff(failures));
+    }
+
+    /// The leader, once its first checkpoint tells a rewind where its timeline began.
+    fn rewind_source(&self) -> Option<Upstream> {
+        let upstream = self.s.upstream()?;
+        let (_, facts) = self.s.member(&upstream.name)?;
+        (facts.checkpoint_after_promote != Some(false)).then_some(upstream)
+    }
+}

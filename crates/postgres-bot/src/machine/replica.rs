@@ -1,0 +1,209 @@
+//! Starting read-only and following the leader; noticing that the leader is gone, or that our data has left its path.
+
+use std::collections::BTreeMap;
+
+use bots_core::{
+    machine::Span,
+    wire::{Lsn, PostgresFacts, Timeline},
+};
+
+use super::{
+    event::{Action, Job, JobResult, ProbeId},
+    postgres::{Postgres, Upstream},
+    state::{Candidate, DemoteStep, DemoteWhy, Phase, Stall, Suspect, Timer},
+    turn::{Happened, Turn},
+};
+
+/// After so many failed starts beside a living leader, the data itself is suspect.
+const STARTS_BEFORE_SUSPECT: u32 = 3;
+
+/// A replica that has not followed a living leader for this long will not do so by itself: the leader has removed the log
+/// that it lacks, or its own log is not a part of the leader's, though no timeline tells (two members were promoted to the
+/// same one). Connecting anew takes a fraction of a second, `wal_receiver_timeout` is five.
+const STALLED_AFTER: Span = Span::from_secs(20);
+
+/// A stream that lasts this long proves that the data is on the leader's path. A shorter one proves nothing: where two logs
+/// differ, it begins, breaks off at the first record, and begins again.
+const PROVEN_AFTER: Span = Span::from_secs(10);
+
+/// The leader gets this long to say that it can be reached.
+const STALLED_PROBE_DEADLINE: Span = Span::from_millis(1_000);
+
+impl Turn {
+    /// Bringing the server up read-only.
+    pub(super) fn drive_starting(&mut self, happened: &Happened) {
+        let Phase::Starting { attempts } = self.s.phase else { return };
+        if self.stop_unlocked_writer() {
+            return;
+        }
+        match happened {
+            Happened::JobEnded { job: Job::StartStandby { upstream }, result: Ok(JobResult::Started(_)) } => {
+                let following = upstream.clone();
+                return self.become_phase(Phase::Replica { following });
+            }
+            Happened::JobEnded { job: Job::StartStandby { .. }, result: _ } => {
+                let attempts = attempts + 1;
+                if attempts >= STARTS_BEFORE_SUSPECT && self.s.upstream().is_some() {
+                    let suspect = self.suspicion();
+                    return self.become_phase(Phase::Rejoining { suspect, failures: 0 });
+                }
+                self.s.phase = Phase::Starting { attempts };
+                return self.s.timers.arm(Timer::Retry, self.now + Self::backoff(attempts));
+            }
+            Happened::Nothing
+            | Happened::JobEnded { .. }
+            | Happened::Exited { .. }
+            | Happened::Observed
+            | Happened::Probed { .. }
+            | Happened::Answered { .. }
+            | Happened::Due(_) => {}
+        }
+        if self.s.job.is_none() && self.s.timers.armed(Timer::Retry).is_none() {
+            if self.s.is_foreign() {
+                return self.refuse_foreign();
+            }
+            let upstream = self.s.upstream();
+            self.run(Job::StartStandby { upstream });
+        }
+    }
+
+    /// Following.
+    pub(super) fn drive_replica(&mut self, happened: &Happened) {
+        if self.server_gone(happened) {
+            return self.become_phase(Phase::Starting { attempts: 0 });
+        }
+        if self.stop_unlocked_writer() {
+            return;
+        }
+        match happened {
+            Happened::JobEnded { job: Job::Follow { upstream }, result } => match result {
+                Ok(_) => self.s.phase = Phase::Replica { following: upstream.clone() },
+                Err(_) => self.s.timers.arm(Timer::Retry, self.now + Self::backoff(0)),
+            },
+            Happened::JobEnded { job: Job::Complete, result: Err(_) } => {
+                self.s.timers.arm(Timer::Retry, self.now + Self::backoff(0));
+            }
+            Happened::JobEnded { .. }
+            | Happened::Nothing
+            | Happened::Exited { .. }
+            | Happened::Observed
+            | Happened::Probed { .. }
+            | Happened::Answered { .. }
+            | Happened::Due(_) => {}
+        }
+        if self.may_stand() {
+            self.become_phase(Phase::Candidate(Candidate::default()));
+            return self.open_candidacy();
+        }
+        if let Some(until) = self.others_first_until() {
+            self.s.timers.arm(Timer::OthersFirst, until);
+        }
+        if self.s.job.is_some() || self.s.timers.armed(Timer::Retry).is_some() {
+            return;
+        }
+        let Some(upstream) = self.s.upstream() else { return };
+        // A rewind that found nothing to do knows better.
+        if self.diverged_from(&upstream.name) && !self.s.stall.rewound {
+            return self.become_phase(Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 });
+        }
+        if !matches!(&self.s.phase, Phase::Replica { following: Some(following) } if *following == upstream) {
+            return self.run(Job::Follow { upstream: Some(upstream) });
+        }
+        self.mind_stall(happened, upstream);
+    }
+
+    /// Looks into a server that follows in name only. If the leader can be reached, the data is at fault: it is rewound,
+    /// and if that does not help, copied anew.
+    fn mind_stall(&mut self, happened: &Happened, leader: Upstream) {
+        let Some(server) = self.s.server() else { return };
+        if server.streaming {
+            return self.mind_stream();
+        }
+        self.s.stall.streaming_since = None;
+        if let Happened::Probed { id, answers } = happened
+            && self.s.stall.probe == Some(*id)
+        {
+            self.s.stall.probe = None;
+            self.s.stall.since = None;
+            if answers.get(&leader.name).is_some_and(|answer| answer.is_primary) {
+                let suspect = self.suspicion();
+                self.s.trouble = Some(format!("it could not follow {} for {STALLED_AFTER}", leader.name));
+                return self.become_phase(Phase::Rejoining { suspect, failures: 0 });
+            }
+        }
+        let due = *self.s.stall.since.get_or_insert(self.now) + STALLED_AFTER;
+        if self.now < due {
+            return self.s.timers.arm(Timer::Stalled, due);
+        }
+        if self.s.stall.probe.is_none()
+            && let Some((member, _)) = self.s.member(&leader.name)
+        {
+            self.s.probes += 1;
+            let id = ProbeId(self.s.probes);
+            self.s.stall.probe = Some(id);
+            let peers = BTreeMap::from([(leader.name, member.head.api_url)]);
+            self.out.push(Action::ProbePeers { id, peers, deadline: STALLED_PROBE_DEADLINE });
+        }
+    }
+
+    /// What to think of data that a living leader's does not go with: one rewind is tried.
+    const fn suspicion(&self) -> Suspect {
+        if self.s.stall.rewound { Suspect::Hopeless } else { Suspect::Maybe }
+    }
+
+    /// It streams: if that lasts, the data is proven to follow.
+    fn mind_stream(&mut self) {
+        let proven = *self.s.stall.streaming_since.get_or_insert(self.now) + PROVEN_AFTER;
+        let led = self.s.led().is_some();
+        if self.now >= proven {
+            self.s.stall = Stall { streaming_since: self.s.stall.streaming_since, ..Stall::default() };
+            if led {
+                self.run(Job::Complete);
+            }
+        } else if led || self.s.stall.since.is_some() || self.s.stall.rewound {
+            self.s.timers.arm(Timer::Stalled, proven);
+        }
+    }
+
+    /// Whether the server of a replica or a candidate has ended.
+    pub(super) fn server_gone(&mut self, happened: &Happened) -> bool {
+        if let Happened::Exited { how } = happened {
+            self.s.trouble = Some(format!("Postgres exited by itself: {how}"));
+            if let Some(running) = self.s.job.take() {
+                self.out.push(Action::Cancel { id: running.id });
+            }
+            return true;
+        }
+        self.s.postgres == Postgres::Down && self.s.job.is_none()
+    }
+
+    /// A server that left recovery without us holding the lock was promoted by hand: it must not take a write (S1).
+    pub(super) fn stop_unlocked_writer(&mut self) -> bool {
+        if self.s.server().is_none_or(|server| server.in_recovery) {
+            return false;
+        }
+        let why =
+            String::from("it left recovery without the leader lock: was it promoted by hand? Use botctl switchover");
+        self.s.trouble = Some(format!("Postgres was stopped: {why}"));
+        let mode = self.stop_at_once();
+        self.become_phase(Phase::Demoting {
+            why: DemoteWhy::Fenced(why),
+            step: DemoteStep::Stopping,
+            shutdown_checkpoint: None,
+        });
+        self.run(Job::Stop { mode });
+        true
+    }
+
+    /// Whether our WAL has gone past the point where the leader's timeline branched off: following is not possible.
+    pub(super) fn diverged_from(&self, leader: &str) -> bool {
+        let leaders_timeline =
+            self.s.member(leader).and_then(|(_, facts): (_, PostgresFacts)| facts.timeline).unwrap_or_default();
+        let Some(server) = self.s.server() else { return false };
+        let ours = server.timeline;
+        if ours == Timeline(0) || leaders_timeline <= ours {
+            return false;
+        }
+        self.s.history().0.iter().any(|line| line.0 == ours && line.1 != Lsn(0) && server.position > line.1)
+    }
+}

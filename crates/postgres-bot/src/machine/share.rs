@@ -1,0 +1,186 @@
+//! Rules 2 and 3: the member key's value, and the report.
+
+use bots_core::{
+    machine::{Report, Time},
+    membership::MembershipAction,
+    wire::{Kind, Member, MemberHead, PostgresFacts},
+};
+
+use super::{
+    postgres::Postgres,
+    state::{Bootstrap, DemoteWhy, Phase, State, Suspect},
+    turn::Turn,
+};
+
+/// Shares the state: at once if it is another, within a second if only its figures are.
+pub(super) fn publish(s: &mut State, now: Time, out: &mut Vec<MembershipAction>) {
+    let (head, mut facts) = (head(s), facts(s));
+    let full = Member::new(head.clone(), &facts).to_json();
+    facts.xlog_location = None;
+    facts.receive_lsn = None;
+    facts.replay_lsn = None;
+    let bare = Member::new(head, &facts).to_json();
+    if s.shared_head.as_ref() == Some(&bare) {
+        s.membership.publish_soft(now, full, out);
+    } else {
+        s.shared_head = Some(bare);
+        s.membership.publish(now, full, out);
+    }
+}
+
+fn head(s: &State) -> MemberHead {
+    let (state, role) = words(s);
+    MemberHead {
+        kind: Kind::Postgres,
+        state: state.to_owned(),
+        role: role.to_owned(),
+        version: s.settings.version.clone(),
+        api_url: s.settings.api_url.clone(),
+        instance: s.settings.instance.clone(),
+        node: s.role().to_string(),
+        since_unix_ms: s.settings.epoch_unix_ms + s.since.as_millis(),
+    }
+}
+
+/// Patroni's words for the state of the server and the role of the member.
+fn words(s: &State) -> (&'static str, &'static str) {
+    match &s.phase {
+        Phase::Initializing | Phase::Waiting => ("stopped", "uninitialized"),
+        Phase::Bootstrapping(_) => ("initializing new cluster", "uninitialized"),
+        Phase::Cloning { .. } => ("creating replica", "replica"),
+        Phase::Starting { .. } => ("starting", "replica"),
+        Phase::Replica { .. } | Phase::Candidate(_) => match s.postgres {
+            Postgres::Up(_) => ("running", "replica"),
+            Postgres::Down => ("stopped", "replica"),
+            Postgres::Starting | Postgres::Silent => ("starting", "replica"),
+        },
+        Phase::Promoting { .. } => ("running", "promoted"),
+        Phase::Primary(_) => match s.postgres {
+            Postgres::Up(_) | Postgres::Silent => ("running", "primary"),
+            Postgres::Starting => ("starting", "primary"),
+            Postgres::Down => ("crashed", "primary"),
+        },
+        Phase::Recovering { .. } => ("crashed", "primary"),
+        Phase::Demoting { .. } => ("stopping", "demoted"),
+        Phase::Rejoining { .. } => ("stopped", "replica"),
+        Phase::Stopping { .. } => ("stopping", "replica"),
+    }
+}
+
+fn facts(s: &State) -> PostgresFacts {
+    let server = s.server();
+    let standby = server.filter(|server| server.in_recovery);
+    PostgresFacts {
+        conn_url: s.settings.conn_url.clone(),
+        timeline: server.map(|server| server.timeline),
+        xlog_location: server.map(|server| server.position),
+        receive_lsn: standby.map(|server| server.received),
+        replay_lsn: standby.map(|server| server.replayed),
+        replication_state: standby.filter(|server| server.streaming).map(|_| String::from("streaming")),
+        pending_restart: server.is_some_and(|server| server.pending_restart),
+        checkpoint_after_promote: match &s.phase {
+            Phase::Primary(primary) if primary.checkpoint_due => Some(false),
+            _any_other => None,
+        },
+        tags: s.tags(),
+    }
+}
+
+/// What am I, what do I wait for, since when, and why not something else?
+pub(super) fn report(s: &State, now: Time) -> Report {
+    let turn = Turn::new(s.clone(), now);
+    let (doing, waiting_for) = story(s);
+    let mut report = Report::new(s.role(), s.since, now).doing(doing).waiting_for(waiting_for).next(s.deadline(), now);
+    match &s.phase {
+        Phase::Replica { .. } | Phase::Candidate(_) => {
+            let behind = match &s.phase {
+                Phase::Candidate(candidate) => candidate.behind.clone(),
+                _replica => None,
+            };
+            if let Some(because) = turn.bar_to_standing().or(behind) {
+                report = report.why_not("promote", because);
+            }
+        }
+        Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 } => {
+            report = report.why_not("start", "its data may have left the leader's path");
+        }
+        Phase::Rejoining { suspect: Suspect::Maybe | Suspect::Hopeless, .. } => {
+            report = report.why_not("start", "its data may be half rewound");
+        }
+        Phase::Waiting if s.settings.tags.nofailover => {
+            report = report.why_not("bootstrap", "its tag nofailover is set");
+        }
+        Phase::Waiting if s.view.value(&s.settings.scope.initialize()).is_some() => {
+            report = report.why_not("bootstrap", "the cluster exists, or another member is making it");
+        }
+        _any_other => {}
+    }
+    let troubles = [s.trouble.clone(), s.membership.trouble()].into_iter().flatten();
+    let unwatched = (!s.view.is_watched()).then(|| String::from("etcd is not being watched: what is known may be old"));
+    let silent = (s.postgres == Postgres::Silent).then(|| String::from("Postgres is alive and does not answer"));
+    for trouble in troubles.chain(unwatched).chain(silent).chain(s.dynamic.complaints.clone()) {
+        report = report.trouble(trouble);
+    }
+    report
+}
+
+fn story(s: &State) -> (String, String) {
+    let leader = s.leader().unwrap_or("nobody");
+    let job = s.job.as_ref().map_or_else(|| String::from("etcd and the server"), |r| format!("the job: {}", r.job));
+    match &s.phase {
+        Phase::Initializing => {
+            let missing = if s.data.is_none() {
+                "a look at the data directory"
+            } else if !s.view.is_complete() {
+                "a first look at etcd"
+            } else {
+                "a lease and the member key"
+            };
+            (String::from("starting up; nothing has been touched yet"), missing.to_owned())
+        }
+        Phase::Waiting => (
+            String::from("there is no data to run on yet"),
+            String::from("a leader to copy, or the chance to make the cluster"),
+        ),
+        Phase::Bootstrapping(Bootstrap::Racing(_)) => {
+            (String::from("nobody has made the cluster yet: asking to be the one"), String::from("the answer of etcd"))
+        }
+        Phase::Bootstrapping(_) => (String::from("making a new cluster, as the only member that may"), job),
+        Phase::Cloning { source } => (format!("copying {source}"), job),
+        Phase::Starting { attempts } => (format!("starting Postgres read-only ({attempts} failed tries)"), job),
+        Phase::Replica { .. } => {
+            let streaming = s.server().is_some_and(|server| server.streaming);
+            let how = if streaming { "streaming from" } else { "not streaming; the leader is" };
+            (format!("read-only, {how} {leader}"), String::from("the leader key to change"))
+        }
+        Phase::Candidate(_) => {
+            (String::from("the leader is gone: standing for leader"), String::from("the answers of peers and of etcd"))
+        }
+        Phase::Promoting { from } => (format!("holding the lock, leaving recovery at {from}"), job),
+        Phase::Primary(_) => (String::from("holding the lock, accepting writes"), String::from("events")),
+        Phase::Recovering { .. } => (String::from("holding the lock, restarting Postgres in place"), job),
+        Phase::Demoting { why, .. } => {
+            let why = match why {
+                DemoteWhy::Fenced(why) | DemoteWhy::Unfit(why) => why.clone(),
+                DemoteWhy::Switchover { to: Some(to) } => format!("switchover to {to}"),
+                DemoteWhy::Switchover { to: None } => String::from("switchover"),
+            };
+            (format!("stopping Postgres: {why}"), job)
+        }
+        Phase::Rejoining { .. } if s.shows_our_lock() => {
+            (String::from("stopped; the lock is still ours"), String::from("the lease to be renewed, or to be lost"))
+        }
+        Phase::Rejoining { suspect, .. } => {
+            let how = match suspect {
+                Suspect::No => "to start following",
+                Suspect::Maybe => "to rewind",
+                Suspect::Hopeless => "to put its data aside and copy the leader",
+            };
+            (
+                format!("stopped; {leader} leads; about {how}"),
+                s.job.as_ref().map_or_else(|| String::from("a leader that accepts writes"), |_| job),
+            )
+        }
+        Phase::Stopping { .. } => (String::from("going away"), job),
+    }
+}

@@ -1,0 +1,527 @@
+//! The one `State` value: facts as observed, and the phase that the bot is in. Private to the machine.
+
+use bots_core::{
+    dcs::{Revision, View},
+    leadership::Leadership,
+    machine::{Deadline, Span, Time, Timers},
+    membership::Membership,
+    wire::{Lsn, Member, PostgresFacts, Timeline},
+};
+use serde::Serialize;
+
+use super::{
+    event::{Job, JobId, ProbeId, StopMode},
+    postgres::{DataDir, Postgres, Server, Upstream},
+    role::Role,
+    settings::{Dynamic, Settings, Tags},
+};
+
+/// What the machine waits for with a clock in hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Timer {
+    /// Try again what failed or could not be done yet.
+    Retry,
+    /// A stop or a recovery has taken long enough.
+    Patience,
+    /// Until then another goes first: the member that a switchover names, or the leader that handed over.
+    OthersFirst,
+    /// An operator has scheduled a switchover for then.
+    Scheduled,
+    /// Write a key again, or give the lock back again, if that did not go through.
+    Rewrite,
+    /// Look at the server's position for the `status` key again.
+    ShareStatus,
+    /// A replica that still does not stream is to be looked into.
+    Stalled,
+}
+
+/// A running job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Running {
+    pub(super) id: JobId,
+    pub(super) job: Job,
+    pub(super) since: Time,
+}
+
+/// The steps of making a new cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) enum Bootstrap {
+    /// Asking for the `initialize` key.
+    Racing(bots_core::dcs::RequestId),
+    /// `initdb`, first start, roles: in this order, one job after the other.
+    Working { won: Revision, system_id: Option<String> },
+    /// Recording identifier, configuration and lock in one transaction.
+    Recording { won: Revision, request: bots_core::dcs::RequestId, system_id: String },
+    /// Recorded; taking the mark off the data directory.
+    Completing,
+}
+
+/// Why Postgres is made unwritable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) enum DemoteWhy {
+    /// The lock is gone, or its lease runs out: at once.
+    Fenced(String),
+    /// The server cannot be made to run here: another shall lead.
+    Unfit(String),
+    /// An operator asked for it.
+    Switchover { to: Option<String> },
+}
+
+/// The steps of a demotion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(super) enum DemoteStep {
+    /// A checkpoint first, so that the stop is short.
+    Checkpointing,
+    /// Stopping the server.
+    Stopping,
+    /// The server is down: giving the lock to whoever comes.
+    Yielding,
+}
+
+/// The steps of restarting a crashed primary in place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(super) enum Recovery {
+    /// The lock is our own from before a restart of the bot: binding it to the new lease.
+    Reclaiming,
+    /// Starting the server.
+    Starting,
+}
+
+/// What a stopped member with suspect data does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(super) enum Suspect {
+    /// Nothing: it was stopped cleanly and handed over.
+    No,
+    /// It may hold writes that the new leader lacks.
+    Maybe,
+    /// Rewinding failed: only a new clone helps.
+    Hopeless,
+}
+
+/// The phase: the role, with what belongs to it alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) enum Phase {
+    Initializing,
+    Waiting,
+    Bootstrapping(Bootstrap),
+    Cloning {
+        source: String,
+    },
+    Starting {
+        attempts: u32,
+    },
+    Replica {
+        following: Option<Upstream>,
+    },
+    Candidate(Candidate),
+    Promoting {
+        from: Lsn,
+    },
+    Primary(Primary),
+    Recovering {
+        step: Recovery,
+    },
+    Demoting {
+        why: DemoteWhy,
+        step: DemoteStep,
+        shutdown_checkpoint: Option<Lsn>,
+    },
+    Rejoining {
+        suspect: Suspect,
+        failures: u32,
+    },
+    Stopping {
+        /// The lock was given back; the answer is awaited for a moment.
+        yielded: bool,
+        /// The server may have accepted writes when the stop began.
+        writable: bool,
+    },
+}
+
+/// What a candidate has found out so far.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub(super) struct Candidate {
+    /// The question to the peers that is under way.
+    pub(super) probe: Option<ProbeId>,
+    /// Their answers.
+    pub(super) answers: Option<std::collections::BTreeMap<String, super::event::PeerAnswer>>,
+    /// Our own server was asked after the leader was gone: its position is final.
+    pub(super) observed: bool,
+    /// Who stands in the way, for the report.
+    pub(super) behind: Option<String>,
+}
+
+/// What a primary keeps track of.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub(super) struct Primary {
+    /// The first checkpoint after the promotion is still to come: who rewinds must wait for it.
+    pub(super) checkpoint_due: bool,
+    /// The position in the `status` key that we wrote last.
+    pub(super) shared: Option<Lsn>,
+    /// The line that the `history` key still lacks.
+    pub(super) history_due: Option<bots_core::wire::HistoryLine>,
+    /// Started in place: an earlier life may not have got to recording its promotion.
+    pub(super) restarted: bool,
+    /// The key that a write under the lock is under way for.
+    pub(super) writing: Option<(bots_core::dcs::RequestId, Writing)>,
+    /// The request of an operator that was answered last, by its revision: the watch may still show it.
+    pub(super) answered: Option<Revision>,
+}
+
+/// What is known of how a replica follows its leader.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub(super) struct Stall {
+    /// It has not followed well since then, though it is told to follow a leader that is up.
+    pub(super) since: Option<Time>,
+    /// It has streamed since then without a break.
+    pub(super) streaming_since: Option<Time>,
+    /// The question whether we can reach the leader at all.
+    pub(super) probe: Option<ProbeId>,
+    /// A rewind has ended well, and nothing was streamed for long after it.
+    pub(super) rewound: bool,
+}
+
+/// Which of a primary's keys is being written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) enum Writing {
+    History,
+    Status(Lsn),
+    Failover(Revision),
+    Initialize,
+}
+
+/// Everything that the bot knows.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct State {
+    pub(super) settings: Settings,
+    pub(super) dynamic: Dynamic,
+    pub(super) view: View,
+    pub(super) membership: Membership,
+    pub(super) leadership: Leadership,
+    pub(super) phase: Phase,
+    pub(super) since: Time,
+    /// The roles that the last turn went through, the one it ended in last; none if it stayed.
+    pub(super) passed: Vec<Role>,
+    pub(super) data: Option<DataDir>,
+    pub(super) postgres: Postgres,
+    pub(super) job: Option<Running>,
+    pub(super) jobs: u64,
+    pub(super) probes: u64,
+    pub(super) timers: Timers<Timer>,
+    /// The last thing that went wrong, for the report.
+    pub(super) trouble: Option<String>,
+    /// A leaderless scope was first seen at this time.
+    pub(super) leaderless_since: Option<Time>,
+    /// `InspectData` is under way.
+    pub(super) inspecting: bool,
+    /// The parameters that the shell was told last.
+    pub(super) configured: Option<std::collections::BTreeMap<String, String>>,
+    /// The member value without its figures, as shared last.
+    pub(super) shared_head: Option<String>,
+    /// The switchover that we acted on last, by the revision of the request: none is tried twice.
+    pub(super) tried: Option<Revision>,
+    /// The server follows a living leader in name only.
+    pub(super) stall: Stall,
+    /// When the server crashed under us as a primary, lately.
+    pub(super) crashes: Vec<Time>,
+    /// The exit code and the line for the operator, if it is not an end that was asked for.
+    pub(super) farewell: Option<(u8, String)>,
+    /// `Exit` was asked for: nothing more is.
+    pub(super) exited: bool,
+}
+
+impl State {
+    /// A bot that has just been started and knows nothing.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let dynamic = Dynamic::from_value(&settings.bootstrap_config);
+        let scope = settings.scope.clone();
+        Self {
+            view: View::of([scope.prefix()]),
+            membership: Membership::new(scope.clone(), &settings.name, &settings.instance, dynamic.ttl),
+            leadership: Leadership::new(scope.leader(), &settings.name),
+            phase: Phase::Initializing,
+            since: Time::ZERO,
+            passed: Vec::new(),
+            data: None,
+            postgres: Postgres::Down,
+            job: None,
+            jobs: 0,
+            probes: 0,
+            timers: Timers::default(),
+            trouble: None,
+            leaderless_since: None,
+            inspecting: false,
+            configured: None,
+            shared_head: None,
+            tried: None,
+            stall: Stall::default(),
+            crashes: Vec::new(),
+            farewell: None,
+            exited: false,
+            dynamic,
+            settings,
+        }
+    }
+
+    /// The node of the diagram.
+    #[must_use]
+    pub const fn role(&self) -> Role {
+        match &self.phase {
+            Phase::Initializing => Role::Initializing,
+            Phase::Waiting => Role::Waiting,
+            Phase::Bootstrapping(_) => Role::Bootstrapping,
+            Phase::Cloning { .. } => Role::Cloning,
+            Phase::Starting { .. } => Role::Starting,
+            Phase::Replica { .. } => Role::Replica,
+            Phase::Candidate(_) => Role::Candidate,
+            Phase::Promoting { .. } => Role::Promoting,
+            Phase::Primary(_) => Role::Primary,
+            Phase::Recovering { .. } => Role::Recovering,
+            Phase::Demoting { .. } => Role::Demoting,
+            Phase::Rejoining { .. } => Role::Rejoining,
+            Phase::Stopping { .. } => Role::Stopping,
+        }
+    }
+
+    /// The roles that the last step went through, the one it ended in last; none if it stayed.
+    #[must_use]
+    pub fn passed(&self) -> &[Role] {
+        &self.passed
+    }
+
+    /// The settings.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The cluster's settings.
+    #[must_use]
+    pub const fn dynamic(&self) -> &Dynamic {
+        &self.dynamic
+    }
+
+    /// What is known of etcd.
+    #[must_use]
+    pub const fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The lease and the member key.
+    #[must_use]
+    pub const fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// The lock.
+    #[must_use]
+    pub const fn leadership(&self) -> &Leadership {
+        &self.leadership
+    }
+
+    /// The server as last observed.
+    #[must_use]
+    pub const fn postgres(&self) -> &Postgres {
+        &self.postgres
+    }
+
+    /// The data directory as last inspected.
+    #[must_use]
+    pub const fn data(&self) -> Option<&DataDir> {
+        self.data.as_ref()
+    }
+
+    /// The live server's facts.
+    #[must_use]
+    pub const fn server(&self) -> Option<&Server> {
+        self.postgres.server()
+    }
+
+    /// The last thing that went wrong.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// Whether clients may write here at `now`: the role, the server and the lease all say so.
+    #[must_use]
+    pub fn accepts_writes(&self, now: Time) -> bool {
+        matches!(self.phase, Phase::Primary(_))
+            && self.server().is_some_and(|s| !s.in_recovery)
+            && self.leadership.fence(now, &self.membership).is_some()
+    }
+
+    /// Whether a server that this bot started may accept writes by what it was told to do.
+    pub(super) const fn may_be_writable(&self) -> bool {
+        match &self.phase {
+            Phase::Promoting { .. } | Phase::Primary(_) | Phase::Recovering { step: Recovery::Starting } => true,
+            Phase::Demoting { why, step, .. } => {
+                !matches!(why, DemoteWhy::Fenced(_)) && !matches!(step, DemoteStep::Yielding)
+            }
+            Phase::Stopping { writable, .. } => {
+                *writable || matches!(&self.postgres, Postgres::Up(s) if !s.in_recovery)
+            }
+            Phase::Initializing
+            | Phase::Waiting
+            | Phase::Bootstrapping(_)
+            | Phase::Cloning { .. }
+            | Phase::Starting { .. }
+            | Phase::Replica { .. }
+            | Phase::Candidate(_)
+            | Phase::Recovering { step: Recovery::Reclaiming }
+            | Phase::Rejoining { .. } => false,
+        }
+    }
+
+    /// When a server that may accept writes must be stopped unless the lease is renewed before.
+    pub(super) fn fence_at(&self) -> Option<Time> {
+        if !self.may_be_writable() || self.postgres == Postgres::Down && self.job.is_none() {
+            return None;
+        }
+        if self.is_stopping_at_once() {
+            return None;
+        }
+        Some(self.lease_ends())
+    }
+
+    /// The server is being stopped, by force if need be.
+    pub(super) const fn is_stopping_at_once(&self) -> bool {
+        matches!(&self.job, Some(Running { job: Job::Stop { mode: StopMode::Immediate { .. } }, .. }))
+    }
+
+    /// The end of the lease, as far as anything may be begun under it: what is not stopped by then is stopped by force.
+    fn lease_ends(&self) -> Time {
+        self.membership.valid_until().unwrap_or(Time::ZERO) - self.fence_margin()
+    }
+
+    /// The lease lives, and the fence is not about to fall.
+    pub(super) fn has_ample_lease(&self, now: Time) -> bool {
+        now < self.lease_ends() && self.membership.lease(now).is_some()
+    }
+
+    /// The lock is held, and the fence is not about to fall: a server may be made writable.
+    pub(super) fn may_use_lock(&self, now: Time) -> bool {
+        self.has_ample_lease(now) && self.leadership.fence(now, &self.membership).is_some()
+    }
+
+    /// Before the fence falls, this much of the lease is left: what stopping Postgres may take, and any drift of clocks.
+    #[must_use]
+    pub const fn fence_margin(&self) -> Span {
+        self.membership.lease_ttl().divided_by(5)
+    }
+
+    pub(super) fn deadline(&self) -> Option<Deadline> {
+        let fence = self
+            .fence_at()
+            .map(|at| Deadline { at, reason: String::from("stop Postgres: its lease runs out unless renewed before") });
+        let making = matches!(&self.phase, Phase::Bootstrapping(step) if !matches!(step, Bootstrap::Racing(_)));
+        let bootstrap = making.then(|| Deadline {
+            at: self.lease_ends(),
+            reason: String::from("give the bootstrap up: its lease runs out unless renewed before"),
+        });
+        let own = [fence, bootstrap, self.timers.next()];
+        Deadline::earliest(own.into_iter().chain([self.membership.deadline(), self.leadership.deadline()]))
+    }
+
+    /// Whether the view shows the lock under our present lease.
+    pub(super) fn shows_our_lock(&self) -> bool {
+        let found = self.view.get(&self.settings.scope.leader());
+        found.is_some_and(|kv| kv.value == self.settings.name && kv.lease == self.membership.lease_id())
+    }
+
+    /// The other members, by name.
+    pub(super) fn peers(&self) -> impl Iterator<Item = (&str, Member)> {
+        let prefix = self.settings.scope.members_prefix();
+        let me = self.settings.name.as_str();
+        self.view
+            .entries_below(&prefix)
+            .into_iter()
+            .filter_map(move |(name, kv)| Some((name, Member::from_json(&kv.value)?)))
+            .filter(move |(name, _)| *name != me)
+    }
+
+    /// A member by name, with its Postgres facts.
+    pub(super) fn member(&self, name: &str) -> Option<(Member, PostgresFacts)> {
+        let member = Member::from_json(self.view.value(&self.settings.scope.member(name))?)?;
+        let facts = member.facts()?;
+        Some((member, facts))
+    }
+
+    /// Who holds the lock, as far as we know.
+    pub(super) fn leader(&self) -> Option<&str> {
+        self.leadership.holder(&self.view)
+    }
+
+    /// The leader as somebody to copy or follow: another member whose server accepts writes.
+    pub(super) fn upstream(&self) -> Option<Upstream> {
+        let name = self.leader().filter(|name| *name != self.settings.name)?;
+        let (member, facts) = self.member(name)?;
+        (member.head.role == "primary" && member.head.state == "running")
+            .then(|| Upstream { name: name.to_owned(), conn_url: facts.conn_url })
+    }
+
+    /// The system identifier that the cluster recorded.
+    pub(super) fn cluster_system_id(&self) -> Option<&str> {
+        self.view.value(&self.settings.scope.initialize()).filter(|id| !id.is_empty())
+    }
+
+    /// The system identifier of our data directory.
+    pub(super) fn own_system_id(&self) -> Option<&str> {
+        match &self.data {
+            Some(DataDir::Present { system_id, .. }) => Some(system_id),
+            Some(DataDir::Empty | DataDir::Unfinished { .. }) | None => None,
+        }
+    }
+
+    /// Our data directory belongs to another cluster than the one that is recorded.
+    pub(super) fn is_foreign(&self) -> bool {
+        matches!((self.own_system_id(), self.cluster_system_id()), (Some(own), Some(recorded)) if own != recorded)
+    }
+
+    /// The member's tags as others see them: who must not lead says so, lest others wait for it.
+    #[must_use]
+    pub fn tags(&self) -> serde_json::Map<String, serde_json::Value> {
+        let nofailover = self.settings.tags.nofailover || self.usurped_by().is_some();
+        let tags = Tags { nofailover, ..self.settings.tags.clone() };
+        match serde_json::to_value(&tags) {
+            Ok(serde_json::Value::Object(map)) => map,
+            Ok(_) | Err(_) => serde_json::Map::new(),
+        }
+    }
+
+    /// The timeline that our data was a primary on, if it is not proven to follow another since.
+    pub(super) const fn led(&self) -> Option<Timeline> {
+        match self.data {
+            Some(DataDir::Present { led, .. }) => led,
+            Some(DataDir::Empty | DataDir::Unfinished { .. }) | None => None,
+        }
+    }
+
+    /// Who was promoted, by the cluster's record, to the very timeline that our server was a primary on, if it was not us: the
+    /// cluster has followed the other.
+    pub(super) fn usurped_by(&self) -> Option<String> {
+        let led = self.led()?;
+        let line = self.history().0.into_iter().find(|line| line.0.0 + 1 == led.0)?;
+        (!line.4.is_empty() && line.4 != self.settings.name).then_some(line.4)
+    }
+
+    pub(super) fn invariants(&self) -> Result<(), String> {
+        if let Some(running) = &self.job
+            && matches!(running.job, Job::Promote)
+            && !matches!(self.phase, Phase::Promoting { .. })
+        {
+            return Err(format!("a promotion runs while {}", self.role()));
+        }
+        if matches!(self.phase, Phase::Primary(_)) && self.data.as_ref().is_none_or(|d| *d == DataDir::Empty) {
+            return Err(String::from("a primary without data"));
+        }
+        if matches!(self.phase, Phase::Replica { .. } | Phase::Candidate(_))
+            && self.server().is_some_and(|s| !s.in_recovery)
+        {
+            return Err(format!("a {} whose server accepts writes", self.role()));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,400 @@
+//! One turn of the machine: take in the event, let the role do what is due, share what has changed.
+//!
+//! Roles are level-triggered: each looks at the facts and does what they call for, so that a lost or repeated event
+//! changes nothing. What cannot be a fact (a job's end, an answer) comes along as [`Happened`].
+
+use std::collections::BTreeMap;
+
+use bots_core::{
+    dcs::{DcsAction, DcsEvent, Outcome, RequestId},
+    machine::{Machine, Span, Step, Time},
+    membership::{MembershipAction, MembershipChange, MembershipEvent},
+    wire::Timeline,
+};
+
+use super::{
+    PostgresBot,
+    event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, StopMode},
+    postgres::{DataDir, Postgres},
+    settings::{Dynamic, effective_parameters},
+    share,
+    state::{DemoteStep, DemoteWhy, Phase, Running, Stall, State, Timer},
+};
+
+/// A turn may pass through this many roles; more is a loop, which the tests would show.
+const ROLES_PER_TURN_MAX: usize = 8;
+
+/// How long a stop may take before it is made immediate.
+pub(super) const STOP_PATIENCE: Span = Span::from_secs(60);
+
+/// A server that is told to stop at once takes milliseconds; one that has not by then hangs.
+const KILL_AFTER_MAX: Span = Span::from_millis(500);
+
+/// What cannot be read off the state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Happened {
+    Nothing,
+    JobEnded { job: Job, result: Result<JobResult, JobError> },
+    Exited { how: String },
+    Observed,
+    Probed { id: ProbeId, answers: BTreeMap<String, PeerAnswer> },
+    Answered { id: RequestId, outcome: Outcome },
+    Due(Timer),
+}
+
+/// A state in the making, with the actions so far.
+pub(super) struct Turn {
+    pub(super) s: State,
+    pub(super) now: Time,
+    pub(super) out: Vec<Action>,
+}
+
+impl Turn {
+    pub(super) fn new(mut s: State, now: Time) -> Self {
+        s.passed.clear();
+        Self { s, now, out: Vec::new() }
+    }
+
+    pub(super) fn take(&mut self, event: Event) {
+        if self.s.exited {
+            return;
+        }
+        let happened = match event {
+            Event::Dcs(event) => self.dcs(event),
+            Event::NameProbed { instance } => {
+                self.membership_event(&MembershipEvent::NameProbed { instance });
+                Happened::Nothing
+            }
+            Event::TimerFired => Happened::Nothing,
+            Event::ShutdownRequested => {
+                self.shut_down();
+                Happened::Nothing
+            }
+            Event::DataInspected(found) => {
+                self.s.inspecting = false;
+                self.s.data = Some(found);
+                Happened::Nothing
+            }
+            Event::DataUnusable { why, code } => {
+                self.s.inspecting = false;
+                self.give_up(code, why);
+                Happened::Nothing
+            }
+            Event::PostgresObserved(postgres) => {
+                // An observation from before the end of the server is old news.
+                if self.s.postgres.is_alive() {
+                    self.s.postgres = postgres;
+                }
+                // Also when its promotion was given up, or made by hand.
+                if let Some(led) = self.s.server().filter(|server| !server.in_recovery).map(|server| server.timeline) {
+                    self.note_led(led);
+                }
+                Happened::Observed
+            }
+            Event::PostgresExited { how } => {
+                self.s.postgres = Postgres::Down;
+                Happened::Exited { how }
+            }
+            Event::PeersProbed { id, answers } => Happened::Probed { id, answers },
+            Event::JobEnded { id, result } => self.job_ended(id, result),
+        };
+        self.settle(happened);
+    }
+
+    pub(super) fn finish(self) -> Step<State, Action> {
+        Step { state: self.s, actions: self.out }
+    }
+
+    fn settle(&mut self, happened: Happened) {
+        self.note_leader();
+        self.configure();
+        self.drive(happened);
+        while !self.s.exited
+            && let Some(timer) = self.s.timers.take_due(self.now)
+        {
+            self.drive(Happened::Due(timer));
+        }
+        if !self.s.exited {
+            self.let_go_of_the_lock();
+            let mut out = Vec::new();
+            self.s.membership.advance(self.now, &mut out);
+            share::publish(&mut self.s, self.now, &mut out);
+            self.push_membership(out);
+        }
+    }
+
+    /// Lets the role act, and every role that it leads to.
+    fn drive(&mut self, happened: Happened) {
+        let mut happened = happened;
+        for _ in 0..ROLES_PER_TURN_MAX {
+            let before = self.s.role();
+            if self.s.exited {
+                return;
+            }
+            self.fence();
+            match &self.s.phase {
+                Phase::Initializing => self.drive_initializing(&happened),
+                Phase::Waiting => self.drive_waiting(&happened),
+                Phase::Bootstrapping(_) => self.drive_bootstrapping(&happened),
+                Phase::Cloning { .. } => self.drive_cloning(&happened),
+                Phase::Starting { .. } => self.drive_starting(&happened),
+                Phase::Replica { .. } => self.drive_replica(&happened),
+                Phase::Candidate(_) => self.drive_candidate(&happened),
+                Phase::Promoting { .. } => self.drive_promoting(&happened),
+                Phase::Primary(_) => self.drive_primary(&happened),
+                Phase::Recovering { .. } => self.drive_recovering(&happened),
+                Phase::Demoting { .. } => self.drive_demoting(&happened),
+                Phase::Rejoining { .. } => self.drive_rejoining(&happened),
+                Phase::Stopping { .. } => self.drive_stopping(&happened),
+            }
+            if self.s.role() == before {
+                return;
+            }
+            happened = Happened::Nothing;
+        }
+    }
+
+    /// The only way to change role.
+    pub(super) fn become_phase(&mut self, phase: Phase) {
+        let before = self.s.role();
+        self.s.phase = phase;
+        let after = self.s.role();
+        PostgresBot::TRANSITIONS.assert_allows(before, after);
+        if before != after {
+            self.s.passed.push(after);
+            self.s.since = self.now;
+            let of_the_role =
+                [Timer::Retry, Timer::Patience, Timer::ShareStatus, Timer::Scheduled, Timer::Rewrite, Timer::Stalled];
+            for timer in of_the_role {
+                self.s.timers.disarm(timer);
+            }
+            self.s.stall = Stall { rewound: self.s.stall.rewound, ..Stall::default() };
+        }
+    }
+
+    /// A server that may accept writes is stopped before its lease can run out, and at once when the lock is gone (S1, S6).
+    fn fence(&mut self) {
+        let Some(at) = self.s.fence_at() else { return };
+        let why = if self.now >= at {
+            String::from("the lease was not renewed in time")
+        } else if !self.s.leadership.is_held() && !self.s.leadership.is_busy() {
+            String::from("the leader lock is gone or another's")
+        } else {
+            return;
+        };
+        self.s.trouble = Some(format!("Postgres was stopped: {why}"));
+        self.fence_now(why);
+    }
+
+    pub(super) fn fence_now(&mut self, why: String) {
+        let mode = self.stop_at_once();
+        if matches!(self.s.phase, Phase::Stopping { .. }) {
+            return self.run(Job::Stop { mode });
+        }
+        self.become_phase(Phase::Demoting {
+            why: DemoteWhy::Fenced(why),
+            step: DemoteStep::Stopping,
+            shutdown_checkpoint: None,
+        });
+        self.run(Job::Stop { mode });
+    }
+
+    /// The stop that is sure to end within the fence margin.
+    pub(super) fn stop_at_once(&self) -> StopMode {
+        StopMode::Immediate { kill_after: self.s.fence_margin().divided_by(2).min(KILL_AFTER_MAX) }
+    }
+
+    fn dcs(&mut self, event: DcsEvent) -> Happened {
+        self.s.view.apply(&event);
+        let answered = match &event {
+            DcsEvent::Answered { id, outcome } => Happened::Answered { id: *id, outcome: outcome.clone() },
+            DcsEvent::Listed { .. }
+            | DcsEvent::Changed { .. }
+            | DcsEvent::WatchLost { .. }
+            | DcsEvent::LeaseGranted { .. }
+            | DcsEvent::LeaseRenewed { .. }
+            | DcsEvent::LeaseLost { .. } => Happened::Nothing,
+        };
+        let event = MembershipEvent::Dcs(event);
+        self.membership_event(&event);
+        if let MembershipEvent::Dcs(event) = event {
+            let _change = self.s.leadership.on_event(self.now, &event, &self.s.view, &self.s.membership);
+        }
+        answered
+    }
+
+    fn membership_event(&mut self, event: &MembershipEvent) {
+        let mut out = Vec::new();
+        let change = self.s.membership.on_event(self.now, event, &self.s.view, &mut out);
+        self.push_membership(out);
+        if let Some(MembershipChange::Duplicate { api_url }) = change {
+            let name = self.s.settings.name.clone();
+            let message = format!(
+                "name: another live bot is called {name} in this scope (it answers at {api_url}): give this one another name"
+            );
+            self.give_up(3, message);
+        }
+    }
+
+    fn push_membership(&mut self, out: Vec<MembershipAction>) {
+        self.out.extend(out.into_iter().map(|action| match action {
+            MembershipAction::Dcs(action) => Action::Dcs(action),
+            MembershipAction::ProbeName { api_url } => Action::ProbeName { api_url },
+        }));
+    }
+
+    pub(super) fn push_dcs(&mut self, out: Vec<DcsAction>) {
+        self.out.extend(out.into_iter().map(Action::Dcs));
+    }
+
+    fn note_leader(&mut self) {
+        let leaderless = self.s.view.is_complete() && self.s.view.is_watched() && self.s.leader().is_none();
+        match (leaderless, self.s.leaderless_since) {
+            (true, None) => {
+                self.s.leaderless_since = Some(self.now);
+                // What a replica received last from a leader that shut down decides whether it may lead: the figure from
+                // the last look, perhaps half a second old, would make it stand back.
+                if self.s.server().is_some() {
+                    self.out.push(Action::Observe);
+                }
+            }
+            (false, Some(_)) => self.s.leaderless_since = None,
+            (true, Some(_)) | (false, None) => {}
+        }
+    }
+
+    /// Takes over the cluster's settings, and tells the shell when the parameters have changed.
+    fn configure(&mut self) {
+        if let Some(config) = self.s.view.json(&self.s.settings.scope.config()) {
+            self.s.dynamic = Dynamic::from_value(&config);
+            self.s.membership.set_ttl(self.s.dynamic.ttl);
+        }
+        let parameters = effective_parameters(&self.s.settings, &self.s.dynamic);
+        if self.s.configured.as_ref() != Some(&parameters) {
+            self.s.configured = Some(parameters.clone());
+            self.out.push(Action::Configure { parameters });
+        }
+    }
+
+    /// Starts a job; one that still runs is given up first.
+    pub(super) fn run(&mut self, job: Job) {
+        if let Some(running) = self.s.job.take() {
+            self.out.push(Action::Cancel { id: running.id });
+        }
+        match job {
+            Job::StartPrimary => self.s.postgres = Postgres::Starting,
+            Job::StartStandby { .. } => {
+                self.s.postgres = Postgres::Starting;
+                self.note_standby();
+            }
+            Job::Initialize
+            | Job::CreateRoles
+            | Job::Complete
+            | Job::DiscardUnfinished
+            | Job::SetAside { .. }
+            | Job::Clone { .. }
+            | Job::Follow { .. }
+            | Job::Promote
+            | Job::Checkpoint
+            | Job::Stop { .. }
+            | Job::Rewind { .. } => {}
+        }
+        self.s.jobs += 1;
+        let id = JobId(self.s.jobs);
+        self.s.job = Some(Running { id, job: job.clone(), since: self.now });
+        self.out.push(Action::Run { id, job });
+    }
+
+    /// Takes over what a job's end says of the server and the data directory.
+    fn job_ended(&mut self, id: JobId, result: Result<JobResult, JobError>) -> Happened {
+        if self.s.job.as_ref().is_none_or(|running| running.id != id) {
+            return Happened::Nothing;
+        }
+        let Some(Running { job, .. }) = self.s.job.take() else { return Happened::Nothing };
+        match (&job, &result) {
+            (Job::StartPrimary | Job::StartStandby { .. }, Ok(JobResult::Started(server))) => {
+                self.s.postgres = Postgres::Up(server.clone());
+                if job == Job::StartPrimary {
+                    self.note_led(server.timeline);
+                }
+            }
+            (Job::StartPrimary | Job::StartStandby { .. }, Err(_)) => self.s.postgres = Postgres::Down,
+            (Job::Promote, Ok(JobResult::Promoted { server, .. })) => {
+                self.s.postgres = Postgres::Up(server.clone());
+                self.note_led(server.timeline);
+            }
+            (Job::Stop { .. }, Ok(JobResult::Stopped { .. })) => {
+                self.s.postgres = Postgres::Down;
+                if let Some(DataDir::Present { running, .. }) = &mut self.s.data {
+                    *running = false;
+                }
+            }
+            (Job::DiscardUnfinished | Job::SetAside { .. }, Ok(_)) => self.s.data = Some(DataDir::Empty),
+            (Job::Complete, Ok(_)) if !matches!(self.s.phase, Phase::Bootstrapping(_) | Phase::Waiting) => {
+                self.note_follower();
+            }
+            (Job::Rewind { .. }, Ok(_)) => self.note_follower(),
+            (Job::Complete | Job::Clone { .. }, Ok(_)) => self.s.data = None,
+            (_any_other_job, _its_end) => {}
+        }
+        match (&job, &result) {
+            (_, Err(error)) => self.s.trouble = Some(error.why.clone()),
+            // On the way down, or beside the way: what went wrong before is still the news.
+            (Job::Stop { .. } | Job::SetAside { .. } | Job::Checkpoint | Job::Follow { .. }, Ok(_)) => {}
+            (
+                Job::Initialize
+                | Job::CreateRoles
+                | Job::Complete
+                | Job::DiscardUnfinished
+                | Job::Clone { .. }
+                | Job::StartPrimary
+                | Job::StartStandby { .. }
+                | Job::Promote
+                | Job::Rewind { .. },
+                Ok(_),
+            ) => self.s.trouble = None,
+        }
+        Happened::JobEnded { job, result }
+    }
+
+    /// The server is a primary on `led`: its data is a primary's from now on.
+    const fn note_led(&mut self, led: Timeline) {
+        if let Some(DataDir::Present { was_primary, led: known, .. }) = &mut self.s.data {
+            (*was_primary, *known) = (true, Some(led));
+        }
+    }
+
+    /// The data is made to start read-only; what it was before is not forgotten.
+    const fn note_standby(&mut self) {
+        if let Some(DataDir::Present { was_primary, .. }) = &mut self.s.data {
+            *was_primary = false;
+        }
+    }
+
+    /// The data is proven to follow another's.
+    const fn note_follower(&mut self) {
+        if let Some(DataDir::Present { was_primary, led, .. }) = &mut self.s.data {
+            (*was_primary, *led) = (false, None);
+        }
+    }
+
+    /// This bot must not run: whatever it started is stopped first.
+    pub(super) fn give_up(&mut self, code: u8, message: String) {
+        self.s.trouble = Some(message.clone());
+        self.s.farewell = Some((code, message));
+        self.shut_down();
+    }
+
+    /// Looks at the data directory, unless that is under way.
+    pub(super) fn inspect(&mut self) {
+        if !self.s.inspecting {
+            self.s.inspecting = true;
+            self.out.push(Action::InspectData);
+        }
+    }
+
+    /// A delay that doubles with every failure, between a second and half a minute.
+    pub(super) fn backoff(failures: u32) -> Span {
+        Span::from_secs(1 << failures.min(5)).min(Span::from_secs(30))
+    }
+}

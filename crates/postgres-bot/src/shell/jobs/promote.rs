@@ -1,0 +1,54 @@
+//! Leaving recovery, and checkpoints.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, bail};
+use bots_core::wire::{Lsn, Timeline};
+
+use super::super::{
+    hands::Hands,
+    server::{Connection, connect},
+};
+use crate::machine::JobResult;
+
+/// How often the server is asked whether it has left recovery: this is time in which nobody can write.
+const ASK_EVERY: Duration = Duration::from_millis(3);
+
+/// The longest that one question may take on the way.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Leaves recovery; returns once writes are accepted.
+pub(super) async fn run(hands: &Hands) -> anyhow::Result<JobResult> {
+    let connection = Connection::open(&hands.node, DEADLINE).await?;
+    let before = connection.facts(Timeline::default()).await?;
+    if before.in_recovery {
+        let asked = connection.client().query_one("SELECT pg_promote(false)", &[]).await;
+        if !asked.context("pg_promote")?.get::<_, bool>(0) {
+            bail!("the server refused to be promoted");
+        }
+    }
+    loop {
+        let now = connection.facts(Timeline::default()).await?;
+        if !now.in_recovery {
+            let switched_at = switch_position(hands, now.timeline).unwrap_or(before.position);
+            tracing::info!(timeline = now.timeline.0, %switched_at, "promoted");
+            return Ok(JobResult::Promoted { server: now, switched_at });
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+/// Where `timeline` branched off, by the last line of its history file.
+fn switch_position(hands: &Hands, timeline: Timeline) -> Option<Lsn> {
+    let file = hands.node.data_dir.join(format!("pg_wal/{:08X}.history", timeline.0));
+    let history = fs::read_to_string(file).ok()?;
+    let last = history.lines().rfind(|line| line.starts_with(|c: char| c.is_ascii_digit()));
+    last?.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// `CHECKPOINT`, however long it takes.
+pub(super) async fn checkpoint(hands: &Hands) -> anyhow::Result<JobResult> {
+    let client = connect(&hands.node, "-c statement_timeout=0").await?;
+    client.batch_execute("CHECKPOINT").await.context("checkpoint")?;
+    Ok(JobResult::Done)
+}

@@ -1,0 +1,122 @@
+//! `pg_rewind`: bringing data that has left the leader's path back to it.
+
+use std::sync::Arc;
+
+use anyhow::{anyhow, bail};
+
+use super::{
+    super::{
+        conninfo::Conninfo,
+        files,
+        hands::Hands,
+        inspect::{self, Control},
+        processes,
+        tool::{self, clean_command},
+    },
+    start,
+};
+use crate::machine::{JobResult, Upstream};
+
+/// Rewinds the stopped server to follow `source`.
+pub(super) async fn run(hands: &Arc<Hands>, source: &Upstream) -> anyhow::Result<JobResult> {
+    let node = &hands.node;
+    if !processes::of_server(&[&node.data_dir]).is_empty() {
+        bail!("Postgres still runs on {}", node.data_dir.display());
+    }
+    if node.rewinding().exists() {
+        bail!("an earlier rewind was cut off half-way: only a new copy helps");
+    }
+    let is_standby = node.standby_signal().exists();
+    let led = inspect::led(node);
+    let is_clean = Control::read(hands, &node.data_dir).await?.is_clean();
+    if is_standby && !is_clean {
+        start::settle_standby(hands).await?;
+    }
+    let recover = !is_standby && !is_clean;
+    hands.on_disk(move |hands| begin(hands, recover)).await?;
+    let conninfo = Conninfo::new(source, node.rewinder())?.passfile(&node.passfile()).database("postgres");
+    let conninfo = conninfo.application_name(&format!("{}-rewind", node.name));
+    let mut command = clean_command(node.binaries.program("pg_rewind"));
+    command.arg("--target-pgdata").arg(&node.data_dir).arg("--source-server").arg(conninfo.to_string());
+    if is_standby {
+        // Single-user mode would end the recovery of a standby, and with a record of its own part it from the leader.
+        command.arg("--no-ensure-shutdown");
+    }
+    // What it says is looked at below.
+    command.env("LC_ALL", "C");
+    tracing::info!(source = source.name, "pg_rewind starts");
+    let ended = hands.tools.run_to_any_end(command).await?;
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    let mut result = tool::check("pg_rewind", &ended);
+    if result.is_ok() && takes_them_for_one(&said) && led == Some(Control::read(hands, &node.data_dir).await?.timeline)
+    {
+        result = Err(anyhow!(
+            "both this server and {} were promoted to the same timeline: pg_rewind cannot tell them apart",
+            source.name
+        ));
+    }
+    let end = match &result {
+        Ok(()) => End::Follower,
+        Err(_) if has_begun(&said) => End::HalfWay,
+        Err(_) => End::Untouched,
+    };
+    hands.on_disk(move |hands| end.note(hands)).await?;
+    result.map(|()| JobResult::Done)
+}
+
+/// Prepares for the recovery in single-user mode that `pg_rewind` gives a crashed primary, and marks the data directory.
+fn begin(hands: &Hands, recover: bool) -> anyhow::Result<()> {
+    if recover {
+        hands.prepare_recovery()?;
+    }
+    files::write_passfile(&hands.node)?;
+    // Beside the data directory: a rewind deletes what its source does not have.
+    files::replace(&hands.node.rewinding(), "", 0o600)
+}
+
+/// What a rewind has made of the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It is the source's now.
+    Follower,
+    /// It is what it was before.
+    Untouched,
+    /// It is neither, and keeps the mark.
+    HalfWay,
+}
+
+impl End {
+    fn note(self, hands: &Hands) -> anyhow::Result<()> {
+        match self {
+            Self::Follower => files::write_follower(&hands.node)?,
+            Self::Untouched => {}
+            Self::HalfWay => return Ok(()),
+        }
+        files::remove(&hands.node.rewinding())
+    }
+}
+
+/// Whether `pg_rewind` found nothing to do because both servers are on one timeline. Of two primaries that cannot be true.
+fn takes_them_for_one(said: &str) -> bool {
+    said.contains("are on the same timeline")
+}
+
+/// Whether `pg_rewind` came to where it changes files.
+fn has_begun(said: &str) -> bool {
+    said.contains("rewinding from last common checkpoint")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{has_begun, takes_them_for_one};
+
+    #[test]
+    fn the_short_cut_of_pg_rewind_is_heard() {
+        let said = "pg_rewind: connected to server\npg_rewind: source and target cluster are on the same timeline\n\
+                     pg_rewind: no rewind required\n";
+        assert!(takes_them_for_one(said));
+        let said =
+            "pg_rewind: servers diverged at WAL location 0/3000000 on timeline 1\npg_rewind: no rewind required\n";
+        assert!(!takes_them_for_one(said) && !has_begun(said));
+    }
+}

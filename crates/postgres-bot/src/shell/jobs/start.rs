@@ -1,0 +1,104 @@
+//! Bringing the server up, as a primary or read-only, and turning it to another upstream.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, bail};
+use bots_core::wire::Timeline;
+
+use super::super::{
+    files::{self, Mode},
+    hands::Hands,
+    postmaster::Life,
+    processes::PidFile,
+    server::{self, Connection},
+};
+use crate::machine::{JobResult, Server, StopMode, Upstream};
+
+/// How often the server's pid file is looked at until it says `ready`.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// A first answer takes longer than later ones: every cache is cold.
+const FIRST_ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a crashed standby may take to be consistent by itself; a new copy is the way out.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Starts writable, on the timeline that the data is on.
+pub(super) async fn primary(hands: &Arc<Hands>) -> anyhow::Result<JobResult> {
+    start(hands, Mode::Primary).await
+}
+
+/// Starts read-only.
+pub(super) async fn standby(hands: &Arc<Hands>, upstream: Option<Upstream>) -> anyhow::Result<JobResult> {
+    start(hands, Mode::Standby(upstream)).await
+}
+
+/// Turns a running replica to another upstream, by reload.
+pub(super) async fn follow(hands: &Arc<Hands>, upstream: Option<Upstream>) -> anyhow::Result<JobResult> {
+    if hands.postmaster.life() == Life::Down {
+        bail!("the server is down");
+    }
+    hands.set_mode(Mode::Standby(upstream));
+    hands.apply().await?;
+    Ok(JobResult::Done)
+}
+
+async fn start(hands: &Arc<Hands>, mode: Mode) -> anyhow::Result<JobResult> {
+    let up = bring_up(hands, mode).await?;
+    hands.postmaster.set_ready();
+    Ok(JobResult::Started(up))
+}
+
+/// Lets a crashed standby replay what it has, and stops it in good order. It writes no log of its own meanwhile, as it
+/// would in single-user mode.
+pub(super) async fn settle_standby(hands: &Arc<Hands>) -> anyhow::Result<()> {
+    let up = tokio::time::timeout(SETTLE_DEADLINE, bring_up(hands, Mode::Standby(None))).await;
+    // Stopped in any case, and when this job is given up, by the stop that follows.
+    hands.postmaster.stop(StopMode::Fast).await;
+    up.context("the crashed standby has not enough log to be consistent")??;
+    Ok(())
+}
+
+async fn bring_up(hands: &Arc<Hands>, mode: Mode) -> anyhow::Result<Server> {
+    let node = &hands.node;
+    hands.on_disk(move |hands| hands.prepare(mode)).await?;
+    hands.reporter.starting();
+    hands.postmaster.launch(&node.binaries.program("postgres"), &node.log_file, &hands.reporter)?;
+    tokio::select! {
+        up = ready(hands) => Ok(up),
+        () = hands.postmaster.gone() => {
+            let words = files::last_words(&node.log_file);
+            let log = node.log_file.display();
+            bail!("Postgres ended while it started: {words} (more in {log})")
+        }
+    }
+}
+
+/// Waits until the server says that it takes connections, and has answered. A server that says so and does not answer is
+/// asked again for as long as it lives: the machine has the patience, and gives the job up.
+async fn ready(hands: &Hands) -> Server {
+    loop {
+        if says_ready(hands) {
+            match tokio::time::timeout(FIRST_ANSWER_DEADLINE, first_answer(hands)).await {
+                Ok(Ok(server)) => return server,
+                Ok(Err(error)) if server::is_starting(&error) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(error = format!("{error:#}"), "Postgres is up and does not answer yet")
+                }
+                Err(_elapsed) => tracing::warn!("Postgres is up and does not answer yet"),
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// What stands in the file may be an earlier server's word.
+fn says_ready(hands: &Hands) -> bool {
+    let Life::Alive { pid, .. } = hands.postmaster.life() else { return false };
+    PidFile::read(&hands.node.data_dir).is_some_and(|file| file.pid == pid && file.status == "ready")
+}
+
+async fn first_answer(hands: &Hands) -> anyhow::Result<Server> {
+    let connection = Connection::open(&hands.node, FIRST_ANSWER_DEADLINE).await?;
+    connection.facts(Timeline::default()).await.context("the first question")
+}

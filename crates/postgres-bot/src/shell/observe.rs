@@ -1,0 +1,128 @@
+//! The eye on the server: asks it regularly and when poked, and reports what has changed.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bots_core::wire::Timeline;
+use tokio::sync::Notify;
+
+use super::{
+    hands::Hands,
+    postmaster::Life,
+    server::{self, Connection},
+};
+use crate::machine::Postgres;
+
+/// How often the server is asked. Deaths and streams that break show otherwise, and sooner; this is for figures.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// How long the server may take to answer.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
+
+/// So many questions in a row without an answer, and the server is called silent.
+const MISSED_MAX: u32 = 3;
+
+/// One question in so many is the costly one for pending restarts.
+const PENDING_RESTART_EVERY: u32 = 20;
+
+/// Makes the eye look at once. Clones share.
+#[derive(Debug, Clone, Default)]
+pub struct Poke {
+    inner: Arc<PokeInner>,
+}
+
+#[derive(Debug, Default)]
+struct PokeInner {
+    wake: Notify,
+    asked: AtomicBool,
+}
+
+impl Poke {
+    /// Look now; report if there is news.
+    pub fn look(&self) {
+        self.inner.wake.notify_one();
+    }
+
+    /// Look now, and report in any case: the machine asks.
+    pub fn ask(&self) {
+        self.inner.asked.store(true, Ordering::Relaxed);
+        self.inner.wake.notify_one();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Eye {
+    connection: Option<Connection>,
+    looks: u32,
+    missed: u32,
+    timeline: Timeline,
+    pending_restart: bool,
+}
+
+/// Looks for as long as the process lives.
+pub async fn run(hands: Arc<Hands>, poke: Poke) {
+    let mut eye = Eye::default();
+    loop {
+        let _either_way = tokio::time::timeout(ASK_EVERY, poke.inner.wake.notified()).await;
+        let asked = poke.inner.asked.swap(false, Ordering::Relaxed);
+        let since = hands.reporter.epoch();
+        let seen = match hands.postmaster.life() {
+            Life::Alive { ready: true, .. } => eye.look(&hands, asked).await,
+            Life::Alive { ready: false, .. } => {
+                eye = Eye::default();
+                asked.then_some(Postgres::Starting)
+            }
+            Life::Down => {
+                eye = Eye::default();
+                asked.then_some(Postgres::Down)
+            }
+        };
+        if let Some(postgres) = seen {
+            hands.reporter.observed(since, postgres, asked).await;
+        }
+    }
+}
+
+impl Eye {
+    /// What there is to report; nothing while a first answer or two are missing.
+    async fn look(&mut self, hands: &Hands, asked: bool) -> Option<Postgres> {
+        match tokio::time::timeout(ANSWER_DEADLINE, self.question(hands)).await {
+            Ok(Ok(seen)) => {
+                self.missed = 0;
+                return Some(seen);
+            }
+            Ok(Err(error)) if server::is_starting(&error) => {
+                // Crash recovery after a backend died: the postmaster lives and will answer.
+                self.missed = 0;
+                self.connection = None;
+                return Some(Postgres::Starting);
+            }
+            Ok(Err(error)) => tracing::debug!(error = format!("{error:#}"), "the server did not answer"),
+            Err(_elapsed) => tracing::debug!("the server did not answer in time"),
+        }
+        self.connection = None;
+        self.missed += 1;
+        (asked || self.missed >= MISSED_MAX).then_some(Postgres::Silent)
+    }
+
+    async fn question(&mut self, hands: &Hands) -> anyhow::Result<Postgres> {
+        if self.connection.is_none() {
+            self.connection = Some(Connection::open(&hands.node, ANSWER_DEADLINE).await?);
+            self.looks = 0;
+        }
+        let Some(connection) = &self.connection else { return Ok(Postgres::Silent) };
+        let mut server = connection.facts(self.timeline).await?;
+        self.timeline = server.timeline;
+        if self.looks.is_multiple_of(PENDING_RESTART_EVERY) {
+            self.pending_restart = connection.pending_restart().await?;
+        }
+        self.looks = self.looks.wrapping_add(1);
+        server.pending_restart = self.pending_restart;
+        Ok(Postgres::Up(server))
+    }
+}

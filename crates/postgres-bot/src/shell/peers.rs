@@ -1,0 +1,92 @@
+//! Asking every other member at once how far it is, through its API. Speaks to Patroni's members, too.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bots_core::{
+    shell::http,
+    wire::{Lsn, Timeline},
+};
+use futures_util::future::join_all;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::machine::PeerAnswer;
+
+/// What we read of `GET /patroni`.
+#[derive(Debug, Deserialize)]
+struct Patroni {
+    state: String,
+    role: String,
+    #[serde(default)]
+    timeline: Timeline,
+    #[serde(default)]
+    xlog: Xlog,
+    #[serde(default)]
+    tags: Map<String, Value>,
+    #[serde(default)]
+    watchdog_failed: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Xlog {
+    location: Option<Lsn>,
+    received_location: Option<Lsn>,
+    replayed_location: Option<Lsn>,
+}
+
+/// Asks all peers in parallel; who does not answer in time, or not as a member does, is missing from the answers.
+pub(super) async fn probe(peers: BTreeMap<String, String>, deadline: Duration) -> BTreeMap<String, PeerAnswer> {
+    let asked = peers.into_iter().map(|(name, api_url)| async move { Some((name, ask(&api_url, deadline).await?)) });
+    join_all(asked).await.into_iter().flatten().collect()
+}
+
+async fn ask(api_url: &str, deadline: Duration) -> Option<PeerAnswer> {
+    let url = format!("{}/patroni", origin(api_url)?);
+    let (_status, body) = http::get(&url, deadline).await.ok()?;
+    read(&body)
+}
+
+fn read(body: &[u8]) -> Option<PeerAnswer> {
+    let said: Patroni = serde_json::from_slice(body).ok()?;
+    let running = said.state == "running";
+    let writable = matches!(said.role.as_str(), "primary" | "master");
+    let position = [said.xlog.location, said.xlog.received_location, said.xlog.replayed_location];
+    let nofailover = said.tags.get("nofailover").is_some_and(|v| *v == true);
+    Some(PeerAnswer {
+        is_primary: writable && running,
+        timeline: said.timeline,
+        position: position.into_iter().flatten().max().unwrap_or_default(),
+        may_lead: running && !nofailover && !said.watchdog_failed,
+    })
+}
+
+/// `http://host:port` of a URL.
+fn origin(url: &str) -> Option<String> {
+    let rest = url.strip_prefix("http://")?;
+    let authority = rest.split(['/', '?', '#']).next().filter(|a| !a.is_empty())?;
+    Some(format!("http://{authority}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Lsn, Timeline, origin, read};
+
+    #[test]
+    fn answers_of_patroni_are_read() {
+        let replica = br#"{"state":"running","role":"replica","server_version":150004,
+            "xlog":{"received_location":67419744,"replayed_location":67419740,"paused":false},"timeline":2,
+            "tags":{"nofailover":true},"patroni":{"version":"4.1.4","scope":"a","name":"b"}}"#;
+        let answer = read(replica).expect("a member");
+        assert_eq!((answer.timeline, answer.position), (Timeline(2), Lsn(67_419_744)));
+        assert!(!answer.is_primary && !answer.may_lead);
+        let down = read(br#"{"state":"stopped","role":"primary"}"#).expect("a member");
+        assert!(!down.is_primary && !down.may_lead);
+        assert_eq!(read(b"<html>"), None);
+    }
+
+    #[test]
+    fn the_origin_of_an_api_url_is_asked() {
+        assert_eq!(origin("http://10.0.0.1:8008/patroni").as_deref(), Some("http://10.0.0.1:8008"));
+        assert_eq!(origin("ftp://x/"), None);
+    }
+}

@@ -1,0 +1,78 @@
+//! The bot's API in Patroni's shapes, so that what exists for Patroni (checks, dashboards, playbooks) keeps working.
+
+mod config;
+mod health;
+mod show;
+mod switchover;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use bots_core::shell::Etcd;
+use tokio::sync::{Mutex, watch};
+
+use super::{hands::Hands, server::Connection};
+use crate::machine::State;
+
+/// What the handlers look at.
+#[derive(Clone)]
+pub(super) struct Site {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// The machine's state after its last step.
+    state: watch::Receiver<Arc<State>>,
+    /// For reads and writes that operators ask for.
+    etcd: Etcd,
+    hands: Arc<Hands>,
+    /// A connection of the API's own: peers that stand for leader want to know what is true now.
+    connection: Mutex<Option<Connection>>,
+}
+
+impl Site {
+    /// Handlers for the bot with this state.
+    pub(super) fn new(state: watch::Receiver<Arc<State>>, etcd: Etcd, hands: Arc<Hands>) -> Self {
+        Self { inner: Arc::new(Inner { state, etcd, hands, connection: Mutex::default() }) }
+    }
+
+    /// All routes.
+    pub(super) fn router(self) -> Router {
+        let check = |which: health::Check| {
+            get(move |site, query| health::answer(site, query, which))
+                .options(move |site, query| health::answer(site, query, which))
+        };
+        let mut router = Router::new();
+        for (path, which) in health::CHECKS {
+            router = router.route(path, check(*which));
+        }
+        router
+            .route("/patroni", get(show::patroni).options(show::patroni))
+            .route("/cluster", get(show::cluster))
+            .route("/history", get(show::history))
+            .route("/config", get(config::show).patch(config::patch))
+            .route("/switchover", post(switchover::ask).delete(switchover::withdraw))
+            .route("/failover", post(switchover::ask_failover).delete(switchover::withdraw))
+            .with_state(self)
+    }
+
+    fn state(&self) -> Arc<State> {
+        Arc::clone(&self.inner.state.borrow())
+    }
+}
+
+/// A refusal with its reason.
+fn say(code: StatusCode, text: impl Into<String>) -> Response {
+    (code, format!("{}\n", text.into())).into_response()
+}
+
+/// Reads a body as JSON whatever it calls itself, as Patroni does: `curl -d` calls it a form.
+fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Box<Response>> {
+    serde_json::from_slice(body)
+        .map_err(|e| Box::new(say(StatusCode::BAD_REQUEST, format!("the body cannot be used: {e}"))))
+}

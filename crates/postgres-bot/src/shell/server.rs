@@ -1,0 +1,112 @@
+//! Asking the server: one connection over its private socket, and the facts that the machine goes by.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use bots_core::wire::{Lsn, Timeline};
+use tokio_postgres::{Client, NoTls, Statement, error::SqlState};
+
+use super::node::Node;
+use crate::machine::Server;
+
+/// A server that does not take a connection on its own machine within this time is busy beyond use.
+pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// What a live server says of itself. Works on a primary and on a replica, as any superuser, since version 13.
+const FACTS: &str = "
+SELECT in_recovery,
+       CASE WHEN in_recovery THEN NULL ELSE pg_walfile_name(pg_current_wal_lsn()) END,
+       CASE WHEN in_recovery THEN NULL ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::int8 END,
+       pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::int8,
+       pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::int8,
+       (SELECT timeline_id FROM pg_control_checkpoint()),
+       (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
+       (SELECT received_tli FROM pg_stat_wal_receiver),
+       COALESCE((SELECT status = 'streaming' FROM pg_stat_wal_receiver), false)
+  FROM (SELECT pg_is_in_recovery() AS in_recovery) AS now";
+
+const PENDING_RESTART: &str = "SELECT EXISTS (SELECT FROM pg_settings WHERE pending_restart)";
+
+/// A connection to the server, with the question prepared.
+#[derive(Debug)]
+pub(super) struct Connection {
+    client: Client,
+    facts: Statement,
+}
+
+impl Connection {
+    /// Connects and prepares. The questions of this connection are short: a `deadline` of the server's own ends those
+    /// that are not.
+    ///
+    /// # Errors
+    /// If the server does not take the connection in time.
+    pub(super) async fn open(node: &Node, deadline: Duration) -> anyhow::Result<Self> {
+        let options = format!("-c statement_timeout={}", deadline.as_millis());
+        let client = connect(node, &options).await?;
+        let facts = client.prepare(FACTS).await.context("prepare the question for facts")?;
+        Ok(Self { client, facts })
+    }
+
+    /// The connection for other questions.
+    pub(super) const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The facts, without `pending_restart`. On a replica the timeline is at least `known`: a server in recovery never
+    /// goes back, but forgets where it was when its stream ends.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(super) async fn facts(&self, known: Timeline) -> anyhow::Result<Server> {
+        let row = self.client.query_one(&self.facts, &[]).await.context("ask the server for facts")?;
+        let in_recovery: bool = row.get(0);
+        let lsn = |column: usize| Lsn(row.get::<_, Option<i64>>(column).map_or(0, i64::cast_unsigned));
+        let timeline = |column: usize| Timeline(row.get::<_, Option<i32>>(column).map_or(0, i32::cast_unsigned));
+        if !in_recovery {
+            let file: Option<String> = row.get(1);
+            let current = file.and_then(|name| u32::from_str_radix(name.get(..8)?, 16).ok()).map(Timeline);
+            let timeline = current.context("the server does not name its WAL file")?;
+            return Ok(Server { timeline, position: lsn(2), ..Server::default() });
+        }
+        let (received, replayed) = (lsn(3), lsn(4));
+        let timeline = known.max(timeline(5)).max(timeline(6)).max(timeline(7));
+        let streaming = row.get(8);
+        let position = received.max(replayed);
+        Ok(Server { in_recovery, timeline, position, received, replayed, streaming, pending_restart: false })
+    }
+
+    /// Whether a parameter waits for a restart; a costlier question than the facts.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(super) async fn pending_restart(&self) -> anyhow::Result<bool> {
+        Ok(self.client.query_one(PENDING_RESTART, &[]).await.context("ask for pending restarts")?.get(0))
+    }
+}
+
+/// Connects as the superuser over the private socket. The connection ends with the client.
+///
+/// # Errors
+/// If the server does not take the connection in time.
+pub(super) async fn connect(node: &Node, options: &str) -> anyhow::Result<Client> {
+    let mut config = tokio_postgres::Config::new();
+    config.host_path(&node.run_dir).port(node.listen.port).dbname("postgres").application_name("bots");
+    config.user(&node.superuser.username).options(options);
+    if let Some(password) = &node.superuser.password {
+        config.password(password.expose());
+    }
+    let connected = tokio::time::timeout(CONNECT_DEADLINE, config.connect(NoTls)).await;
+    let (client, connection) =
+        connected.context("the server does not take connections")?.context("connect to the server")?;
+    tokio::spawn(async move {
+        // Its end shows at the client.
+        let _ended = connection.await;
+    });
+    Ok(client)
+}
+
+/// Whether the error says that the server is starting up: it lives and will answer.
+pub(super) fn is_starting(error: &anyhow::Error) -> bool {
+    let code = error.chain().find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>()?.code().cloned());
+    code == Some(SqlState::CANNOT_CONNECT_NOW)
+}

@@ -1,0 +1,342 @@
+//! Transcripts of the postgres machine: what happens to it, and what it does. `REWRITE=1` writes them afresh.
+
+mod world;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
+
+use bots_core::{
+    dcs::Outcome,
+    machine::{Machine, Span},
+    wire::{Lsn, PostgresFacts, Timeline},
+};
+use datadriven::TestCase;
+use postgres_bot::machine::{DataDir, Event, PeerAnswer, Postgres, PostgresBot, Role, Server, Settings};
+use serde_json::json;
+use world::{Fate, SYSTEM_ID, World, member, scope, server, settings};
+
+#[test]
+fn transcripts() {
+    datadriven::walk("tests/machine", |file| {
+        let mut world = World::new(settings("pg1"));
+        let mut reported = String::new();
+        file.run(|case| {
+            world.log.clear();
+            let args = Args(case);
+            let mut shown = perform(&mut world, &args);
+            if !args.has("late") {
+                world.watch();
+            }
+            if args.has("quietly") {
+                reported = report(&world);
+                return String::from("...\n");
+            }
+            shown.extend(world.log.drain(..).map(|line| line + "\n"));
+            let report = report(&world);
+            if report != reported {
+                shown.push_str(&report);
+                reported = report;
+            }
+            if shown.is_empty() { String::from("(nothing)\n") } else { shown }
+        });
+    });
+}
+
+struct Args<'c>(&'c TestCase);
+
+impl Args<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.0.args.contains_key(name)
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.0.args.get(name)?.first().map(String::as_str)
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.text(name).map(|text| text.parse().expect("a number"))
+    }
+
+    /// The server's timeline and position; positions are hexadecimal.
+    fn server(&self) -> (u32, u64) {
+        let timeline = self.number("tl").map_or(1, |tl| u32::try_from(tl).expect("a timeline"));
+        (timeline, self.text("lsn").map_or(0x300, hex))
+    }
+
+    fn input(&self) -> &str {
+        self.0.input.trim()
+    }
+}
+
+fn hex(text: &str) -> u64 {
+    u64::from_str_radix(text, 16).expect("a position in hexadecimal")
+}
+
+/// One directive; says what is to be shown before what the bot did.
+fn perform(world: &mut World, args: &Args<'_>) -> String {
+    match args.0.directive.as_str() {
+        "new" => *world = World::new(configured(args)),
+        "given" => return given(world, args),
+        "restart" => {
+            let settings = Settings { instance: String::from("pg1-b"), ..configured(args) };
+            world.restart(settings);
+        }
+        "lease" => world.grant(),
+        "lease-expires" => world.expire(),
+        "lease-lost" => world.tell_lease_lost(),
+        "etcd-silent" => world.renewing = false,
+        "etcd-answers" => {
+            world.renewing = true;
+            world.renew();
+        }
+        "listed" => world.list(),
+        "watch-lost" => world.break_watch(),
+        "watch" | "report" => {}
+        "share-by-hand" => world.shares_at_once = false,
+        "answer" => return answer(world, args),
+        "name" => {
+            let instance = if args.has("nobody") { None } else { Some(args.input().to_owned()) };
+            world.step(Event::NameProbed { instance });
+        }
+        "inspected" => world.step(Event::DataInspected(data_dir(args))),
+        "unusable" => {
+            let code = u8::try_from(args.number("code").expect("code=4")).expect("a code");
+            world.step(Event::DataUnusable { why: args.input().to_owned(), code });
+        }
+        "done" => {
+            assert!(world.may_end_well(), "{:?} cannot end well without a server", world.job);
+            let (timeline, position) = args.server();
+            world.job_done(timeline, position, !args.has("dirty"));
+        }
+        "failed" => world.job_failed(args.input()),
+        "observed" => {
+            let (timeline, position) = args.server();
+            world.observe(match () {
+                () if args.has("silent") => Postgres::Silent,
+                () if args.has("starting") => Postgres::Starting,
+                () if args.has("down") => Postgres::Down,
+                () => {
+                    let up = server(args.has("standby"), timeline, position);
+                    Postgres::Up(Server { streaming: args.has("streaming"), ..up })
+                }
+            });
+        }
+        "exited" => world.server_exits(args.input()),
+        "probed" => probed(world, args),
+        "advance" => world.pass(Span::from_millis(args.number("ms").expect("ms=500"))),
+        "freeze" => world.now += Span::from_millis(args.number("ms").expect("ms=60000")),
+        "fire" => world.step(PostgresBot::timer_fired()),
+        "shutdown" => world.step(Event::ShutdownRequested),
+        "leader" if args.has("gone") => world.delete("leader"),
+        "leader" => world.put("leader", args.text("name").expect("name=pg2")),
+        "member" if args.has("gone") => world.delete(&format!("members/{}", args.text("name").expect("name=pg2"))),
+        "member" => put_member(world, args),
+        "put" => world.put(args.text("key").expect("key=config"), args.input()),
+        "delete" => world.delete(args.text("key").expect("key=config")),
+        "keys" => return keys(world),
+        "deadline" => return deadline(world),
+        other => panic!("no directive {other}"),
+    }
+    String::new()
+}
+
+fn configured(args: &Args<'_>) -> Settings {
+    let mut settings = settings(args.text("name").unwrap_or("pg1"));
+    settings.tags.nofailover = args.has("nofailover");
+    settings.use_pg_rewind = !args.has("no_rewind");
+    settings.remove_data_directory_on_rewind_failure = args.has("remove_data");
+    if !args.input().is_empty() {
+        settings.bootstrap_config = serde_json::from_str(args.input()).expect("a configuration");
+    }
+    settings
+}
+
+/// A bot in the middle of its life, without the way there.
+fn given(world: &mut World, args: &Args<'_>) -> String {
+    *world = World::new(configured(args));
+    world.put("config", &world.state.settings().bootstrap_config.to_string());
+    world.put("initialize", SYSTEM_ID);
+    let (timeline, position) = args.server();
+    let present = |was_primary: bool, running| DataDir::Present {
+        system_id: SYSTEM_ID.to_owned(),
+        timeline: Timeline(timeline),
+        was_primary,
+        led: was_primary.then_some(Timeline(timeline)),
+        running,
+    };
+    let leads = args.has("primary");
+    if leads {
+        world.put("leader", "pg1");
+    } else {
+        let facts = PostgresFacts {
+            timeline: Some(Timeline(timeline)),
+            xlog_location: Some(Lsn(position)),
+            ..PostgresFacts::default()
+        };
+        world.put("members/pg2", &member("pg2", "primary", "running", facts).to_json());
+        world.put("leader", "pg2");
+    }
+    world.put("status", &json!({"optime": position}).to_string());
+    world.list();
+    world.grant();
+    world.step(Event::DataInspected(present(leads, false)));
+    world.watch();
+    while !world.asked.is_empty() || world.job.is_some() {
+        world.answer(Fate::Answered);
+        world.watch();
+        world.job_done(timeline, position, true);
+        world.watch();
+    }
+    world.pass(Span::from_secs(20));
+    while world.answer(Fate::Answered).is_some() {
+        world.watch();
+    }
+    world.log.clear();
+    String::new()
+}
+
+fn answer(world: &mut World, args: &Args<'_>) -> String {
+    let fate = match () {
+        () if args.has("lost") => Fate::AnswerLost,
+        () if args.has("unknown") => Fate::QuestionLost,
+        () => Fate::Answered,
+    };
+    match world.answer(fate) {
+        None => String::from("(no open question)\n"),
+        Some(Outcome::Done(_)) => String::from("answered: done\n"),
+        Some(Outcome::Refused { found, .. }) => {
+            let short = |key: &str| scope().strip(key).unwrap_or(key).to_owned();
+            let found: Vec<String> = found.iter().map(|kv| format!("{} is `{}`", short(&kv.key), kv.value)).collect();
+            format!(
+                "answered: refused; {}\n",
+                if found.is_empty() { String::from("no such keys") } else { found.join(", ") }
+            )
+        }
+        Some(Outcome::Unknown(_)) => String::from("answered: unknown\n"),
+    }
+}
+
+fn data_dir(args: &Args<'_>) -> DataDir {
+    let system_id = args.text("id").unwrap_or(SYSTEM_ID).to_owned();
+    match () {
+        () if args.has("empty") => DataDir::Empty,
+        () if args.has("unfinished") => {
+            DataDir::Unfinished { system_id: args.has("id").then_some(system_id), cloning: args.has("cloning") }
+        }
+        () => DataDir::Present {
+            system_id,
+            timeline: Timeline(args.server().0),
+            was_primary: args.has("primary"),
+            led: (args.has("primary") || args.has("led")).then(|| Timeline(args.server().0)),
+            running: args.has("running"),
+        },
+    }
+}
+
+/// `probed pg2=(TIMELINE,POSITION[,primary][,nolead])`
+fn probed(world: &mut World, args: &Args<'_>) {
+    let Some(id) = world.probe.take() else { return world.log.push(String::from("(nobody was asked)")) };
+    let answer = |said: &Vec<String>| PeerAnswer {
+        timeline: Timeline(said[0].parse().expect("a timeline")),
+        position: Lsn(hex(&said[1])),
+        is_primary: said.iter().any(|word| word == "primary"),
+        may_lead: !said.iter().any(|word| word == "nolead"),
+    };
+    let peers = args.0.args.iter().filter(|(_, said)| said.len() >= 2);
+    let answers: BTreeMap<String, PeerAnswer> = peers.map(|(name, said)| (name.clone(), answer(said))).collect();
+    world.step(Event::PeersProbed { id, answers });
+}
+
+fn put_member(world: &mut World, args: &Args<'_>) {
+    let (timeline, position) = args.server();
+    let role = args.text("role").unwrap_or("replica");
+    let mut tags = serde_json::Map::new();
+    if args.has("nofailover") {
+        tags.insert(String::from("nofailover"), json!(true));
+    }
+    let facts = PostgresFacts {
+        timeline: Some(Timeline(timeline)),
+        xlog_location: Some(Lsn(position)),
+        replication_state: args.has("streaming").then(|| String::from("streaming")),
+        checkpoint_after_promote: args.has("checkpoint_due").then_some(false),
+        tags,
+        ..PostgresFacts::default()
+    };
+    let name = args.text("name").expect("name=pg2");
+    if args.has("raw") {
+        return world.put(&format!("members/{name}"), args.input());
+    }
+    let value = member(name, role, args.text("state").unwrap_or("running"), facts).to_json();
+    let value = if args.has("other") { value.replace("-a\"", "-x\"") } else { value };
+    let value = args
+        .text("host")
+        .map_or_else(|| value.clone(), |host| value.replace(&format!("//{name}:"), &format!("//{host}:")));
+    world.put(&format!("members/{name}"), &value);
+}
+
+fn keys(world: &World) -> String {
+    let (_, entries) = world.dcs.list(&scope().prefix());
+    let shown = entries.iter().filter(|kv| !kv.key.contains("/members/"));
+    let line = |key: &str, value: &str, leased: bool| {
+        format!(
+            "{} = `{value}`{}\n",
+            scope().strip(key).unwrap_or(key),
+            if leased { " while a lease lasts" } else { "" }
+        )
+    };
+    shown.map(|kv| line(&kv.key, &kv.value, kv.lease.is_some())).collect()
+}
+
+/// The report, without how long the bot has been in its role.
+fn report(world: &World) -> String {
+    let report = PostgresBot::report(&world.state, world.now);
+    let mut out = format!("= {}: {}; waits for {}\n", report.role, report.doing, report.waiting_for);
+    for why_not in report.why_not {
+        let _infallible = writeln!(out, "  does not {}: {}", why_not.alternative, why_not.because);
+    }
+    for trouble in report.troubles {
+        let _infallible = writeln!(out, "  trouble: {trouble}");
+    }
+    out
+}
+
+/// The next deadline.
+fn deadline(world: &World) -> String {
+    match PostgresBot::report(&world.state, world.now).next_deadline {
+        Some((ms, reason)) => format!("in {}: {reason}\n", Span::from_millis(ms)),
+        None => String::from("no deadline\n"),
+    }
+}
+
+/// The diagram in the documentation is the one that the machine asserts.
+#[test]
+fn documentation_shows_the_declared_transitions() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/machines/postgres.md");
+    let page = page();
+    if std::env::var_os("REWRITE").is_some() {
+        std::fs::write(path, &page).expect("write the page");
+    }
+    let found = std::fs::read_to_string(path).unwrap_or_default();
+    assert_eq!(found, page, "run REWRITE=1 cargo nextest run -p postgres-bot");
+}
+
+fn page() -> String {
+    let table = PostgresBot::TRANSITIONS;
+    let mut page = String::from(
+        "# The postgres bot's states\n\n\
+         Written by `REWRITE=1 cargo nextest run -p postgres-bot` from `PostgresBot::TRANSITIONS`; do not edit.\n\n\
+         | role | what it is |\n|---|---|\n",
+    );
+    let roles: BTreeSet<Role> = table.edges.iter().flat_map(|edge| [edge.from, edge.to]).collect();
+    for role in roles {
+        let _infallible = writeln!(page, "| {role} | {} |", role.meaning());
+    }
+    let _infallible = write!(page, "\n```mermaid\n{}```\n", table.mermaid());
+    page.push_str("\n| from | to | when |\n|---|---|---|\n");
+    for edge in table.edges {
+        let _infallible = writeln!(page, "| {} | {} | {} |", edge.from, edge.to, edge.when);
+    }
+    page
+}

@@ -1,0 +1,264 @@
+//! The whole bot as a process: what it does to its server when it dies, and how it refuses to run.
+
+mod shell_support;
+
+use std::{
+    fs::{self, File},
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use bots_core::shell::{
+    http,
+    testing::{EtcdServer, free_port},
+};
+use postgres_bot::shell::processes;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use shell_support::{Member, as_server_user, bot_program, document, scratch};
+
+/// A bot that runs.
+struct Bot {
+    child: Child,
+    api: String,
+}
+
+impl Bot {
+    fn start(dir: &Path, name: &str, document: &Value) -> Self {
+        let file = dir.join(format!("{name}.yml"));
+        fs::write(&file, document.to_string()).expect("write the configuration");
+        let log = File::options().create(true).append(true).open(dir.join(format!("{name}.log"))).expect("log");
+        let child = Command::new(bot_program())
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("log"))
+            .stderr(log)
+            .spawn()
+            .expect("start the bot");
+        let listen = document["restapi"]["listen"].as_str().expect("an address");
+        Self { child, api: format!("http://{listen}") }
+    }
+
+    /// Waits until `path` answers with `code`.
+    async fn answers(&self, path: &str, code: u16) {
+        let url = format!("{}{path}", self.api);
+        let wait = async {
+            while http::get(&url, Duration::from_secs(2)).await.map_or(0, |(found, _)| found) != code {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(60), wait).await.is_ok(), "{url} does not come to {code}");
+    }
+
+    async fn shows(&self, path: &str) -> Value {
+        let (_, body) = http::get(&format!("{}{path}", self.api), Duration::from_secs(2)).await.expect("an answer");
+        serde_json::from_slice(&body).expect("JSON")
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().cast_signed()).expect("a pid");
+        kill_process(pid, signal).expect("signal the bot");
+    }
+}
+
+impl Drop for Bot {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
+fn member(dir: &Path, name: &str, etcd: &str) -> Value {
+    let port = free_port().expect("a port");
+    fs::create_dir_all(dir.join(name)).expect("a folder");
+    let mut document = document(dir, name, port);
+    document["etcd3"] = json!({"hosts": etcd});
+    document["restapi"] = json!({"listen": format!("127.0.0.1:{}", free_port().expect("a port"))});
+    document["bootstrap"]["dcs"] = json!({"ttl": 3});
+    document
+}
+
+async fn nothing_runs_on(data_dir: &Path, within: Duration) {
+    let wait = async {
+        while !processes::of_server(&[data_dir]).is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(within, wait).await.is_ok(), "the server outlives its bot");
+}
+
+#[test]
+fn a_bot_makes_a_cluster_and_its_death_takes_the_server_along() {
+    as_server_user("a_bot_makes_a_cluster_and_its_death_takes_the_server_along", || async {
+        let dir = scratch();
+        let etcd = EtcdServer::start(&dir.path().join("etcd")).expect("etcd");
+        let document = member(dir.path(), "a", &etcd.endpoint());
+        let data_dir = dir.path().join("a/data");
+        let mut bot = Bot::start(dir.path(), "a", &document);
+        bot.answers("/primary", 200).await;
+        let shown = bot.shows("/patroni").await;
+        assert_eq!((shown["state"].as_str(), shown["role"].as_str()), (Some("running"), Some("primary")));
+        assert_eq!(bot.shows("/cluster").await["members"][0]["role"], "leader");
+        bot.answers("/replica", 503).await;
+
+        bot.signal(Signal::KILL);
+        bot.child.wait().expect("the end of the bot");
+        nothing_runs_on(&data_dir, Duration::from_secs(5)).await;
+
+        let mut bot = Bot::start(dir.path(), "a", &document);
+        bot.answers("/primary", 200).await;
+        assert_eq!(bot.shows("/patroni").await["timeline"], 1, "back in place, not promoted");
+        bot.signal(Signal::TERM);
+        assert!(bot.child.wait().expect("the end of the bot").success());
+        assert!(processes::of_server(&[&data_dir]).is_empty());
+        let left = etcd.client().get("/service/main/leader").await.expect("etcd");
+        assert_eq!(left, None, "a bot that goes gives the lock back");
+    });
+}
+
+#[test]
+fn three_bots_hand_over_on_request_and_on_the_loss_of_a_node() {
+    as_server_user("three_bots_hand_over_on_request_and_on_the_loss_of_a_node", || async {
+        let dir = scratch();
+        let etcd = EtcdServer::start(&dir.path().join("etcd")).expect("etcd");
+        let documents: Vec<Value> = ["a", "b", "c"].map(|name| member(dir.path(), name, &etcd.endpoint())).into();
+        let start = |n: usize| Bot::start(dir.path(), ["a", "b", "c"][n], &documents[n]);
+        let a = start(0);
+        a.answers("/primary", 200).await;
+        let (b, mut c) = (start(1), start(2));
+        for replica in [&b, &c] {
+            replica.answers("/replica?replication_state=streaming", 200).await;
+        }
+        let ask = |body: Value| {
+            let url = format!("{}/switchover", a.api);
+            let headers = [(axum::http::header::CONTENT_TYPE, "application/json".parse().expect("a header"))];
+            async move {
+                let (method, body) = (axum::http::Method::POST, body.to_string().into());
+                let headers = headers.into_iter().collect();
+                http::request(method, &url, headers, body, Duration::from_secs(60), 10_000).await.expect("an answer")
+            }
+        };
+        assert_eq!(ask(json!({"leader": "b"})).await.status, 412);
+        assert_eq!(ask(json!({"leader": "a", "candidate": "x"})).await.status, 412);
+        let answer = ask(json!({"leader": "a", "candidate": "c"})).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        c.answers("/primary", 200).await;
+        a.answers("/replica?replication_state=streaming", 200).await;
+        b.answers("/replica?replication_state=streaming", 200).await;
+
+        c.signal(Signal::KILL);
+        c.child.wait().expect("the end of the bot");
+        let lost = async {
+            loop {
+                for survivor in [&a, &b] {
+                    if survivor.shows("/patroni").await["timeline"] == 3 {
+                        return;
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), lost).await.expect("another member leads");
+        let c = start(2);
+        c.answers("/replica?replication_state=streaming", 200).await;
+        assert_eq!(c.shows("/patroni").await["timeline"], 3);
+        let history = a.shows("/history").await;
+        assert_eq!(history.as_array().map(Vec::len), Some(2), "{history}");
+    });
+}
+
+fn refuses(dir: &Path, document: &Value) -> (i32, String) {
+    let file = dir.join("refused.yml");
+    fs::write(&file, document.to_string()).expect("write the configuration");
+    let Output { status, stderr, .. } = Command::new(bot_program()).arg(&file).output().expect("run the bot");
+    let said = String::from_utf8(stderr).expect("text");
+    let last = said.lines().last().unwrap_or_default().to_owned();
+    (status.code().expect("an exit code"), last)
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_one_line_and_a_code() {
+    as_server_user("what_cannot_work_is_refused_with_one_line_and_a_code", || async {
+        let dir = scratch();
+        let etcd = EtcdServer::start(&dir.path().join("etcd")).expect("etcd");
+        let good = member(dir.path(), "a", &etcd.endpoint());
+        let with = |pointer: &str, value: Value| {
+            let mut document = good.clone();
+            let (parent, field) = pointer.rsplit_once('/').expect("a pointer");
+            document.pointer_mut(parent).expect("the parent")[field] = value;
+            document
+        };
+        let check = |document: &Value, code: i32, words: &[&str]| {
+            let (found, said) = refuses(dir.path(), document);
+            assert_eq!(found, code, "{said}");
+            assert!(words.iter().all(|word| said.contains(word)), "{said}");
+        };
+        check(&with("/postgresql/bin_dir", json!("/nowhere")), 4, &["postgresql.bin_dir", "/nowhere"]);
+        check(&with("/postgresql/listen", json!("x")), 2, &["postgresql.listen"]);
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = taken.local_addr().expect("its address").to_string();
+        check(&with("/postgresql/listen", json!(address)), 4, &["postgresql.listen", &address, "in use"]);
+        // Somebody's files are not a data directory; nothing happens to them.
+        let thesis = dir.path().join("a/data/thesis.txt");
+        fs::create_dir_all(thesis.parent().expect("a folder")).expect("folder");
+        fs::write(&thesis, "years of work").expect("write");
+        check(&good, 3, &["postgresql.data_dir", "nothing was touched"]);
+        assert_eq!(fs::read_to_string(&thesis).expect("still there"), "years of work");
+    });
+}
+
+#[test]
+fn a_data_directory_of_another_cluster_is_refused_and_left_alone() {
+    as_server_user("a_data_directory_of_another_cluster_is_refused_and_left_alone", || async {
+        let dir = scratch();
+        let etcd = EtcdServer::start(&dir.path().join("etcd")).expect("etcd");
+        let document = member(dir.path(), "a", &etcd.endpoint());
+        let mut bot = Bot::start(dir.path(), "a", &document);
+        bot.answers("/primary", 200).await;
+        bot.signal(Signal::TERM);
+        bot.child.wait().expect("the end of the bot");
+        let put = bots_core::dcs::Write::put("/service/main/initialize", "1234567890123456789");
+        etcd.client().transact(&bots_core::dcs::Transaction::new(vec![], vec![put])).await;
+        let (code, said) = refuses(dir.path(), &document);
+        assert_eq!(code, 3, "{said}");
+        assert!(said.contains("postgresql.data_dir") && said.contains("1234567890123456789"), "{said}");
+        assert!(dir.path().join("a/data/PG_VERSION").exists());
+    });
+}
+
+#[test]
+fn a_server_of_another_cluster_or_another_bot_goes_on_undisturbed() {
+    as_server_user("a_server_of_another_cluster_or_another_bot_goes_on_undisturbed", || async {
+        let dir = scratch();
+        let etcd = EtcdServer::start(&dir.path().join("etcd")).expect("etcd");
+        let other = Member::new(dir.path(), "a");
+        other.bootstraps().await;
+        let put = bots_core::dcs::Write::put("/service/main/initialize", "1234567890123456789");
+        etcd.client().transact(&bots_core::dcs::Transaction::new(vec![], vec![put])).await;
+        let (code, said) = refuses(dir.path(), &member(dir.path(), "a", &etcd.endpoint()));
+        assert_eq!(code, 3, "{said}");
+        assert_eq!(other.asks("SELECT pg_is_in_recovery()").await, "false", "it still serves");
+
+        let document = member(dir.path(), "b", &etcd.endpoint());
+        let bot = Bot::start(dir.path(), "b", &document);
+        bot.answers("/status", 200).await;
+        let mut twin = member(dir.path(), "c", &etcd.endpoint());
+        twin["postgresql"]["data_dir"] = document["postgresql"]["data_dir"].clone();
+        let (code, said) = refuses(dir.path(), &twin);
+        assert_eq!(code, 3, "{said}");
+        assert!(said.contains("another bot works on"), "{said}");
+    });
+}
+
+#[test]
+fn root_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let dir = scratch();
+    let (code, said) = refuses(dir.path(), &member(dir.path(), "a", "127.0.0.1:1"));
+    assert_eq!(code, 4, "{said}");
+    assert!(said.contains("root") && said.contains("setpriv"), "{said}");
+}

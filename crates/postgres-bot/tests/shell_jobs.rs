@@ -1,0 +1,308 @@
+//! The jobs of the shell, each on real servers: what the machine asks for is what happens.
+
+mod shell_support;
+
+use std::{fs, time::Duration};
+
+use bots_core::{machine::Span, wire::Timeline};
+use postgres_bot::{
+    machine::{DataDir, Event, Job, JobResult, Postgres, Server, StopMode},
+    shell::{inspect::inspect, postmaster::Life, processes},
+};
+use rustix::process::{Signal, kill_process};
+use shell_support::{Member, as_server_user, scratch};
+
+const AT_ONCE: StopMode = StopMode::Immediate { kill_after: Span::from_millis(500) };
+
+async fn looks(member: &Member) -> DataDir {
+    match inspect(&member.hands).await {
+        Event::DataInspected(found) => found,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn started(result: JobResult) -> Server {
+    match result {
+        JobResult::Started(server) => server,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
+    as_server_user("a_cluster_is_made_copied_promoted_rewound_and_stopped", || async {
+        let dir = scratch();
+        let (a, b) = (Member::new(dir.path(), "a"), Member::new(dir.path(), "b"));
+        assert_eq!(looks(&a).await, DataDir::Empty);
+
+        let JobResult::Initialized { system_id } = a.does(Job::Initialize).await else { panic!("no identifier") };
+        let unfinished = DataDir::Unfinished { system_id: Some(system_id.clone()), cloning: false };
+        assert_eq!(looks(&a).await, unfinished);
+        let up = started(a.does(Job::StartPrimary).await);
+        assert_eq!((up.in_recovery, up.timeline), (false, Timeline(1)));
+        for _idempotent in 0..2 {
+            a.does(Job::CreateRoles).await;
+        }
+        a.does(Job::Complete).await;
+        let present = |timeline, was_primary, led: Option<u32>, running| DataDir::Present {
+            system_id: system_id.clone(),
+            timeline: Timeline(timeline),
+            was_primary,
+            led: led.map(Timeline),
+            running,
+        };
+        assert_eq!(looks(&a).await, present(1, true, Some(1), true));
+        a.client()
+            .await
+            .batch_execute("CREATE TABLE t (x text); INSERT INTO t VALUES ('common')")
+            .await
+            .expect("write");
+
+        b.does(Job::Clone { source: a.as_upstream() }).await;
+        assert_eq!(looks(&b).await, present(1, false, None, false));
+        let up = started(b.does(Job::StartStandby { upstream: Some(a.as_upstream()) }).await);
+        assert!(up.in_recovery);
+        b.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
+        assert_eq!(a.asks("SELECT application_name FROM pg_stat_replication").await, "b");
+        a.client().await.batch_execute("INSERT INTO t VALUES ('streamed')").await.expect("write");
+        b.comes_to("SELECT count(*) FROM t", "2").await;
+
+        // Two primaries, by hand: what each writes now is what a rewind is for.
+        let JobResult::Promoted { server, switched_at } = b.does(Job::Promote).await else { panic!("not promoted") };
+        assert_eq!((server.in_recovery, server.timeline), (false, Timeline(2)));
+        assert!(switched_at <= server.position);
+        b.client().await.batch_execute("INSERT INTO t VALUES ('kept')").await.expect("the promoted server is writable");
+        b.does(Job::Checkpoint).await;
+        a.client().await.batch_execute("INSERT INTO t VALUES ('lost')").await.expect("write");
+
+        // Stopped hard: the rewind has to recover it first.
+        let stopped = a.does(Job::Stop { mode: AT_ONCE }).await;
+        assert_eq!(stopped, JobResult::Stopped { shutdown_checkpoint: None });
+        assert_eq!(looks(&a).await, present(1, true, Some(1), false));
+        a.does(Job::Rewind { source: b.as_upstream() }).await;
+        assert!(matches!(looks(&a).await, DataDir::Present { was_primary: false, .. }));
+        a.does(Job::StartStandby { upstream: Some(b.as_upstream()) }).await;
+        a.comes_to("SELECT string_agg(x, ',' ORDER BY x) FROM t", "common,kept,streamed").await;
+        a.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
+
+        // Data that was a primary's is remembered as such however it is started, until it is proven to follow.
+        b.does(Job::Stop { mode: StopMode::Fast }).await;
+        b.does(Job::StartStandby { upstream: None }).await;
+        assert_eq!(looks(&b).await, present(2, false, Some(2), true));
+        b.does(Job::Complete).await;
+        assert_eq!(looks(&b).await, present(2, false, None, true));
+        b.does(Job::Stop { mode: StopMode::Fast }).await;
+        b.does(Job::StartPrimary).await;
+        a.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
+
+        // Turned away and back, without a restart.
+        let before = a.asks("SELECT pg_postmaster_start_time()").await;
+        a.does(Job::Follow { upstream: None }).await;
+        a.comes_to("SELECT count(*) FROM pg_stat_wal_receiver", "0").await;
+        a.does(Job::Follow { upstream: Some(b.as_upstream()) }).await;
+        a.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
+        assert_eq!(a.asks("SELECT pg_postmaster_start_time()").await, before);
+
+        let JobResult::Stopped { shutdown_checkpoint } = b.does(Job::Stop { mode: StopMode::Fast }).await else {
+            panic!("not stopped")
+        };
+        let last = shutdown_checkpoint.expect("a clean stop of a primary tells where it ended");
+        let received = a.asks("SELECT pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')").await;
+        assert!(received.parse::<u64>().expect("a position") > last.0, "the replica has the last word");
+        let stopped = a.does(Job::Stop { mode: StopMode::Fast }).await;
+        assert_eq!(stopped, JobResult::Stopped { shutdown_checkpoint: None });
+        for member in [&a, &b] {
+            assert!(processes::of_server(&[&member.data_dir()]).is_empty());
+        }
+    });
+}
+
+#[test]
+fn two_servers_that_were_promoted_to_one_timeline_are_not_taken_for_one() {
+    as_server_user("two_servers_that_were_promoted_to_one_timeline_are_not_taken_for_one", || async {
+        let dir = scratch();
+        let [a, b, c] = ["a", "b", "c"].map(|name| Member::new(dir.path(), name));
+        a.bootstraps().await;
+        for replica in [&b, &c] {
+            replica.does(Job::Clone { source: a.as_upstream() }).await;
+            replica.does(Job::StartStandby { upstream: Some(a.as_upstream()) }).await;
+        }
+        // A standby that crashed on the leader's own timeline has nothing to rewind, and stays a standby.
+        c.does(Job::Stop { mode: AT_ONCE }).await;
+        c.does(Job::Rewind { source: a.as_upstream() }).await;
+        assert!(matches!(looks(&c).await, DataDir::Present { was_primary: false, .. }));
+        c.does(Job::StartStandby { upstream: Some(a.as_upstream()) }).await;
+        for promoted in [&b, &c] {
+            promoted.does(Job::Promote).await;
+            promoted.does(Job::Checkpoint).await;
+        }
+        c.does(Job::Stop { mode: AT_ONCE }).await;
+        let why = c.fails(Job::Rewind { source: b.as_upstream() }).await;
+        assert!(!c.hands.node.rewinding().exists(), "nothing was changed");
+        assert!(why.contains("promoted to the same timeline"), "{why}");
+        assert!(matches!(looks(&c).await, DataDir::Present { was_primary: true, .. }));
+        for member in [&a, &b] {
+            member.does(Job::Stop { mode: AT_ONCE }).await;
+        }
+    });
+}
+
+#[test]
+fn the_death_of_a_postmaster_is_told_at_once_and_leaves_no_process() {
+    as_server_user("the_death_of_a_postmaster_is_told_at_once_and_leaves_no_process", || async {
+        let dir = scratch();
+        let mut a = Member::new(dir.path(), "a");
+        a.bootstraps().await;
+        let poke = a.observes();
+        poke.ask();
+        let up = |event| matches!(event, Event::PostgresObserved(Postgres::Up(_))).then_some(());
+        a.hears("the server is up", up).await;
+        // A backend that is busy does not notice that its postmaster is gone.
+        let busy = a.client().await;
+        tokio::spawn(async move { busy.batch_execute("SELECT count(*) FROM generate_series(1, 10000000000)").await });
+        a.comes_to("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%generate_series(1%' AND state = 'active' AND pid <> pg_backend_pid()", "1").await;
+        let Life::Alive { pid, .. } = a.hands.postmaster.life() else { panic!("down") };
+        assert!(processes::of_server(&[&a.data_dir()]).len() > 5);
+        kill_process(pid, Signal::KILL).expect("kill");
+        let how = a.hears("its exit", |event| if let Event::PostgresExited { how } = event { Some(how) } else { None });
+        let how = tokio::time::timeout(Duration::from_secs(2), how).await.expect("at once");
+        assert!(how.contains("signal: 9"), "{how}");
+        assert!(processes::of_server(&[&a.data_dir()]).is_empty(), "told only when every process is gone");
+        // And it comes back in place.
+        let up = started(a.does(Job::StartPrimary).await);
+        assert_eq!((up.in_recovery, up.timeline), (false, Timeline(1)));
+        a.does(Job::Stop { mode: AT_ONCE }).await;
+    });
+}
+
+#[test]
+fn a_frozen_server_is_killed_in_time() {
+    as_server_user("a_frozen_server_is_killed_in_time", || async {
+        let dir = scratch();
+        let a = Member::new(dir.path(), "a");
+        a.bootstraps().await;
+        for pid in processes::of_server(&[&a.data_dir()]) {
+            kill_process(pid, Signal::STOP).expect("freeze");
+        }
+        let stop = a.does(Job::Stop { mode: AT_ONCE });
+        tokio::time::timeout(Duration::from_secs(3), stop).await.expect("killed in time");
+        assert!(processes::of_server(&[&a.data_dir()]).is_empty());
+    });
+}
+
+#[test]
+fn a_frozen_server_is_observed_to_be_silent() {
+    as_server_user("a_frozen_server_is_observed_to_be_silent", || async {
+        let dir = scratch();
+        let mut a = Member::new(dir.path(), "a");
+        a.bootstraps().await;
+        a.observes();
+        a.hears("up", |event| matches!(event, Event::PostgresObserved(Postgres::Up(_))).then_some(())).await;
+        for pid in processes::of_server(&[&a.data_dir()]) {
+            kill_process(pid, Signal::STOP).expect("freeze");
+        }
+        a.hears("silence", |event| matches!(event, Event::PostgresObserved(Postgres::Silent)).then_some(())).await;
+        for pid in processes::of_server(&[&a.data_dir()]) {
+            kill_process(pid, Signal::CONT).expect("thaw");
+        }
+        a.hears("up again", |event| matches!(event, Event::PostgresObserved(Postgres::Up(_))).then_some(())).await;
+        a.does(Job::Stop { mode: AT_ONCE }).await;
+    });
+}
+
+#[test]
+fn what_is_not_ours_is_never_touched() {
+    as_server_user("what_is_not_ours_is_never_touched", || async {
+        let dir = scratch();
+        let a = Member::new(dir.path(), "a");
+        let data = a.data_dir();
+        fs::create_dir_all(&data).expect("folder");
+        fs::write(data.join("thesis.txt"), "years of work").expect("write");
+        let told = inspect(&a.hands).await;
+        assert!(
+            matches!(&told, Event::DataUnusable { code: 3, why } if why.contains("postgresql.data_dir")),
+            "{told:?}"
+        );
+        let why = a.fails(Job::Initialize).await;
+        assert!(why.contains("not empty") && why.contains("thesis.txt"), "{why}");
+        let why = a.fails(Job::Clone { source: a.as_upstream() }).await;
+        assert!(why.contains("not empty"), "{why}");
+        let why = a.fails(Job::DiscardUnfinished).await;
+        assert!(why.contains("no mark"), "{why}");
+        assert_eq!(fs::read_to_string(data.join("thesis.txt")).expect("still there"), "years of work");
+        // Set aside once; a second time would overwrite the first.
+        a.does(Job::SetAside { remove: false }).await;
+        assert_eq!(looks(&a).await, DataDir::Empty);
+        fs::create_dir_all(&data).expect("folder");
+        fs::write(data.join("more"), "").expect("write");
+        let why = a.fails(Job::SetAside { remove: false }).await;
+        assert!(why.contains(".diverged exists already"), "{why}");
+        a.does(Job::SetAside { remove: true }).await;
+        assert_eq!(looks(&a).await, DataDir::Empty);
+    });
+}
+
+#[test]
+fn a_bootstrap_or_clone_that_is_given_up_can_be_discarded() {
+    as_server_user("a_bootstrap_or_clone_that_is_given_up_can_be_discarded", || async {
+        let dir = scratch();
+        let (a, b) = (Member::new(dir.path(), "a"), Member::new(dir.path(), "b"));
+        let given_up = tokio::time::timeout(Duration::from_millis(150), a.does(Job::Initialize)).await;
+        assert!(given_up.is_err(), "initdb takes longer");
+        assert!(matches!(looks(&a).await, DataDir::Unfinished { cloning: false, .. }));
+        a.does(Job::DiscardUnfinished).await;
+        assert_eq!(looks(&a).await, DataDir::Empty);
+        a.bootstraps().await;
+        let given_up =
+            tokio::time::timeout(Duration::from_millis(50), b.does(Job::Clone { source: a.as_upstream() })).await;
+        assert!(given_up.is_err(), "pg_basebackup takes longer");
+        assert!(matches!(looks(&b).await, DataDir::Unfinished { cloning: true, .. }));
+        b.does(Job::DiscardUnfinished).await;
+        assert_eq!(looks(&b).await, DataDir::Empty);
+        // A source that is not there is an error that names it, and what was begun can be discarded.
+        a.does(Job::Stop { mode: AT_ONCE }).await;
+        let why = b.fails(Job::Clone { source: a.as_upstream() }).await;
+        assert!(why.contains("pg_basebackup") && why.contains("refused"), "{why}");
+        b.does(Job::DiscardUnfinished).await;
+    });
+}
+
+#[test]
+fn a_server_that_cannot_start_says_why() {
+    as_server_user("a_server_that_cannot_start_says_why", || async {
+        let dir = scratch();
+        let mut a = Member::new(dir.path(), "a");
+        a.does(Job::Initialize).await;
+        fs::write(a.data_dir().join("postgresql.base.conf"), "shared_buffers = much\n").expect("write");
+        let why = a.fails(Job::StartPrimary).await;
+        assert!(why.contains("Postgres ended while it started"), "{why}");
+        a.hears("its exit", |event| matches!(event, Event::PostgresExited { .. }).then_some(())).await;
+    });
+}
+
+#[test]
+fn passwords_stay_out_of_arguments_and_readable_files() {
+    as_server_user("passwords_stay_out_of_arguments_and_readable_files", || async {
+        let dir = scratch();
+        let (a, b) = (Member::new(dir.path(), "a"), Member::new(dir.path(), "b"));
+        a.bootstraps().await;
+        b.does(Job::Clone { source: a.as_upstream() }).await;
+        b.does(Job::StartStandby { upstream: Some(a.as_upstream()) }).await;
+        let log = fs::read_to_string(&a.hands.node.log_file).expect("log");
+        for secret in ["su'per", "re:pl", "rew ind"] {
+            assert!(!log.contains(secret), "the server's log has {secret}");
+            for file in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf", "postgresql.auto.conf"] {
+                let text = fs::read_to_string(b.data_dir().join(file)).expect("file");
+                assert!(!text.contains(secret), "{file} has {secret}");
+            }
+        }
+        for private in [b.hands.node.passfile(), b.hands.node.run_dir.clone(), a.hands.node.log_file.clone()] {
+            let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&private).expect("there").permissions());
+            assert_eq!(mode & 0o077, 0, "{}", private.display());
+        }
+        assert!(!a.hands.node.run_dir.join("initdb-password").exists());
+        for member in [&b, &a] {
+            member.does(Job::Stop { mode: AT_ONCE }).await;
+        }
+    });
+}

@@ -1,0 +1,201 @@
+//! Members for the shell's tests: real servers in a folder of the test's own, run by a user that PostgreSQL accepts.
+
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test program uses its own part")]
+
+use std::{
+    fs,
+    future::Future,
+    os::unix::{fs::chown, process::CommandExt},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
+
+use bots_core::shell::{
+    runtime::{Queue, queue},
+    testing::free_port,
+};
+use postgres_bot::{
+    machine::{Event, Job, JobResult, Upstream},
+    shell::{
+        binaries::Binaries,
+        config::Config,
+        hands::Hands,
+        jobs,
+        observe::{self, Poke},
+        report::Reporter,
+    },
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_postgres::{Client, NoTls};
+
+/// The bot's program.
+const BOT: &str = env!("CARGO_BIN_EXE_postgres-bot");
+
+/// The bot's program, where the user of the servers can run it.
+pub fn bot_program() -> PathBuf {
+    std::env::var_os("POSTGRES_BOT").map_or_else(|| PathBuf::from(BOT), PathBuf::from)
+}
+
+/// Who runs the servers when the tests are run by root, whom PostgreSQL refuses.
+const SERVER_USER: &str = "postgres";
+
+/// Runs the body of the test called `name` as a user that PostgreSQL accepts: root runs this test program once more as
+/// the user `postgres`, in a folder of its own.
+pub fn as_server_user<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F) {
+    if !rustix::process::geteuid().is_root() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        return runtime.block_on(body());
+    }
+    let scratch = scratch();
+    // The build directory may be closed to that user.
+    let program = scratch.path().join("test");
+    fs::copy(std::env::current_exe().expect("our own path"), &program).expect("copy the test program");
+    fs::copy(BOT, scratch.path().join("postgres-bot")).expect("copy the bot");
+    let (uid, gid) = server_user();
+    let status = Command::new(&program)
+        .args([name, "--exact", "--nocapture"])
+        .env("TMPDIR", scratch.path())
+        .env("POSTGRES_BOT", scratch.path().join("postgres-bot"))
+        .current_dir(scratch.path())
+        .uid(uid)
+        .gid(gid)
+        .status()
+        .expect("run the test as the other user");
+    assert!(status.success(), "the test failed as user {SERVER_USER}: {status}");
+}
+
+/// A folder that the user of the servers may write to.
+pub fn scratch() -> TempDir {
+    let dir = tempfile::Builder::new().prefix("pgbot").tempdir().expect("a folder");
+    if rustix::process::geteuid().is_root() {
+        let (uid, gid) = server_user();
+        chown(dir.path(), Some(uid), Some(gid)).expect("give the folder away");
+    }
+    dir
+}
+
+/// User and group of the servers.
+pub fn server_user() -> (u32, u32) {
+    let users = fs::read_to_string("/etc/passwd").expect("the list of users");
+    let line = users.lines().find(|line| line.split(':').next() == Some(SERVER_USER)).expect("a user called postgres");
+    let mut numbers = line.split(':').skip(2).map(|field| field.parse().expect("a number"));
+    (numbers.next().expect("uid"), numbers.next().expect("gid"))
+}
+
+/// The configuration of a member, as its file would have it.
+pub fn document(dir: &Path, name: &str, port: u16) -> Value {
+    json!({
+        "scope": "main",
+        "name": name,
+        "etcd3": {"hosts": "127.0.0.1:2379"},
+        "bootstrap": {"initdb": [{"encoding": "UTF8"}, "data-checksums"]},
+        "postgresql": {
+            "listen": format!("127.0.0.1:{port}"),
+            "data_dir": dir.join(name).join("data"),
+            "authentication": {
+                "superuser": {"username": "postgres", "password": "su'per\\"},
+                "replication": {"username": "replicator", "password": "re:pl\\"},
+                "rewind": {"username": "rewinder", "password": "rew ind"},
+            },
+        },
+    })
+}
+
+/// A member without a machine: the test is its machine.
+pub struct Member {
+    pub hands: Arc<Hands>,
+    pub queue: Queue<Event>,
+    pub port: u16,
+}
+
+impl Member {
+    pub fn new(dir: &Path, name: &str) -> Self {
+        let port = free_port().expect("a port");
+        let config: Config = serde_json::from_value(document(dir, name, port)).expect("a configuration");
+        config.check().expect("a good configuration");
+        let node = config.node(Binaries::find(None, &config.data_dir().expect("a path")).expect("programs"));
+        let (events, queue) = queue();
+        fs::create_dir_all(dir.join(name)).expect("a folder");
+        let hands = Arc::new(Hands::new(node.expect("a node"), Arc::new(Reporter::new(events))));
+        Self { hands, queue, port }
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.hands.node.data_dir.clone()
+    }
+
+    /// Does a job that must succeed.
+    pub async fn does(&self, job: Job) -> JobResult {
+        let shown = format!("{job:?}");
+        jobs::run(&self.hands, job).await.unwrap_or_else(|error| panic!("{shown}: {}", error.why))
+    }
+
+    /// Does a job that must fail; why it did.
+    pub async fn fails(&self, job: Job) -> String {
+        let shown = format!("{job:?}");
+        jobs::run(&self.hands, job).await.map_or_else(|error| error.why, |done| panic!("{shown}: {done:?}"))
+    }
+
+    /// Makes a cluster of one and starts it.
+    pub async fn bootstraps(&self) -> String {
+        let JobResult::Initialized { system_id } = self.does(Job::Initialize).await else { panic!("no identifier") };
+        self.does(Job::StartPrimary).await;
+        self.does(Job::CreateRoles).await;
+        self.does(Job::Complete).await;
+        system_id
+    }
+
+    pub fn as_upstream(&self) -> Upstream {
+        let conn_url = format!("postgres://127.0.0.1:{}/postgres", self.port);
+        Upstream { name: self.hands.node.name.clone(), conn_url }
+    }
+
+    /// Begins to observe.
+    pub fn observes(&self) -> Poke {
+        let poke = Poke::default();
+        tokio::spawn(observe::run(Arc::clone(&self.hands), poke.clone()));
+        poke
+    }
+
+    /// The next event of the kind that `pick` takes; others are passed over.
+    pub async fn hears<T>(&mut self, what: &str, pick: impl Fn(Event) -> Option<T>) -> T {
+        let search = async {
+            loop {
+                let event = self.queue.next().await.expect("the queue is open");
+                if let Some(found) = pick(event) {
+                    return found;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), search).await.unwrap_or_else(|_| panic!("not heard: {what}"))
+    }
+
+    /// A client over TCP, with a password, as an application would come.
+    pub async fn client(&self) -> Client {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(self.port).user("postgres").password("su'per\\").dbname("postgres");
+        let (client, connection) = config.connect(NoTls).await.expect("connect");
+        tokio::spawn(connection);
+        client
+    }
+
+    /// The one value that a query yields, as text.
+    pub async fn asks(&self, query: &str) -> String {
+        let query = format!("SELECT ({query})::text");
+        self.client().await.query_one(&query, &[]).await.expect("a row").get::<_, Option<String>>(0).unwrap_or_default()
+    }
+
+    /// Waits until a query yields `wanted`.
+    pub async fn comes_to(&self, query: &str, wanted: &str) {
+        let wait = async {
+            while self.asks(query).await != wanted {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(20), wait).await;
+        assert!(waited.is_ok(), "{query} does not come to {wanted}");
+    }
+}

@@ -1,0 +1,88 @@
+//! Actions as a transcript shows them: short, without numbers that say nothing.
+
+use std::fmt::Write as _;
+
+use bots_core::{
+    dcs::{Compare, DcsAction, Transaction, Write},
+    wire::Member,
+};
+use postgres_bot::machine::Action;
+
+use super::{World, scope};
+
+pub(crate) fn action(action: &Action, world: &World) -> String {
+    match action {
+        Action::Dcs(DcsAction::GrantLease { ttl }) => format!("ask etcd for a lease of {ttl}"),
+        Action::Dcs(DcsAction::RevokeLease { .. }) => String::from("give the lease back"),
+        Action::Dcs(DcsAction::Transact { transaction, .. }) => self::transaction(transaction),
+        Action::ProbeName { api_url } => format!("ask {api_url} who it is"),
+        Action::InspectData => String::from("inspect the data directory"),
+        Action::Observe => String::from("observe the server"),
+        Action::Configure { parameters } if world.configured().is_empty() => {
+            format!("configure {} parameters", parameters.len())
+        }
+        Action::Configure { parameters } => {
+            let known = world.configured();
+            let news = parameters.iter().filter(|(k, v)| known.get(*k) != Some(v)).map(|(k, v)| format!(" {k}={v}"));
+            let gone = known.keys().filter(|k| !parameters.contains_key(*k)).map(|k| format!(" {k} unset"));
+            format!("configure{}", news.chain(gone).collect::<String>())
+        }
+        Action::Run { job, .. } => format!("run: {job}"),
+        Action::Cancel { .. } => {
+            format!("give up: {}", world.job.as_ref().map_or_else(String::new, |(_, job)| job.to_string()))
+        }
+        Action::ProbePeers { peers, deadline, .. } => {
+            let names: Vec<&str> = peers.keys().map(String::as_str).collect();
+            format!("ask the peers [{}] within {deadline}", names.join(", "))
+        }
+        Action::Exit { code, message } => format!("exit {code}: {message}"),
+    }
+}
+
+/// A write of the bot's own member key.
+pub(crate) fn share(transaction: &Transaction) -> String {
+    let value = transaction.then.iter().find_map(|write| match write {
+        Write::Put { value, .. } => Some(value.as_str()),
+        Write::Delete { .. } => None,
+    });
+    format!("share {}", member(value.unwrap_or_default()))
+}
+
+/// A member value on one line.
+pub(crate) fn member(value: &str) -> String {
+    let Some(Member { head, rest }) = Member::from_json(value) else { return value.to_owned() };
+    let mut out = format!("{} ({}, node {}", head.role, head.state, head.node);
+    for (field, value) in &rest {
+        match field.as_str() {
+            "conn_url" | "receive_lsn" | "replay_lsn" => {}
+            "xlog_location" => {
+                let _infallible = write!(out, ", at {}", bots_core::wire::Lsn(value.as_u64().unwrap_or_default()));
+            }
+            _other => {
+                let _infallible = write!(out, ", {field} {}", value.to_string().trim_matches('"'));
+            }
+        }
+    }
+    out + ")"
+}
+
+pub(crate) fn transaction(transaction: &Transaction) -> String {
+    let scope = scope();
+    let short = |key: &str| scope.strip(key).unwrap_or(key).to_owned();
+    let compare = transaction.compare.iter().map(|compare| match compare {
+        Compare::Absent(k) => format!("no {}", short(k)),
+        Compare::Present(k) => format!("some {}", short(k)),
+        Compare::ValueIs(k, v) => format!("{} is `{v}`", short(k)),
+        Compare::ModifiedAt(k, r) => format!("{} unchanged since r{}", short(k), r.0),
+        Compare::CreatedAt(k, r) => format!("{} of r{}", short(k), r.0),
+        Compare::LeaseIs(k, _) => format!("{} under our lease", short(k)),
+    });
+    let then = transaction.then.iter().map(|write| match write {
+        Write::Put { key, value, .. } if key.contains("/members/") => format!("{} := {}", short(key), member(value)),
+        Write::Put { key, value, lease: Some(_) } => format!("{} := `{value}` while the lease lasts", short(key)),
+        Write::Put { key, value, lease: None } => format!("{} := `{value}`", short(key)),
+        Write::Delete { key } => format!("delete {}", short(key)),
+    });
+    let (compare, then) = (compare.collect::<Vec<_>>().join(", "), then.collect::<Vec<_>>().join("; "));
+    format!("ask etcd: if {compare} then {then}")
+}

@@ -1,0 +1,194 @@
+//! What a seed stands for: which bots there are, what the world is like, and which faults befall it. Swarm testing: every
+//! seed has a random subset of the faults at random rates, for a world with all of them looks the same every time.
+
+use std::collections::BTreeMap;
+
+use bots_core::machine::Span;
+
+use crate::rng::Rng;
+
+/// Something bad that happens now and then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// kill -9 of a bot; its server dies with it; it is started again later.
+    KillBot,
+    /// A whole machine loses power and comes back later.
+    PowerLoss,
+    /// A machine stands still for a while.
+    Freeze,
+    /// A bot is asked to stop, ends in good order, and is started again later.
+    Shutdown,
+    /// A machine cannot reach etcd, or hears nothing from it.
+    CutFromStore,
+    /// Two machines, or one and all others, cannot reach each other.
+    CutFromPeers,
+    /// etcd has no quorum.
+    StoreOutage,
+    /// etcd takes long to answer.
+    SlowStore,
+    /// Watches break.
+    BreakWatches,
+    /// etcd forgets its history.
+    CompactStore,
+    /// A postmaster dies.
+    CrashPostmaster,
+    /// An operator asks for a switchover.
+    Switchover,
+    /// The branch is moved to a commit that is no descendant; the old one vanishes.
+    ForcePush,
+    /// The git server does not answer.
+    OriginDown,
+    /// A commit that must not be published is pushed.
+    BadCommit,
+    /// The user's web process dies.
+    CrashApp,
+    /// Load jumps.
+    LoadSurge,
+}
+
+/// All faults, in the order of their declaration.
+pub const FAULTS: [Fault; 17] = [
+    Fault::KillBot,
+    Fault::PowerLoss,
+    Fault::Freeze,
+    Fault::Shutdown,
+    Fault::CutFromStore,
+    Fault::CutFromPeers,
+    Fault::StoreOutage,
+    Fault::SlowStore,
+    Fault::BreakWatches,
+    Fault::CompactStore,
+    Fault::CrashPostmaster,
+    Fault::Switchover,
+    Fault::ForcePush,
+    Fault::OriginDown,
+    Fault::BadCommit,
+    Fault::CrashApp,
+    Fault::LoadSurge,
+];
+
+/// How many bots of each kind there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cast {
+    /// Postgres bots.
+    pub postgres: u64,
+    /// Content bots.
+    pub content: u64,
+    /// Web bots.
+    pub web: u64,
+}
+
+/// A range of milliseconds that delays are drawn from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delay {
+    /// At least this.
+    pub low: u64,
+    /// At most this.
+    pub high: u64,
+}
+
+impl Delay {
+    /// A delay.
+    pub const fn draw(self, rng: &mut Rng) -> Span {
+        rng.span(self.low, self.high)
+    }
+}
+
+/// All that is decided before a world begins.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The bots.
+    pub cast: Cast,
+    /// How long faults happen.
+    pub chaos: Span,
+    /// Which ones, and how far apart.
+    pub faults: BTreeMap<Fault, Span>,
+    /// One way between a bot and etcd.
+    pub store_delay: Delay,
+    /// One way between two machines.
+    pub peer_delay: Delay,
+    /// Requests to etcd that never arrive, out of a thousand.
+    pub requests_lost: u64,
+    /// Answers of etcd that never arrive, out of a thousand.
+    pub replies_lost: u64,
+    /// Requests that etcd carries out after their sender has given up, out of a thousand.
+    pub requests_late: u64,
+    /// Steps that come late because the bot's machine is busy, out of a thousand.
+    pub stalls: u64,
+    /// Jobs of the bots that fail, out of a thousand.
+    pub jobs_fail: u64,
+    /// How much longer jobs take than they should, in percent.
+    pub jobs_slow: u64,
+    /// How long WAL is under way to a standby.
+    pub wal_delay: Delay,
+    /// Clocks run wrong.
+    pub drift: bool,
+    /// The mean pause between two writes of clients.
+    pub write_pause: Span,
+    /// The length of leases in seconds.
+    pub ttl_s: u64,
+    /// The cluster's `maximum_lag_on_failover`.
+    pub lag_max: u64,
+    /// The cluster's `primary_start_timeout` in seconds.
+    pub start_timeout_s: u64,
+    /// Whether `pg_rewind` is used.
+    pub rewind: bool,
+    /// Whether web bots supervise an app.
+    pub app: bool,
+    /// A guard process stops the server of a frozen bot in time; without it, freezing a bot freezes its whole machine.
+    pub guard: bool,
+}
+
+impl Plan {
+    /// What the next numbers of `rng` stand for.
+    #[must_use]
+    pub fn draw(rng: &mut Rng, guard: bool) -> Self {
+        let cast = Self::cast(rng);
+        // How likely a fault is part of the seed: some worlds are nearly quiet, some are mad.
+        let density = rng.between(100, 550);
+        let mut faults = BTreeMap::new();
+        for fault in FAULTS {
+            let (drawn, pause) = (rng.chance(density), rng.span(2_500, 30_000));
+            if drawn {
+                faults.insert(fault, pause);
+            }
+        }
+        // A condition holds in a part of the seeds, and then to a varying degree.
+        let some = |rng: &mut Rng, most: u64| if rng.chance(300) { rng.between(1, most) } else { 0 };
+        let slow_network = rng.chance(250);
+        let far = if slow_network { 80 } else { 8 };
+        Self {
+            cast,
+            chaos: rng.span(15_000, 50_000),
+            faults,
+            store_delay: Delay { low: 1, high: rng.between(2, far) },
+            peer_delay: Delay { low: 1, high: rng.between(2, far) },
+            requests_lost: some(rng, 80),
+            replies_lost: some(rng, 80),
+            requests_late: some(rng, 60),
+            stalls: some(rng, 40),
+            jobs_fail: some(rng, 200),
+            jobs_slow: 100 + some(rng, 300),
+            wal_delay: Delay { low: 1, high: rng.between(5, 400) },
+            drift: rng.chance(500),
+            write_pause: rng.span(60, 600),
+            ttl_s: *rng.pick(&[5, 5, 5, 3, 2, 10]).unwrap_or(&5),
+            lag_max: *rng.pick(&[1_048_576, 1_048_576, 65_536, 0]).unwrap_or(&1_048_576),
+            start_timeout_s: *rng.pick(&[300, 300, 5, 0]).unwrap_or(&300),
+            rewind: rng.chance(800),
+            app: rng.chance(500),
+            guard,
+        }
+    }
+
+    /// Small worlds go deeper in the same time: most seeds have one kind of bot or two, some have all three.
+    fn cast(rng: &mut Rng) -> Cast {
+        let members = *rng.pick(&[3, 3, 3, 3, 3, 3, 2, 4]).unwrap_or(&3);
+        let (content, web) = (rng.between(1, 2), rng.between(2, 4));
+        match rng.below(10) {
+            0..=4 => Cast { postgres: members, content: 0, web: 0 },
+            5..=7 => Cast { postgres: 0, content, web },
+            _ => Cast { postgres: 3, content, web },
+        }
+    }
+}

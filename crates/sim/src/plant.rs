@@ -1,0 +1,168 @@
+//! Mistakes made on purpose, each a change of what the machines are told or of what they ask for, never of the machines:
+//! they prove that the checks would catch the like. The list is the net's own test.
+
+use bots_core::{
+    dcs::{Change, Compare, DcsAction, DcsEvent, KeyValue, Outcome, RequestId, Revision, Transaction, Write},
+    machine::Span,
+};
+use postgres_bot::machine::{self as postgres, Action, Job, JobResult, Role, StopMode};
+
+use crate::world::{BotEvent, NodeId, World};
+
+/// A mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Plant {
+    /// A lease is counted from the answer instead of from the sending.
+    LeaseFromReply,
+    /// The leader lock is taken without looking whether it is free.
+    LockWithoutCompare,
+    /// A refused lock counts as won: promotion without the key.
+    PromoteWithoutLock,
+    /// A candidate promotes because its view shows no leader, without asking etcd.
+    ViewIsTruth,
+    /// Stops that fence are not carried out.
+    FenceIgnored,
+    /// A switchover gives the lock away before the server is down.
+    YieldBeforeStop,
+    /// A lost answer counts as a good one.
+    UnknownIsDone,
+    /// Steps under a lock do not carry the lock.
+    UnguardedWrites,
+    /// A load message is claimed without looking whether it is free.
+    ClaimWithoutCompare,
+    /// The right to make the cluster is taken without looking whether there is one.
+    InitializeWithoutCompare,
+    /// A broken watch is not noticed.
+    NeverListAgain,
+    /// A diverged data directory is taken for a good one.
+    RewindSkipped,
+    /// Positions of peers and of the last leader are not looked at.
+    AnyReplicaWill,
+    /// Content counts as prepared when its fetch begins.
+    ReadyBeforeWhole,
+}
+
+/// All of them, with their names on the command line.
+pub const PLANTS: [(Plant, &str); 14] = [
+    (Plant::LeaseFromReply, "lease-from-reply"),
+    (Plant::LockWithoutCompare, "lock-without-compare"),
+    (Plant::PromoteWithoutLock, "promote-without-lock"),
+    (Plant::ViewIsTruth, "view-is-truth"),
+    (Plant::FenceIgnored, "fence-ignored"),
+    (Plant::YieldBeforeStop, "yield-before-stop"),
+    (Plant::UnknownIsDone, "unknown-is-done"),
+    (Plant::UnguardedWrites, "unguarded-writes"),
+    (Plant::ClaimWithoutCompare, "claim-without-compare"),
+    (Plant::InitializeWithoutCompare, "initialize-without-compare"),
+    (Plant::NeverListAgain, "never-list-again"),
+    (Plant::RewindSkipped, "rewind-skipped"),
+    (Plant::AnyReplicaWill, "any-replica-will"),
+    (Plant::ReadyBeforeWhole, "ready-before-whole"),
+];
+
+impl Plant {
+    /// The mistake of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        PLANTS.iter().find(|(_, n)| *n == name).map(|(plant, _)| *plant)
+    }
+}
+
+/// Whether a transaction takes a leader lock.
+pub(crate) fn takes_lock(transaction: &Transaction) -> bool {
+    transaction.then.iter().any(|write| matches!(write, Write::Put { key, .. } if key.ends_with("/leader")))
+}
+
+/// What etcd's answer turns into on its way.
+pub(crate) fn alter_outcome(plant: Option<Plant>, takes_lock: bool, outcome: Outcome) -> Outcome {
+    match (plant, outcome) {
+        (Some(Plant::UnknownIsDone), Outcome::Unknown(_)) => Outcome::Done(Revision(u64::MAX)),
+        (Some(Plant::PromoteWithoutLock), Outcome::Refused { revision, .. }) if takes_lock => Outcome::Done(revision),
+        (_, outcome) => outcome,
+    }
+}
+
+/// The answer that a bot makes up instead of asking etcd.
+pub(crate) fn made_up(world: &World, node: NodeId, action: &DcsAction) -> Option<DcsEvent> {
+    let DcsAction::Transact { id, transaction } = action else { return None };
+    let state = world.nodes[node.0].postgres_state()?;
+    if world.plant != Some(Plant::ViewIsTruth) || !takes_lock(transaction) || state.role() != Role::Candidate {
+        return None;
+    }
+    let revision = state.view().revision(&world.nodes[node.0].scope().prefix());
+    Some(DcsEvent::Answered { id: *id, outcome: Outcome::Done(revision) })
+}
+
+/// What a machine asks of etcd turns into.
+pub(crate) fn alter_request(plant: Option<Plant>, action: DcsAction) -> DcsAction {
+    let DcsAction::Transact { id, mut transaction } = action else { return action };
+    let claims = |write: &Write| matches!(write, Write::Put { key, .. } if key.ends_with("/claim"));
+    let begins = |write: &Write| matches!(write, Write::Put { key, value, .. } if key.ends_with("/initialize") && value.is_empty());
+    match plant {
+        Some(Plant::LockWithoutCompare) if takes_lock(&transaction) => {
+            transaction.compare.retain(|compare| !compare.key().ends_with("/leader"));
+        }
+        Some(Plant::ClaimWithoutCompare) if transaction.then.iter().any(claims) => transaction.compare.clear(),
+        Some(Plant::InitializeWithoutCompare) if transaction.then.iter().any(begins) => transaction.compare.clear(),
+        Some(Plant::UnguardedWrites) => transaction.compare.retain(|compare| match compare {
+            Compare::CreatedAt(..) => false,
+            Compare::LeaseIs(key, _) => !key.ends_with("/leader"),
+            Compare::Absent(_) | Compare::Present(_) | Compare::ValueIs(..) | Compare::ModifiedAt(..) => true,
+        }),
+        _no_change => {}
+    }
+    DcsAction::Transact { id, transaction }
+}
+
+/// What a postgres bot is told turns into.
+pub(crate) fn alter_event(plant: Option<Plant>, mut event: BotEvent) -> BotEvent {
+    if plant == Some(Plant::AnyReplicaWill)
+        && let BotEvent::Postgres(event) = &mut event
+    {
+        let forget = |kv: &mut KeyValue| {
+            if kv.key.ends_with("/status") {
+                kv.value = String::from("{}");
+            }
+        };
+        match event {
+            postgres::Event::PeersProbed { answers, .. } => answers.clear(),
+            postgres::Event::Dcs(DcsEvent::Listed { entries, .. }) => entries.iter_mut().for_each(forget),
+            postgres::Event::Dcs(DcsEvent::Changed { changes, .. }) => {
+                for change in changes {
+                    if let Change::Put(kv) = change {
+                        forget(kv);
+                    }
+                }
+            }
+            _any_other => {}
+        }
+    }
+    event
+}
+
+/// What a postgres bot asks for turns into.
+pub(crate) fn alter_actions(world: &mut World, node: NodeId, from: Role, actions: Vec<Action>) -> Vec<Action> {
+    let Some(plant) = world.plant else { return actions };
+    let to = world.nodes[node.0].postgres_state().map(postgres::State::role);
+    let mut out = Vec::new();
+    for action in actions {
+        match (plant, action) {
+            (Plant::FenceIgnored, Action::Run { job: Job::Stop { mode: StopMode::Immediate { .. } }, .. }) => {}
+            (Plant::RewindSkipped, Action::Run { id, job: Job::Rewind { .. } }) => {
+                let event = postgres::Event::JobEnded { id, result: Ok(JobResult::Done) };
+                world.tell(node, Span::from_millis(100), BotEvent::Postgres(event));
+            }
+            (Plant::YieldBeforeStop, Action::Run { id, job: Job::Checkpoint })
+                if from == Role::Primary && to == Some(Role::Demoting) =>
+            {
+                let leader = world.nodes[node.0].scope().leader();
+                let holder = Compare::ValueIs(leader.clone(), world.nodes[node.0].name.clone());
+                let transaction = Transaction::new(vec![holder], vec![Write::delete(leader)]);
+                out.push(Action::Dcs(DcsAction::Transact { id: RequestId(u64::MAX), transaction }));
+                out.push(Action::Run { id, job: Job::Checkpoint });
+            }
+            (_, action) => out.push(action),
+        }
+    }
+    out
+}

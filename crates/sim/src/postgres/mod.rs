@@ -1,0 +1,215 @@
+//! A simulated Postgres server: a data directory that survives, a process that does not, and jobs between them. It behaves
+//! as the real one does where that matters to a bot: what is durable, who can follow whom, when writes are accepted.
+
+mod jobs;
+mod perform;
+mod process;
+mod streaming;
+mod wal;
+
+use bots_core::wire::{Lsn, Timeline};
+use postgres_bot::machine::{DataDir, Job, JobId, Postgres, Server};
+
+pub(crate) use self::process::End;
+pub use self::wal::Wal;
+use crate::world::NodeId;
+
+/// What is in a data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Contents {
+    /// Nothing.
+    #[default]
+    Empty,
+    /// A cut-off bootstrap or clone.
+    Unfinished {
+        /// It was being copied.
+        cloning: bool,
+    },
+    /// A cluster.
+    Present,
+}
+
+/// A data directory; it outlives everything but its own removal.
+#[derive(Debug, Clone, Default)]
+pub struct Disk {
+    /// What is in it.
+    pub contents: Contents,
+    /// The system identifier, once there is one.
+    pub system_id: Option<String>,
+    /// There is a `standby.signal`.
+    pub standby: bool,
+    /// The mark of a server that has been a primary, and is not proven to follow another since: on which timeline.
+    pub led: Option<Timeline>,
+    /// Whom `primary_conninfo` names.
+    pub upstream: Option<String>,
+    /// The timeline in the control file: that of the last checkpoint.
+    pub control_timeline: Timeline,
+    /// The log; what is in it is on disk.
+    pub wal: Wal,
+    /// Pages of two histories are mixed in it: nothing starts on it.
+    pub torn: bool,
+    /// The newest timeline whose history file was ever fetched; a promotion goes beyond it.
+    pub history_seen: Timeline,
+}
+
+impl Disk {
+    /// The timeline that the data was a primary on, if it was a primary's and is not proven to follow another since.
+    #[must_use]
+    pub const fn led_on(&self) -> Option<Timeline> {
+        if self.standby { self.led } else { Some(self.wal.timeline()) }
+    }
+}
+
+/// A standby's connection to the server that it follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// Whom it follows.
+    pub to: NodeId,
+    /// Which run of that server.
+    pub run: u64,
+    /// Something is on its way.
+    pub(crate) busy: bool,
+    /// For how many looks nothing was heard.
+    pub(crate) silent: u32,
+}
+
+/// The server's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Process {
+    /// There is none.
+    #[default]
+    Down,
+    /// Recovering, and not open to clients yet.
+    Starting {
+        /// It will accept writes once it is up.
+        primary: bool,
+    },
+    /// Open to clients.
+    Up {
+        /// Read-only.
+        in_recovery: bool,
+        /// A promotion is under way.
+        promoting: bool,
+    },
+    /// Shutting down: closed to clients.
+    Stopping,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RunningJob {
+    id: JobId,
+    job: Job,
+    serial: u64,
+    /// The run of the server that the job copies from, as it was when it began.
+    source_run: Option<u64>,
+}
+
+/// A server with its data.
+#[derive(Debug, Default)]
+pub struct PostgresBody {
+    /// The data directory.
+    pub disk: Disk,
+    /// The process.
+    pub process: Process,
+    /// Grows with every start of the process.
+    pub run: u64,
+    /// Whom it streams from.
+    pub link: Option<Link>,
+    job: Option<RunningJob>,
+    jobs: u64,
+    told: Postgres,
+    /// The end of the process is decided already.
+    ending: bool,
+}
+
+/// Something that a server or a job on it comes to.
+#[derive(Debug)]
+pub(crate) enum ServerItem {
+    /// The server is open to clients.
+    Ready { run: u64 },
+    /// The server has left recovery.
+    Promoted { run: u64 },
+    /// The process is gone.
+    Gone { run: u64, end: End },
+    /// A job is done, or has failed.
+    JobDone { serial: u64 },
+    /// WAL arrives, or a look whether the connection still stands.
+    Stream { run: u64 },
+    /// A standby tries to connect.
+    Connect { run: u64 },
+    /// The bot's shell looks at the server, as it does every second.
+    Look { life: u64 },
+    /// The bot asked for a look.
+    Observe { life: u64 },
+    /// The bot asked for a look at the data directory.
+    Inspect { life: u64 },
+    /// A guard's deadline.
+    Guard { run: u64 },
+}
+
+impl PostgresBody {
+    /// Whether a client's write would be accepted at this moment, if the machine moves.
+    #[must_use]
+    pub const fn accepts_writes(&self) -> bool {
+        matches!(self.process, Process::Up { in_recovery: false, .. })
+    }
+
+    /// Whether it accepts writes, or will by itself.
+    #[must_use]
+    pub const fn may_take_writes(&self) -> bool {
+        matches!(
+            self.process,
+            Process::Up { in_recovery: false, .. }
+                | Process::Up { promoting: true, .. }
+                | Process::Starting { primary: true }
+        )
+    }
+
+    /// Whether it follows another server at this moment.
+    #[must_use]
+    pub const fn streams(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// What the server says of itself.
+    #[must_use]
+    pub fn facts(&self) -> Option<Server> {
+        let Process::Up { in_recovery, .. } = self.process else { return None };
+        let position = self.disk.wal.end();
+        let standby = |lsn: Lsn| if in_recovery { lsn } else { Lsn(0) };
+        Some(Server {
+            in_recovery,
+            timeline: self.disk.wal.timeline(),
+            position,
+            received: standby(position),
+            replayed: standby(position),
+            streaming: self.link.is_some(),
+            pending_restart: false,
+        })
+    }
+
+    /// What a look at the process shows.
+    fn observed(&self) -> Option<Postgres> {
+        match self.process {
+            Process::Up { .. } => self.facts().map(Postgres::Up),
+            Process::Starting { .. } => Some(Postgres::Starting),
+            Process::Down | Process::Stopping => None,
+        }
+    }
+
+    /// What a look at the data directory shows.
+    fn inspected(&self) -> DataDir {
+        let running = self.process != Process::Down;
+        match (self.disk.contents, &self.disk.system_id) {
+            (Contents::Empty, _) | (Contents::Present, None) => DataDir::Empty,
+            (Contents::Unfinished { cloning }, id) => DataDir::Unfinished { system_id: id.clone(), cloning },
+            (Contents::Present, Some(id)) => DataDir::Present {
+                system_id: id.clone(),
+                timeline: self.disk.control_timeline,
+                was_primary: !self.disk.standby,
+                led: self.disk.led_on(),
+                running,
+            },
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Faults: each kind that the seed has befalls the world now and then until all of them end.
+
+use bots_core::{machine::Span, wire::Kind};
+
+use super::{Cut, Frozen, Item, Network, NodeId, World, node::Node};
+use crate::plan::Fault;
+
+/// A fault begins or ends.
+#[derive(Debug)]
+pub(crate) enum ChaosItem {
+    Begin(Fault),
+    EndOutage,
+    MendStore(NodeId),
+    MendPeers(NodeId, NodeId),
+    Quicken,
+    OriginUp,
+}
+
+impl World {
+    pub(super) fn begin_faults(&mut self) {
+        for (fault, pause) in self.plan.faults.clone() {
+            let delay = self.rng.around(pause);
+            self.after(delay, Item::Chaos(ChaosItem::Begin(fault)));
+        }
+    }
+
+    pub(super) fn chaos(&mut self, item: ChaosItem) {
+        match item {
+            ChaosItem::Begin(fault) => {
+                if self.is_healed() {
+                    return;
+                }
+                self.say(format_args!("fault: {fault:?}"));
+                self.befall(fault);
+                let pause = self.plan.faults.get(&fault).copied().unwrap_or(Span::from_secs(30));
+                let delay = self.rng.around(pause);
+                self.after(delay, Item::Chaos(ChaosItem::Begin(fault)));
+            }
+            ChaosItem::EndOutage => self.end_outage(),
+            ChaosItem::MendStore(node) => self.mend_store(node),
+            ChaosItem::MendPeers(a, b) => self.network.mend_peers(a, b),
+            ChaosItem::Quicken => self.network.slow_store = false,
+            ChaosItem::OriginUp => self.origin.down = false,
+        }
+    }
+
+    pub(super) const fn slow_store(&self) -> bool {
+        self.network.slow_store
+    }
+
+    fn befall(&mut self, fault: Fault) {
+        match fault {
+            Fault::KillBot => self.with_bot(None, |world, node| {
+                world.end_bot(node, "is killed");
+                let pause = world.pause(200, 12_000);
+                world.start_later(node, pause);
+            }),
+            Fault::PowerLoss => self.with_bot(None, |world, node| {
+                world.lose_power(node);
+                let pause = world.pause(2_000, 20_000);
+                world.start_later(node, pause);
+            }),
+            Fault::Freeze => self.with_bot(None, |world, node| {
+                let pause = world.pause(50, 12_000);
+                world.freeze(node, pause);
+            }),
+            Fault::Shutdown => self.with_bot(None, Self::ask_to_stop),
+            Fault::CutFromStore => self.with_bot(None, Self::cut_from_store),
+            Fault::CutFromPeers => self.with_bot(None, Self::cut_from_peers),
+            Fault::StoreOutage => self.begin_outage(),
+            Fault::SlowStore => {
+                self.network.slow_store = true;
+                let pause = self.pause(500, 8_000);
+                self.after(pause, Item::Chaos(ChaosItem::Quicken));
+            }
+            Fault::BreakWatches => {
+                for node in self.ids() {
+                    for prefix in self.nodes[node.0].client.prefixes() {
+                        if self.rng.chance(500) {
+                            self.break_watch(node, &prefix, "the connection was closed");
+                        }
+                    }
+                }
+            }
+            Fault::CompactStore => self.store.compact(),
+            Fault::CrashPostmaster => self.with_bot(Some(Kind::Postgres), |world, node| {
+                let _lived = world.crash_server(node);
+            }),
+            Fault::Switchover => self.ask_for_switchover(),
+            Fault::ForcePush => {
+                self.origin.force_push(&mut self.rng);
+                self.call_webhook();
+            }
+            Fault::OriginDown => {
+                self.origin.down = true;
+                let pause = self.pause(500, 15_000);
+                self.after(pause, Item::Chaos(ChaosItem::OriginUp));
+            }
+            Fault::BadCommit => self.push(false),
+            Fault::CrashApp => self.with_bot(Some(Kind::Web), Self::crash_app),
+            Fault::LoadSurge => self.change_load(),
+        }
+    }
+
+    /// Most pauses are short, some are long.
+    fn pause(&mut self, low: u64, high: u64) -> Span {
+        let most = if self.rng.chance(500) { low + (high - low) / 6 } else { high };
+        self.rng.span(low, most)
+    }
+
+    /// Picks a victim; leaders more often than their share, for there it hurts.
+    fn with_bot(&mut self, kind: Option<Kind>, act: impl FnOnce(&mut Self, NodeId)) {
+        let all: Vec<NodeId> = self.ids().filter(|id| kind.is_none_or(|kind| self.nodes[id.0].kind == kind)).collect();
+        let leads = |id: &&NodeId| {
+            let node: &Node = &self.nodes[id.0];
+            self.store.value(&node.scope().leader()) == Some(node.name.as_str())
+        };
+        let leaders: Vec<NodeId> = all.iter().filter(leads).copied().collect();
+        let from = if self.rng.chance(400) && !leaders.is_empty() { leaders } else { all };
+        if let Some(node) = self.rng.pick(&from).copied() {
+            act(self, node);
+        }
+    }
+
+    fn cut_from_store(&mut self, node: NodeId) {
+        let cut = match self.rng.below(4) {
+            0 => Cut { requests: true, replies: false },
+            1 => Cut { requests: false, replies: true },
+            _ => Cut { requests: true, replies: true },
+        };
+        let name = self.nodes[node.0].name.clone();
+        self.say(format_args!("{name} is cut from etcd: {cut:?}"));
+        self.network.cut_from_store(node, cut);
+        self.watches_fall_silent(node);
+        let pause = self.pause(300, 15_000);
+        self.after(pause, Item::Chaos(ChaosItem::MendStore(node)));
+        if self.rng.chance(500) {
+            self.cut_from_peers(node);
+        }
+    }
+
+    fn mend_store(&mut self, node: NodeId) {
+        for item in self.network.mend_store(node) {
+            let delay = self.rng.span(1, 300);
+            self.after(delay, item);
+        }
+        self.watches_resume(node);
+    }
+
+    fn cut_from_peers(&mut self, node: NodeId) {
+        let all = self.rng.chance(500);
+        let pause = self.pause(300, 15_000);
+        let others: Vec<NodeId> = self.ids().filter(|id| *id != node).collect();
+        let cut = if all { others } else { self.rng.pick(&others).copied().into_iter().collect() };
+        for peer in cut {
+            self.network.cut_peers(node, peer);
+            self.after(pause, Item::Chaos(ChaosItem::MendPeers(node, peer)));
+        }
+        self.look_at_streams();
+    }
+
+    fn begin_outage(&mut self) {
+        self.store.begin_outage(self.now);
+        for node in self.ids() {
+            self.watches_fall_silent(node);
+        }
+        let pause = self.pause(300, 12_000);
+        self.after(pause, Item::Chaos(ChaosItem::EndOutage));
+    }
+
+    fn end_outage(&mut self) {
+        let held = self.store.end_outage(self.now);
+        for item in held {
+            let delay = self.rng.span(1, 300);
+            self.after(delay, item);
+        }
+        for node in self.ids() {
+            self.watches_resume(node);
+        }
+    }
+
+    /// An operator asks for a switchover, as `botctl` and `patronictl` do.
+    fn ask_for_switchover(&mut self) {
+        let scope = Node::scope_of(Kind::Postgres);
+        let Some(leader) = self.store.value(&scope.leader()).map(str::to_owned) else { return };
+        let others: Vec<String> =
+            self.servers().iter().map(|id| self.nodes[id.0].name.clone()).filter(|name| *name != leader).collect();
+        let to = if self.rng.chance(600) { self.rng.pick(&others).cloned() } else { None };
+        let request = match to {
+            Some(to) => serde_json::json!({ "leader": leader, "member": to }),
+            None => serde_json::json!({ "leader": leader }),
+        };
+        if self.store.answers() {
+            self.write_by_hand(scope.failover(), request.to_string());
+        }
+    }
+
+    /// Everything is mended, and everybody is started again.
+    pub(super) fn end_faults(&mut self) {
+        self.end_outage();
+        for node in self.network.cut_off() {
+            self.mend_store(node);
+        }
+        let held = std::mem::take(&mut self.network.held);
+        self.network = Network::default();
+        for (_, item) in held {
+            self.after(Span::from_millis(10), item);
+        }
+        self.origin.down = false;
+        for node in self.ids() {
+            if self.nodes[node.0].frozen != Frozen::No {
+                let power = self.nodes[node.0].power;
+                self.thaw(node, power);
+            }
+            if self.nodes[node.0].brain.is_none() {
+                let delay = self.rng.span(10, 2_000);
+                self.start_later(node, delay);
+            }
+        }
+        if self.plan.cast.content > 0 {
+            self.push(true);
+            self.change_load();
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! The app: one instance that serves, at most one that starts to replace it, and those that are being stopped.
+//!
+//! Restart is start-new, wait until healthy, switch, drain-old. What goes into an instance (commit, database hosts, CDN)
+//! is fixed for its life; a change of any of them is a new instance.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bots_core::{
+    dcs::{Scope, View},
+    machine::{Deadline, Span, Time},
+    wire::{Member, PostgresFacts},
+};
+use serde::Serialize;
+
+use super::{Action, content::backoff};
+
+/// How long a stopped app may take from SIGTERM to its end before it is killed.
+pub const APP_STOP_GRACE: Span = Span::from_secs(5);
+
+/// An app that dies after it was healthy for this long starts a new count of failures.
+pub const APP_PROVEN_AFTER: Span = Span::from_secs(30);
+
+/// The pause after a second failure in a row; doubled with each further one. The first restart waits for nothing.
+pub const RESTART_BACKOFF_MIN: Span = Span::from_millis(500);
+
+/// The longest pause between two starts.
+pub const RESTART_BACKOFF_MAX: Span = Span::from_secs(30);
+
+/// An app that dies this often in a row is somebody else's to try: the load message goes back.
+pub const CRASHES_HELD_MAX: u32 = 3;
+
+/// How long a changed list of database hosts must stand before the app is restarted for it: members of a new cluster
+/// appear one after another.
+pub const DATABASE_SETTLE: Span = Span::from_secs(3);
+
+/// What an instance is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Recipe {
+    pub(super) sha: String,
+    pub(super) database_hosts: Vec<String>,
+    pub(super) cdn_url: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Instance {
+    id: u64,
+    recipe: Recipe,
+    /// While it starts: until when it must be healthy. Afterwards: since when it is.
+    mark: Time,
+}
+
+/// Failures in a row, and what they were failures of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Failures {
+    count: u32,
+    recipe: Recipe,
+    retry_at: Time,
+    /// Another bot may do better: the load message should go back.
+    hopeless: bool,
+    /// One line, until an instance is healthy again.
+    why: Option<String>,
+}
+
+/// The sub-machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct App {
+    current: Option<Instance>,
+    next: Option<Instance>,
+    /// Instances that nothing is sent to any more and that are to be stopped, in this step.
+    leaving: Vec<Instance>,
+    /// Instances that are being stopped, with their commits.
+    retiring: BTreeMap<u64, String>,
+    last_id: u64,
+    failures: Option<Failures>,
+    /// The hosts of the database scope, as last seen; an empty view does not make us forget.
+    hosts: Vec<String>,
+    hosts_since: Time,
+}
+
+/// What the bot finds when it looks after its app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// An instance is healthy and serves.
+    Up,
+    /// One is starting, or will be after a pause.
+    Coming,
+    /// It has failed so early or so often that the load message should go to another bot.
+    Hopeless,
+}
+
+impl App {
+    pub(super) const fn new() -> Self {
+        Self {
+            current: None,
+            next: None,
+            leaving: Vec::new(),
+            retiring: BTreeMap::new(),
+            last_id: 0,
+            failures: None,
+            hosts: Vec::new(),
+            hosts_since: Time::ZERO,
+        }
+    }
+
+    /// The instance that serves, with its commit.
+    pub(super) fn serving(&self) -> Option<(u64, &str)> {
+        self.current.as_ref().map(|i| (i.id, i.recipe.sha.as_str()))
+    }
+
+    /// Whether no process of ours is left.
+    pub(super) fn is_gone(&self) -> bool {
+        !self.is_kept() && self.leaving.is_empty() && self.retiring.is_empty()
+    }
+
+    /// Whether an instance runs or starts, other than those that are being stopped.
+    pub(super) const fn is_kept(&self) -> bool {
+        self.current.is_some() || self.next.is_some()
+    }
+
+    /// The commits that some instance has its content from.
+    pub(super) fn commits(&self) -> BTreeSet<String> {
+        let known = self.current.iter().chain(&self.next).chain(&self.leaving).map(|i| i.recipe.sha.clone());
+        known.chain(self.retiring.values().cloned()).collect()
+    }
+
+    /// Trouble with the app, one line.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.failures.as_ref().and_then(|f| f.why.clone())
+    }
+
+    /// What runs, or else starts, is made of.
+    pub(super) fn recipe(&self) -> Option<Recipe> {
+        self.current.as_ref().or(self.next.as_ref()).map(|i| i.recipe.clone())
+    }
+
+    /// The hosts of the database, as last seen.
+    pub(super) fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    /// Whether a start of `wanted` may be tried: not during the pause after it has failed.
+    pub(super) fn may_start(&self, now: Time, wanted: &Recipe) -> bool {
+        self.failures.as_ref().is_none_or(|f| f.recipe != *wanted || f.retry_at <= now)
+    }
+
+    /// Looks at who is in the database scope. Members come and go with their leases; the list is only taken anew when it
+    /// names a host that we do not know, because a host that does not answer costs the app less than a restart.
+    pub(super) fn observe(&mut self, now: Time, database: Option<&Scope>, view: &View) {
+        let Some(scope) = database else { return };
+        let prefix = scope.members_prefix();
+        let members = view.below(&prefix).filter_map(|kv| Member::from_json(&kv.value)?.facts::<PostgresFacts>());
+        let found: BTreeSet<String> = members.filter_map(|facts| host_of(&facts.conn_url)).collect();
+        if found.iter().any(|host| !self.hosts.contains(host)) {
+            self.hosts = found.into_iter().collect();
+            self.hosts_since = now;
+        }
+    }
+
+    /// Starts and replaces instances so that one made of `wanted` serves.
+    pub(super) fn advance(
+        &mut self,
+        now: Time,
+        wanted: &Recipe,
+        start_timeout: Span,
+        out: &mut Vec<Action>,
+    ) -> Condition {
+        if let Some(late) = self.next.take_if(|next| next.mark <= now) {
+            self.start_failed(now, late.recipe.clone(), format!("the app was not healthy within {start_timeout}"));
+            self.leaving.push(late);
+        }
+        // The commit that it was started for is no longer the one to serve.
+        self.leaving.extend(self.next.take_if(|next| next.recipe.sha != wanted.sha));
+        let hopeless = self.failures.as_ref().is_some_and(|f| f.hopeless && f.recipe == *wanted);
+        if self.next.is_none() && !hopeless && self.may_start(now, wanted) && self.must_start(now, wanted) {
+            self.start(now, wanted, start_timeout, out);
+        }
+        match (&self.current, &self.next) {
+            (Some(_), _) => Condition::Up,
+            (None, None) if hopeless => Condition::Hopeless,
+            (None, _) => Condition::Coming,
+        }
+    }
+
+    fn must_start(&self, now: Time, wanted: &Recipe) -> bool {
+        let Some(current) = &self.current else { return true };
+        let settled = self.hosts_since + DATABASE_SETTLE <= now;
+        current.recipe.sha != wanted.sha
+            || current.recipe.cdn_url != wanted.cdn_url
+            || (current.recipe.database_hosts != wanted.database_hosts && settled)
+    }
+
+    fn start(&mut self, now: Time, wanted: &Recipe, start_timeout: Span, out: &mut Vec<Action>) {
+        self.last_id += 1;
+        self.next = Some(Instance { id: self.last_id, recipe: wanted.clone(), mark: now + start_timeout });
+        out.push(Action::StartApp {
+            instance: self.last_id,
+            sha: wanted.sha.clone(),
+            database_hosts: wanted.database_hosts.clone(),
+            cdn_url: wanted.cdn_url.clone(),
+        });
+    }
+
+    /// An instance answers its health check: it serves from now on.
+    pub(super) fn ready(&mut self, now: Time, instance: u64) {
+        let Some(next) = self.next.take_if(|next| next.id == instance) else { return };
+        self.failures = self.failures.take().filter(|f| f.recipe == next.recipe).map(|f| Failures { why: None, ..f });
+        self.leaving.extend(self.current.replace(Instance { mark: now, ..next }));
+    }
+
+    /// An instance has ended, asked or not.
+    pub(super) fn exited(&mut self, now: Time, instance: u64, how: &str) {
+        self.retiring.remove(&instance);
+        self.leaving.retain(|i| i.id != instance);
+        if let Some(next) = self.next.take_if(|next| next.id == instance) {
+            self.start_failed(now, next.recipe, format!("the app ended before it was healthy: {how}"));
+        }
+        if let Some(dead) = self.current.take_if(|current| current.id == instance) {
+            let proven = dead.mark + APP_PROVEN_AFTER <= now;
+            let count = if proven { 1 } else { self.count_for(&dead.recipe) + 1 };
+            let pause = match count {
+                1 => Span::ZERO,
+                more => backoff(RESTART_BACKOFF_MIN, RESTART_BACKOFF_MAX, more - 1),
+            };
+            self.failures = Some(Failures {
+                count,
+                recipe: dead.recipe,
+                retry_at: now + pause,
+                hopeless: count >= CRASHES_HELD_MAX,
+                why: Some(format!("the app died: {how}")),
+            });
+        }
+    }
+
+    fn start_failed(&mut self, now: Time, recipe: Recipe, why: String) {
+        let count = self.count_for(&recipe) + 1;
+        let retry_at = now + backoff(RESTART_BACKOFF_MIN, RESTART_BACKOFF_MAX, count);
+        self.failures = Some(Failures { count, recipe, retry_at, hopeless: self.current.is_none(), why: Some(why) });
+    }
+
+    fn count_for(&self, recipe: &Recipe) -> u32 {
+        self.failures.as_ref().filter(|f| f.recipe == *recipe).map_or(0, |f| f.count)
+    }
+
+    /// Nothing shall run any more.
+    pub(super) fn rest(&mut self) {
+        self.leaving.extend(self.current.take());
+        self.leaving.extend(self.next.take());
+        if let Some(failures) = &mut self.failures {
+            failures.hopeless = false;
+        }
+    }
+
+    /// Stops what nothing is sent to any more; to be called once the route says so. Requests in flight may take `drain`.
+    pub(super) fn sweep(&mut self, drain: Span, out: &mut Vec<Action>) {
+        for instance in std::mem::take(&mut self.leaving) {
+            self.retiring.insert(instance.id, instance.recipe.sha);
+            out.push(Action::StopApp { instance: instance.id, drain, grace: APP_STOP_GRACE });
+        }
+    }
+
+    /// When the sub-machine wants a step of its own accord; `wanted` is what shall run, if anything.
+    pub(super) fn deadline(&self, now: Time, wanted: Option<&Recipe>) -> Option<Deadline> {
+        let due = |at, reason: &str| Deadline { at, reason: reason.to_owned() };
+        let failures = self.failures.as_ref().filter(|f| Some(&f.recipe) == wanted && f.retry_at > now);
+        let behind = self.current.as_ref().zip(wanted).filter(|(current, wanted)| current.recipe != **wanted);
+        let settled = self.hosts_since + DATABASE_SETTLE;
+        let idle = self.next.is_none();
+        Deadline::earliest([
+            self.next.as_ref().map(|next| due(next.mark, "the app must be healthy")),
+            failures.filter(|_| idle).map(|f| due(f.retry_at, "start the app again")),
+            behind.filter(|_| idle && settled > now).map(|_| due(settled, "restart the app for new database hosts")),
+        ])
+    }
+}
+
+/// `host:port` of a connection URL.
+fn host_of(conn_url: &str) -> Option<String> {
+    let (_, rest) = conn_url.split_once("://")?;
+    let authority = rest.split(['/', '?']).next()?;
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
+    (!host.is_empty() && host.chars().all(legal)).then(|| host.to_owned())
+}

@@ -1,0 +1,592 @@
+//! The web bot's machine: pure, total, deterministic. It decides everything and performs nothing.
+//!
+//! ```text
+//!  Initializing ──► Preparing ──► Idle ◄──────────────┐
+//!   (etcd, name)    (content)      │ load message     │
+//!                                  ▼ claimed          │
+//!                                Waking ──────────────┤ wake failed or message gone
+//!                        app died ▲ │ ready           │
+//!                                 │ ▼                 │
+//!                                Serving ──► Draining ┘ message gone, then requests done
+//!
+//!  any of them ──► Stopping (asked to stop: drain, give everything back, exit)
+//!  any of them ──► Failed   (another live bot has our name: exit at once)
+//! ```
+//!
+//! Files: `roles` (one step function a role), `content` (which commits), `slots` (the place in the serving set), `app`
+//! (the user's process), `scaling` (the leader's count), `outward` (member key, route, report), `board` and `settings`.
+
+#![warn(clippy::wildcard_enum_match_arm)]
+
+mod app;
+mod board;
+mod content;
+mod invariants;
+mod outward;
+mod roles;
+mod scaling;
+mod settings;
+mod slots;
+
+use bots_core::{
+    dcs::{DcsAction, DcsEvent, Revision, View},
+    leadership::{Leadership, LeadershipChange},
+    machine::{Deadline, Edge, Machine, Report, Span, Step, Time, TransitionTable},
+    membership::{Membership, MembershipAction, MembershipChange, MembershipEvent, RETRY_AFTER},
+    wire::WebLoad,
+};
+use serde::Serialize;
+
+pub use self::{
+    app::{
+        APP_PROVEN_AFTER, APP_STOP_GRACE, CRASHES_HELD_MAX, DATABASE_SETTLE, RESTART_BACKOFF_MAX, RESTART_BACKOFF_MIN,
+    },
+    content::{PREPARE_BACKOFF_MAX, PREPARE_BACKOFF_MIN, REVISIONS_KEPT},
+    roles::DRAIN_NOTICE,
+    scaling::{ACTIONS_PER_HOUR_MAX, SCALE_INS_PER_HOUR_MAX, SCALE_INS_PER_WINDOW},
+    settings::{Mode, SLOTS_MAX, ScalingSettings, Settings},
+    slots::RECLAIM_GRACE,
+};
+use self::{
+    app::{App, Recipe},
+    board::Board,
+    content::Content,
+    outward::Shared,
+    roles::Drain,
+    scaling::Scaling,
+    settings::Effective,
+    slots::{Sight, Slots},
+};
+
+/// The node of the state diagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Waits for etcd: a lease, the name, a first look.
+    Initializing,
+    /// Waits for the live revision to stand ready.
+    Preparing,
+    /// Could serve, and need not.
+    Idle,
+    /// Has claimed a load message and brings the app up.
+    Waking,
+    /// Serves.
+    Serving,
+    /// Lets the requests in flight end.
+    Draining,
+    /// Was asked to end: drains, gives everything back, exits.
+    Stopping,
+    /// Must not run; has said why and exits.
+    Failed,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Initializing => "initializing",
+            Self::Preparing => "preparing",
+            Self::Idle => "idle",
+            Self::Waking => "waking",
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+            Self::Stopping => "stopping",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// Everything the bot knows.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct State {
+    settings: Settings,
+    epoch_unix_ms: u64,
+    /// The moment of the last step.
+    stepped_at: Time,
+    role: Role,
+    since: Time,
+    /// The roles that the last step went through, the first being the one that it began in.
+    path: Vec<Role>,
+    view: View,
+    membership: Membership,
+    leadership: Leadership,
+    /// Somebody else has the lock although the view shows it free: how far the view reached, and until when to trust
+    /// the refusal more than the view.
+    lock_refused: Option<(Revision, Time)>,
+    content: Content,
+    slots: Slots,
+    app: App,
+    scaling: Scaling,
+    drain: Option<Drain>,
+    drains: u64,
+    load: Option<WebLoad>,
+    route: Route,
+    shared: Shared,
+    ended: bool,
+}
+
+/// Everything that can happen to it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum Event {
+    /// From the store.
+    Dcs(DcsEvent),
+    /// The instance that answered at the probed address, or nothing if nobody did.
+    NameProbed {
+        /// Its `instance`.
+        instance: Option<String>,
+    },
+    /// The armed deadline has passed.
+    TimerFired,
+    /// An operator or the system wants the bot to end; a second time: at once.
+    ShutdownRequested,
+    /// A commit stands ready: fetched, whole, verified, unpacked as the mode needs it.
+    ContentPrepared {
+        /// The number of the preparation.
+        id: u64,
+        /// The commit.
+        sha: String,
+    },
+    /// A commit could not be prepared.
+    ContentFailed {
+        /// The number of the preparation.
+        id: u64,
+        /// The commit.
+        sha: String,
+        /// One line: what failed and how to mend it.
+        why: String,
+    },
+    /// An instance of the app answers its health check.
+    AppReady {
+        /// The instance.
+        instance: u64,
+    },
+    /// An instance of the app has ended, or could not be started.
+    AppExited {
+        /// The instance.
+        instance: u64,
+        /// One line: its exit status, or what kept it from starting.
+        how: String,
+    },
+    /// How busy the data plane was of late.
+    LoadMeasured(WebLoad),
+    /// No request is in flight any more.
+    InFlightEnded {
+        /// The number of the drain that asked.
+        id: u64,
+    },
+}
+
+/// Everything it can ask of the world.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum Action {
+    /// Ask the store.
+    Dcs(DcsAction),
+    /// Ask the bot that seems to hold our name who it is. Answered by [`Event::NameProbed`].
+    ProbeName {
+        /// Where its API answers.
+        api_url: String,
+    },
+    /// Make a commit ready: from disk if it is there, else from the packs in order, else from the origin. Answered by
+    /// [`Event::ContentPrepared`] once every object is durable and verified, or by [`Event::ContentFailed`].
+    PrepareContent {
+        /// The number of the preparation.
+        id: u64,
+        /// The commit.
+        sha: String,
+        /// Where packs of it may be had, the best first.
+        pack_urls: Vec<String>,
+        /// The repository to fetch from if no pack can be had.
+        origin: String,
+        /// The branch or tag that leads to it there.
+        reference: String,
+    },
+    /// Keep these commits; delete what else is on disk or in memory.
+    RetainContent {
+        /// The commits.
+        shas: Vec<String>,
+    },
+    /// Start an instance of the app on a prepared commit. Answered by [`Event::AppReady`] once it is healthy and by
+    /// [`Event::AppExited`] when it ends, at whatever time.
+    StartApp {
+        /// The instance.
+        instance: u64,
+        /// The commit.
+        sha: String,
+        /// The hosts of the database, `host:port`.
+        database_hosts: Vec<String>,
+        /// The CDN's base URL.
+        cdn_url: Option<String>,
+    },
+    /// Stop an instance that no new request is sent to: let its requests end, SIGTERM, SIGKILL.
+    StopApp {
+        /// The instance.
+        instance: u64,
+        /// How long its requests in flight may take.
+        drain: Span,
+        /// How long it may then take to end by itself.
+        grace: Span,
+    },
+    /// Send requests there from now on, all at once: a request that has begun keeps the route that it began with.
+    SetRoute(Route),
+    /// Say when no request is in flight, by [`Event::InFlightEnded`].
+    AwaitInFlight {
+        /// The number of the drain.
+        id: u64,
+    },
+    /// End the process, after everything before it was sent.
+    Exit {
+        /// 0: asked to. 3: the world contradicts us.
+        code: u8,
+        /// One line for the log.
+        message: String,
+    },
+}
+
+/// Where requests go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum Route {
+    /// Nowhere: 503, naming the state, with the advice to try again soon.
+    Refuse {
+        /// The bot's role.
+        state: String,
+    },
+    /// Wait a little: the app is about to be there.
+    Hold,
+    /// To the files of a commit.
+    Static {
+        /// The commit.
+        sha: String,
+        /// Ask clients to close their connections: we are leaving.
+        closing: bool,
+    },
+    /// To an instance of the app.
+    App {
+        /// The instance.
+        instance: u64,
+        /// The commit that it was started on.
+        sha: String,
+        /// Ask clients to close their connections: we are leaving.
+        closing: bool,
+    },
+}
+
+impl Route {
+    /// The commit that responses come from.
+    #[must_use]
+    pub fn sha(&self) -> Option<&str> {
+        match self {
+            Self::Static { sha, .. } | Self::App { sha, .. } => Some(sha),
+            Self::Refuse { .. } | Self::Hold => None,
+        }
+    }
+}
+
+/// The web bot's machine.
+#[derive(Debug, Clone, Copy)]
+pub struct WebMachine;
+
+const EDGES: &[Edge<Role>] = &[
+    Edge::new(Role::Initializing, Role::Preparing, "etcd answered and the name is ours"),
+    Edge::new(Role::Preparing, Role::Idle, "the content stands ready"),
+    Edge::new(Role::Idle, Role::Waking, "a load message is claimed"),
+    Edge::new(Role::Waking, Role::Serving, "content and app are ready"),
+    Edge::new(Role::Waking, Role::Idle, "the app does not come up, or the message is gone"),
+    Edge::new(Role::Serving, Role::Waking, "the app died"),
+    Edge::new(Role::Serving, Role::Draining, "the message is gone, or was lost and all are taken"),
+    Edge::new(Role::Draining, Role::Idle, "requests in flight are done"),
+    Edge::new(Role::Initializing, Role::Stopping, "asked to stop"),
+    Edge::new(Role::Preparing, Role::Stopping, "asked to stop"),
+    Edge::new(Role::Idle, Role::Stopping, "asked to stop"),
+    Edge::new(Role::Waking, Role::Stopping, "asked to stop"),
+    Edge::new(Role::Serving, Role::Stopping, "asked to stop"),
+    Edge::new(Role::Draining, Role::Stopping, "asked to stop"),
+    Edge::new(Role::Initializing, Role::Failed, "another live bot has the name"),
+    Edge::new(Role::Preparing, Role::Failed, "another live bot has the name"),
+    Edge::new(Role::Idle, Role::Failed, "another live bot has the name"),
+    Edge::new(Role::Waking, Role::Failed, "another live bot has the name"),
+    Edge::new(Role::Serving, Role::Failed, "another live bot has the name"),
+    Edge::new(Role::Draining, Role::Failed, "another live bot has the name"),
+];
+
+impl Machine for WebMachine {
+    const KIND: &'static str = "web";
+    const TRANSITIONS: TransitionTable<Role> = TransitionTable { initial: Role::Initializing, edges: EDGES };
+
+    type State = State;
+    type Event = Event;
+    type Action = Action;
+    type Role = Role;
+
+    fn step(mut state: State, now: Time, event: Event) -> Step<State, Action> {
+        let mut out = Vec::new();
+        state.stepped_at = now;
+        state.path = vec![state.role];
+        if !state.ended {
+            state.take_in(now, event, &mut out);
+            state.advance(now, &mut out);
+        }
+        Step { state, actions: out }
+    }
+
+    fn timer_fired() -> Event {
+        Event::TimerFired
+    }
+
+    fn deadline(state: &State) -> Option<Deadline> {
+        let next = state.next_deadline()?;
+        // What was due and is still there waits for something else: look again, but not at once.
+        let at = if next.at <= state.stepped_at { state.stepped_at + RETRY_AFTER } else { next.at };
+        Some(Deadline { at, ..next })
+    }
+
+    fn role(state: &State) -> Role {
+        state.role
+    }
+
+    fn report(state: &State, now: Time) -> Report {
+        state.report(now)
+    }
+
+    fn invariants(state: &State) -> Result<(), String> {
+        state.check()
+    }
+}
+
+impl State {
+    /// A bot that has just been started. `instance` tells this process from any other of the same name; `epoch_unix_ms` is
+    /// the wall time at the origin of the machine's clock, to show, never to decide by.
+    #[must_use]
+    pub fn new(settings: Settings, instance: impl Into<String>, epoch_unix_ms: u64) -> Self {
+        let scopes = [Some(&settings.scope), Some(&settings.content), settings.database.as_ref()];
+        Self {
+            epoch_unix_ms,
+            stepped_at: Time::ZERO,
+            role: WebMachine::TRANSITIONS.initial,
+            since: Time::ZERO,
+            path: vec![WebMachine::TRANSITIONS.initial],
+            view: View::of(scopes.into_iter().flatten().map(bots_core::dcs::Scope::prefix)),
+            membership: Membership::new(settings.scope.clone(), settings.name.clone(), instance, settings.ttl),
+            leadership: Leadership::new(settings.scope.leader(), settings.name.clone()),
+            lock_refused: None,
+            content: Content::new(settings.content.clone()),
+            slots: Slots::new(settings.scope.clone()),
+            app: App::new(),
+            scaling: Scaling::new(settings.scope.clone()),
+            drain: None,
+            drains: 0,
+            load: None,
+            route: Route::Refuse { state: Role::Initializing.to_string() },
+            shared: Shared::default(),
+            ended: false,
+            settings,
+        }
+    }
+
+    /// The prefixes of the store that the bot watches.
+    #[must_use]
+    pub fn prefixes(&self) -> Vec<String> {
+        self.view.prefixes().map(str::to_owned).collect()
+    }
+
+    /// The role.
+    #[must_use]
+    pub const fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The roles that the last step went through, the first being the one that it began in.
+    #[must_use]
+    pub fn path(&self) -> &[Role] {
+        &self.path
+    }
+
+    /// Where requests go at the moment.
+    #[must_use]
+    pub const fn route(&self) -> &Route {
+        &self.route
+    }
+
+    /// The load message that is ours under a lease that we have not heard to be lost.
+    #[must_use]
+    pub const fn slot(&self) -> Option<u32> {
+        self.slots.held()
+    }
+
+    /// The load message that is ours for sure at `now`: the lease that binds the claim lives.
+    #[must_use]
+    pub fn slot_for_sure(&self, now: Time) -> Option<u32> {
+        self.slots.held().filter(|_| self.membership.lease(now).is_some())
+    }
+
+    /// Whether the lock of the scope is ours at `now`.
+    #[must_use]
+    pub fn leads(&self, now: Time) -> bool {
+        self.leadership.fence(now, &self.membership).is_some()
+    }
+
+    fn take_in(&mut self, now: Time, event: Event, out: &mut Vec<Action>) {
+        match event {
+            Event::Dcs(event) => self.take_in_dcs(now, event, out),
+            Event::NameProbed { instance } => {
+                self.take_in_membership(now, &MembershipEvent::NameProbed { instance }, out);
+            }
+            Event::TimerFired => {}
+            Event::ShutdownRequested => self.stop(now),
+            Event::ContentPrepared { id, sha } => self.content.prepared(id, &sha),
+            Event::ContentFailed { id, sha, why } => self.content.failed(now, id, &sha, &why),
+            Event::AppReady { instance } => self.app.ready(now, instance),
+            Event::AppExited { instance, how } => self.app.exited(now, instance, &how),
+            Event::LoadMeasured(load) => self.load = Some(load),
+            Event::InFlightEnded { id } => {
+                if let Some(drain) = self.drain.as_mut().filter(|d| d.is(id)) {
+                    drain.end();
+                }
+            }
+        }
+    }
+
+    fn take_in_dcs(&mut self, now: Time, event: DcsEvent, out: &mut Vec<Action>) {
+        self.view.apply(&event);
+        if let DcsEvent::Answered { id, outcome } = &event {
+            self.slots.answered(now, *id, outcome, self.seen());
+            self.scaling.answered(now, *id, outcome);
+        }
+        let lock = self.leadership.on_event(now, &event, &self.view, &self.membership);
+        self.take_in_membership(now, &MembershipEvent::Dcs(event), out);
+        match lock {
+            Some(LeadershipChange::Won(_)) => self.scaling.begin(now),
+            Some(LeadershipChange::Lost(_) | LeadershipChange::Yielded) => self.scaling.end(),
+            Some(LeadershipChange::Refused) => self.lock_refused = Some((self.seen(), now + RETRY_AFTER)),
+            None => {}
+        }
+    }
+
+    /// How far our knowledge of our own scope reaches.
+    fn seen(&self) -> Revision {
+        self.view.revision(&self.settings.scope.prefix())
+    }
+
+    fn take_in_membership(&mut self, now: Time, event: &MembershipEvent, out: &mut Vec<Action>) {
+        let mut asked = Vec::new();
+        let change = self.membership.on_event(now, event, &self.view, &mut asked);
+        out.extend(asked.into_iter().map(Action::from));
+        match change {
+            Some(MembershipChange::Lost(_)) => {
+                self.slots.lease_lost();
+                self.slots.hold_off_until(now + RECLAIM_GRACE);
+            }
+            Some(MembershipChange::Joined) => {
+                let grace = if self.shared.has_joined_before() { RECLAIM_GRACE } else { Span::ZERO };
+                self.slots.hold_off_until(now + grace);
+            }
+            Some(MembershipChange::Duplicate { api_url }) => self.fail(now, &api_url, out),
+            None => {}
+        }
+    }
+
+    /// Everything that follows from what is known by now.
+    fn advance(&mut self, now: Time, out: &mut Vec<Action>) {
+        if self.ended {
+            return;
+        }
+        let mut asked = Vec::new();
+        self.membership.advance(now, &mut asked);
+        out.extend(asked.into_iter().map(Action::from));
+        self.content.observe(&self.view);
+        self.app.observe(now, self.settings.database.as_ref(), &self.view);
+        let board = Board::read(&self.view, &self.settings.scope);
+        self.play(now, &board, out);
+        self.content.advance(now, &self.commits_in_use(), &self.view, out);
+        self.lead(now, &board, out);
+        self.send_outward(now, out);
+        self.finish(now, out);
+    }
+
+    fn commits_in_use(&self) -> std::collections::BTreeSet<String> {
+        let mut commits = self.app.commits();
+        commits.extend(self.route.sha().map(str::to_owned));
+        commits
+    }
+
+    /// Runs for leader, and scales while it is: any bot, idle ones too.
+    fn lead(&mut self, now: Time, board: &Board, out: &mut Vec<Action>) {
+        if self.role == Role::Stopping {
+            // The next leader need not wait until the last request has ended.
+            let mut asked = Vec::new();
+            self.leadership.yield_lock(now, &mut self.membership, Vec::new(), &mut asked);
+            out.extend(asked.into_iter().map(Action::Dcs));
+        }
+        let runs = !matches!(self.role, Role::Initializing | Role::Stopping | Role::Failed);
+        if !runs || !self.view.is_watched() {
+            return;
+        }
+        let seen = self.seen();
+        self.lock_refused = self.lock_refused.filter(|(view, until)| *view == seen && now < *until);
+        let mut asked = Vec::new();
+        let open = self.lock_refused.is_none() && self.leadership.looks_free(&self.view);
+        if open && self.membership.is_registered() {
+            self.leadership.acquire(now, &mut self.membership, &self.view, Vec::new(), &mut asked);
+        }
+        out.extend(asked.into_iter().map(Action::Dcs));
+        let Some(fence) = self.leadership.fence(now, &self.membership) else { return };
+        let figures = self.figures(now, board);
+        self.scaling.advance(&figures, fence, &self.leadership, &mut self.membership, out);
+    }
+
+    fn effective(&self) -> Effective {
+        Effective::of(&self.settings, &self.view)
+    }
+
+    fn sight<'v>(&self, now: Time, board: &'v Board) -> Sight<'v> {
+        Sight { now, board, view: self.seen(), watched: self.view.is_watched(), max: self.effective().scaling.max }
+    }
+
+    /// What an instance of the app is to be made of, as far as it is known.
+    fn recipe(&self) -> Option<Recipe> {
+        let sha = self.content.servable()?.to_owned();
+        let database_hosts = self.app.hosts().to_vec();
+        if self.settings.database.is_some() && database_hosts.is_empty() {
+            return None;
+        }
+        Some(Recipe { sha, database_hosts, cdn_url: self.effective().cdn_url })
+    }
+
+    fn next_deadline(&self) -> Option<Deadline> {
+        if self.ended {
+            return None;
+        }
+        let now = self.stepped_at;
+        let board = Board::read(&self.view, &self.settings.scope);
+        let sight = self.sight(now, &board);
+        let leads = self.leadership.fence(now, &self.membership).is_some() && self.view.is_watched();
+        let recipe = (self.settings.mode == Mode::App).then(|| self.recipe()).flatten();
+        Deadline::earliest([
+            self.membership.deadline(),
+            self.leadership.deadline(),
+            self.lock_refused.map(|(_, at)| Deadline { at, reason: String::from("ask again for the lock") }),
+            self.content.deadline(),
+            self.slots.deadline(&sight, &self.membership),
+            self.app.deadline(now, recipe.as_ref()),
+            self.drain.as_ref().and_then(Drain::deadline),
+            leads.then(|| self.scaling.deadline(&self.figures(now, &board))).flatten(),
+        ])
+    }
+
+    /// The only way to change role.
+    fn become_role(&mut self, now: Time, role: Role) {
+        WebMachine::TRANSITIONS.assert_allows(self.role, role);
+        if self.role != role {
+            self.role = role;
+            self.since = now;
+            self.path.push(role);
+        }
+    }
+}
+
+impl From<MembershipAction> for Action {
+    fn from(action: MembershipAction) -> Self {
+        match action {
+            MembershipAction::Dcs(action) => Self::Dcs(action),
+            MembershipAction::ProbeName { api_url } => Self::ProbeName { api_url },
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What the world sees: the route of requests, the member key, the report.
+
+use bots_core::{
+    machine::{Machine, Report, Span, Time},
+    wire::{Kind, Member, MemberHead, WebFacts},
+};
+use serde::Serialize;
+
+use super::{Action, Mode, Role, State, WebMachine, board::Board, content::short, scaling::Figures};
+
+/// What was last shared, to tell news from figures.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub(super) struct Shared {
+    /// The member value without its load.
+    solid: String,
+    /// How many bots the load called for when it was last shared.
+    bots: u32,
+    joined: bool,
+}
+
+impl Shared {
+    /// Whether the bot was a member once; remembers that it is now.
+    pub(super) fn has_joined_before(&mut self) -> bool {
+        std::mem::replace(&mut self.joined, true)
+    }
+}
+
+impl State {
+    /// Route first, then what depends on it, then the word to the others.
+    pub(super) fn send_outward(&mut self, now: Time, out: &mut Vec<Action>) {
+        let route = self.wanted_route();
+        if route != self.route {
+            self.route = route;
+            out.push(Action::SetRoute(self.route.clone()));
+        }
+        self.app.sweep(self.settings.drain_timeout, out);
+        out.extend(self.drain.as_mut().and_then(super::Drain::question));
+        let board = Board::read(&self.view, &self.settings.scope);
+        let sight = self.sight(now, &board);
+        self.slots.tidy(&sight, &mut self.membership, out);
+        self.publish(now, out);
+    }
+
+    fn publish(&mut self, now: Time, out: &mut Vec<Action>) {
+        let leads = self.leads(now);
+        let head = MemberHead {
+            kind: Kind::Web,
+            state: self.role.to_string(),
+            role: String::from(if leads { "leader" } else { "member" }),
+            version: self.settings.version.clone(),
+            api_url: self.settings.api_url.clone(),
+            instance: self.membership.instance().to_owned(),
+            node: self.role.to_string(),
+            since_unix_ms: self.epoch_unix_ms.saturating_add(self.since.as_millis()),
+        };
+        let mut facts = WebFacts {
+            url: self.settings.url.clone(),
+            serving: self.route.sha().map(str::to_owned),
+            prepared: self.content.acknowledged().map(str::to_owned),
+            slot: self.slots.serving_for(),
+            load: None,
+            trouble: self.troubles().into_iter().next(),
+        };
+        let solid = Member::new(head.clone(), &facts).to_json();
+        facts.load = self.load.filter(|_| self.role == Role::Serving);
+        let bots = facts.load.map_or(0, |load| self.effective().scaling.bots_for(load.in_flight_milli));
+        let value = Member::new(head, &facts).to_json();
+        let mut asked = Vec::new();
+        // Load that calls for another bot is news; load that wobbles is a figure.
+        if solid != self.shared.solid || bots > self.shared.bots {
+            self.shared.solid = solid;
+            self.shared.bots = bots;
+            self.membership.publish(now, value, &mut asked);
+        } else {
+            self.shared.bots = self.shared.bots.min(bots.max(1));
+            self.membership.publish_soft(now, value, &mut asked);
+        }
+        out.extend(asked.into_iter().map(Action::from));
+    }
+
+    /// The load of all serving bots, as they share it.
+    pub(super) fn figures<'v>(&self, now: Time, board: &'v Board) -> Figures<'v> {
+        let prefix = self.settings.scope.members_prefix();
+        let members = self.view.below(&prefix).filter_map(|kv| Member::from_json(&kv.value));
+        let serving = members.filter(|m| m.head.kind == Kind::Web && m.head.node == Role::Serving.to_string());
+        let loads = serving.filter_map(|m| m.facts::<WebFacts>()?.load).map(|load| load.in_flight_milli);
+        Figures {
+            now,
+            unix_ms: self.epoch_unix_ms.saturating_add(now.as_millis()),
+            board,
+            view: self.seen(),
+            total_milli: loads.fold(0, u64::saturating_add),
+            settings: self.effective().scaling,
+        }
+    }
+
+    fn troubles(&self) -> Vec<String> {
+        let known = [self.content.trouble(), self.app.trouble(), self.effective().trouble, self.scaling.trouble()];
+        known.into_iter().flatten().collect()
+    }
+
+    pub(super) fn report(&self, now: Time) -> Report {
+        let mut report = Report::new(self.role, self.since, now)
+            .doing(self.doing())
+            .waiting_for(self.waiting_for())
+            .next(WebMachine::deadline(self), now);
+        for (alternative, because) in self.why_not(now) {
+            report = report.why_not(alternative, because);
+        }
+        let store =
+            (!self.view.is_watched()).then(|| String::from("the watch of etcd is broken: what is known may be old"));
+        for trouble in self.troubles().into_iter().chain(self.membership.trouble()).chain(store) {
+            report = report.trouble(trouble);
+        }
+        report
+    }
+
+    fn doing(&self) -> String {
+        let sha = self.route.sha().or_else(|| self.content.servable()).map_or("nothing", short);
+        let leads =
+            if self.leads(self.stepped_at) { format!("; leads: {}", self.scaling.reasoning()) } else { String::new() };
+        let place = self.slots.serving_for().map_or_else(String::new, |slot| format!(" for load message {slot}"));
+        let what = match self.role {
+            Role::Initializing => String::from("asks etcd for a lease, a name and a first look"),
+            Role::Preparing => format!("fetches the content of {}", self.content.scope_name()),
+            Role::Idle => format!("stands by with commit {sha}"),
+            Role::Waking => format!("brings up commit {sha}{place}"),
+            Role::Serving => format!("serves commit {sha}{place}"),
+            Role::Draining => format!("lets the last requests to commit {sha} end"),
+            Role::Stopping => String::from("lets the last requests end, then exits"),
+            Role::Failed => String::from("exits"),
+        };
+        what + &leads
+    }
+
+    fn waiting_for(&self) -> String {
+        match self.role {
+            Role::Initializing => String::from("etcd"),
+            Role::Preparing => self.content.waiting_for(),
+            Role::Idle => String::from("a load message that nobody has claimed"),
+            Role::Waking => String::from("the app to answer its health check"),
+            Role::Serving => String::from("a new revision, or the end of its load message"),
+            Role::Draining => String::from("the requests in flight"),
+            Role::Stopping => String::from("the requests in flight and the app's end"),
+            Role::Failed => String::from("nothing"),
+        }
+    }
+
+    fn why_not(&self, now: Time) -> Vec<(&'static str, String)> {
+        let mut found = Vec::new();
+        if self.role == Role::Preparing {
+            found.push(("serve", self.content.waiting_for()));
+        }
+        if self.role == Role::Idle {
+            let because = if let Some(slot) = self.slots.asking_for() {
+                format!("load message {slot} is being claimed")
+            } else if !self.may_serve(now) {
+                self.why_not_ready()
+            } else if now < self.slots.not_before() {
+                let left: Span = self.slots.not_before().since(now);
+                format!("bots that kept serving through an outage may claim first, for {left} more")
+            } else {
+                String::from("every load message is claimed: load asks for no more bots")
+            };
+            found.push(("serve", because));
+        }
+        if !self.leads(now) && self.role != Role::Failed {
+            let because = match self.leadership.holder(&self.view) {
+                Some(holder) if holder != self.membership.name() => format!("{holder} holds the lock"),
+                Some(_) | None => String::from("the lock is being asked for"),
+            };
+            found.push(("lead", because));
+        }
+        found
+    }
+
+    fn why_not_ready(&self) -> String {
+        let no_hosts = self.settings.mode == Mode::App && self.app.hosts().is_empty();
+        match &self.settings.database {
+            Some(database) if no_hosts => {
+                format!("no member of the database scope {} is known: is its bot up?", database.name())
+            }
+            Some(_) | None if self.content.servable().is_none() => self.content.waiting_for(),
+            Some(_) | None => String::from("the app failed of late: the next try has to wait"),
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Scaling: the leader's sub-machine that keeps as many load messages posted as the load asks for.
+//!
+//! Up at once on the newest figures; down only after a whole stable window of lower desire, one slot at a time, the
+//! highest first, each after the last has drained. Messages that nobody has claimed yet count as capacity, so that slow
+//! starters do not call for ever more. The count lives in the store: a new leader takes it from there and does not lower
+//! it before it has watched for a whole window. Every change is refused once the lock is another's (S3).
+
+use std::collections::VecDeque;
+
+use bots_core::{
+    dcs::{Compare, DcsAction, Outcome, RequestId, Revision, Scope, Transaction, Write},
+    leadership::{Fence, Leadership},
+    machine::{Deadline, Span, Time},
+    membership::{Membership, RETRY_AFTER},
+    wire::LoadMessage,
+};
+use serde::Serialize;
+
+use super::{Action, board::Board, settings::ScalingSettings};
+
+/// How many changes a leader may make within an hour. Whatever the figures say, a scaler that wants more than one a
+/// minute is swinging, or somebody works against it: it stops and says so.
+pub const ACTIONS_PER_HOUR_MAX: usize = 60;
+
+/// How many of them may lower the count. Every rise beyond the maximum needs a fall before it, so bounding the falls
+/// bounds the swing, and a rise is never refused for want of budget that falls have used up.
+pub const SCALE_INS_PER_HOUR_MAX: usize = 30;
+
+/// How many slots may go within one stable window, once load has been lower for a whole one.
+pub const SCALE_INS_PER_WINDOW: u64 = 3;
+
+const HOUR: Span = Span::from_secs(3_600);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+enum Phase {
+    Watching,
+    /// A change is under way.
+    Asking {
+        request: RequestId,
+    },
+    /// A change was made: wait until the view shows it.
+    Catching {
+        revision: Revision,
+    },
+    /// The answer was lost or the change refused: look again a little later.
+    Pausing {
+        until: Time,
+    },
+}
+
+/// The sub-machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Scaling {
+    scope: Scope,
+    leading_since: Option<Time>,
+    phase: Phase,
+    /// What the newest figures ask for.
+    desired: u32,
+    /// Higher wishes of before, highest first, each with the moment at which it ended.
+    higher: VecDeque<(u32, Time)>,
+    /// When changes were made, oldest first, and whether they lowered the count.
+    actions: VecDeque<(Time, bool)>,
+    total_milli: u64,
+}
+
+/// What the scaler looks at.
+pub(super) struct Figures<'v> {
+    pub(super) now: Time,
+    pub(super) unix_ms: u64,
+    pub(super) board: &'v Board,
+    pub(super) view: Revision,
+    /// Requests in flight over all serving bots, in thousandths.
+    pub(super) total_milli: u64,
+    pub(super) settings: ScalingSettings,
+}
+
+impl Scaling {
+    pub(super) const fn new(scope: Scope) -> Self {
+        Self {
+            scope,
+            leading_since: None,
+            phase: Phase::Watching,
+            desired: 0,
+            higher: VecDeque::new(),
+            actions: VecDeque::new(),
+            total_milli: 0,
+        }
+    }
+
+    /// The lock is ours: from now on we watch. What we remember from an earlier term is no longer true.
+    pub(super) fn begin(&mut self, now: Time) {
+        *self = Self { leading_since: Some(now), ..Self::new(self.scope.clone()) };
+    }
+
+    /// The lock is gone.
+    pub(super) fn end(&mut self) {
+        self.leading_since = None;
+        self.phase = Phase::Watching;
+    }
+
+    /// Takes in the answer to a transaction, if it is ours.
+    pub(super) fn answered(&mut self, now: Time, id: RequestId, outcome: &Outcome) {
+        if self.phase != (Phase::Asking { request: id }) {
+            return;
+        }
+        self.phase = match outcome {
+            Outcome::Done(revision) => Phase::Catching { revision: *revision },
+            Outcome::Refused { .. } | Outcome::Unknown(_) => Phase::Pausing { until: now + RETRY_AFTER },
+        };
+    }
+
+    /// Takes in the newest figures and makes at most one change.
+    pub(super) fn advance(
+        &mut self,
+        figures: &Figures<'_>,
+        fence: Fence,
+        leadership: &Leadership,
+        membership: &mut Membership,
+        out: &mut Vec<Action>,
+    ) {
+        self.note(figures);
+        match self.phase {
+            Phase::Asking { .. } => return,
+            Phase::Catching { revision } if figures.view < revision => return,
+            Phase::Pausing { until } if figures.now < until => return,
+            Phase::Watching | Phase::Catching { .. } | Phase::Pausing { .. } => self.phase = Phase::Watching,
+        }
+        let Some((mut compare, then)) = self.change(figures, membership.name()) else { return };
+        compare.extend(leadership.guard(fence));
+        let request = membership.next_request();
+        let lowers = then.iter().any(|w| matches!(w, Write::Delete { .. }));
+        self.actions.push_back((figures.now, lowers));
+        self.phase = Phase::Asking { request };
+        out.push(Action::Dcs(DcsAction::Transact { id: request, transaction: Transaction::new(compare, then) }));
+    }
+
+    /// Keeps the record of wishes: a wish counts until it ended plus one stable window. Only wishes above the present one
+    /// matter, so the record holds at most one entry a count.
+    fn note(&mut self, figures: &Figures<'_>) {
+        let desired = figures.settings.desired(figures.total_milli);
+        if desired < self.desired {
+            while self.higher.back().is_some_and(|(d, _)| *d <= self.desired) {
+                self.higher.pop_back();
+            }
+            self.higher.push_back((self.desired, figures.now));
+        }
+        self.desired = desired;
+        self.total_milli = figures.total_milli;
+        let window = figures.settings.stable_window();
+        while self.higher.front().is_some_and(|(d, ended)| *d <= desired || *ended + window <= figures.now) {
+            self.higher.pop_front();
+        }
+        while self.higher.back().is_some_and(|(d, _)| *d <= desired) {
+            self.higher.pop_back();
+        }
+        while self.actions.front().is_some_and(|(at, _)| *at + HOUR <= figures.now) {
+            self.actions.pop_front();
+        }
+    }
+
+    /// The change to make now, if there is one: its own conditions and its writes.
+    fn change(&self, figures: &Figures<'_>, me: &str) -> Option<(Vec<Compare>, Vec<Write>)> {
+        let max = figures.settings.max;
+        let posted: Vec<u32> = figures.board.posted().filter(|slot| *slot < max).collect();
+        let beyond: Vec<u32> = figures.board.posted().filter(|slot| *slot >= max).collect();
+        let count = u32::try_from(posted.len()).unwrap_or(u32::MAX);
+        if !beyond.is_empty() {
+            return self.may_act().then(|| (Vec::new(), beyond.iter().map(|s| self.withdraw(*s)).collect()));
+        }
+        if self.desired > count {
+            let missing = (0..max).filter(|slot| !posted.contains(slot));
+            let slots: Vec<u32> = missing.take(usize::try_from(self.desired - count).unwrap_or(0)).collect();
+            let absent = slots.iter().map(|slot| Compare::Absent(self.scope.load(*slot))).collect();
+            let message = self.message(figures, count, me);
+            let posts = slots.iter().map(|slot| Write::put(self.scope.load(*slot), message.clone())).collect();
+            return self.may_act().then_some((absent, posts));
+        }
+        let due = self.scale_in_due(figures, count)?;
+        let highest = *posted.last()?;
+        (due <= figures.now && self.may_scale_in()).then(|| (Vec::new(), vec![self.withdraw(highest)]))
+    }
+
+    fn withdraw(&self, slot: u32) -> Write {
+        Write::delete(self.scope.load(slot))
+    }
+
+    fn message(&self, figures: &Figures<'_>, posted: u32, me: &str) -> String {
+        let reason = format!(
+            "{} requests in flight at {} a bot: bots wanted: {}, asked for so far: {posted}",
+            thousandths(self.total_milli),
+            figures.settings.target_in_flight,
+            self.desired,
+        );
+        let message = LoadMessage { reason, posted_by: me.to_owned(), posted_unix_ms: figures.unix_ms };
+        serde_json::to_string(&message).unwrap_or_default()
+    }
+
+    /// When the count may fall by one; nothing as long as load asks for it, or the last one still drains.
+    fn scale_in_due(&self, figures: &Figures<'_>, count: u32) -> Option<Time> {
+        let window = figures.settings.stable_window();
+        let since = self.leading_since?;
+        if self.desired >= count || figures.board.leaving().next().is_some() {
+            return None;
+        }
+        let wished = self.higher.iter().filter(|(d, _)| *d >= count).map(|(_, ended)| *ended + window).max();
+        let last = self.actions.iter().rev().find(|(_, lowered)| *lowered).map(|(at, _)| *at);
+        let spaced = last.map(|at| at + window.divided_by(SCALE_INS_PER_WINDOW));
+        [Some(since + window), wished, spaced].into_iter().flatten().max()
+    }
+
+    fn may_act(&self) -> bool {
+        self.actions.len() < ACTIONS_PER_HOUR_MAX
+    }
+
+    fn may_scale_in(&self) -> bool {
+        self.may_act() && self.actions.iter().filter(|(_, lowered)| *lowered).count() < SCALE_INS_PER_HOUR_MAX
+    }
+
+    /// When the sub-machine wants a step of its own accord.
+    pub(super) fn deadline(&self, figures: &Figures<'_>) -> Option<Deadline> {
+        self.leading_since?;
+        let due = |at, reason: &str| Some(Deadline { at, reason: reason.to_owned() });
+        match self.phase {
+            Phase::Asking { .. } => None,
+            Phase::Catching { revision } if figures.view < revision => None,
+            Phase::Pausing { until } => due(until, "look at the load again"),
+            Phase::Watching | Phase::Catching { .. } => {
+                let count = u32::try_from(figures.board.posted().count()).unwrap_or(u32::MAX);
+                let at = self.scale_in_due(figures, count)?;
+                if self.may_scale_in() {
+                    return due(at, "send one bot to rest if load stays low");
+                }
+                let (oldest, _) = self.actions.front()?;
+                due(at.max(*oldest + HOUR), "the hour's budget of scaling actions is used up")
+            }
+        }
+    }
+
+    /// What the scaler wants and why, for the report.
+    pub(super) fn reasoning(&self) -> String {
+        format!("{} requests in flight over the fleet, bots wanted: {}", thousandths(self.total_milli), self.desired)
+    }
+
+    /// Trouble that an operator should know of.
+    pub(super) fn trouble(&self) -> Option<String> {
+        (self.leading_since.is_some() && !self.may_act()).then(|| {
+            format!(
+                "{ACTIONS_PER_HOUR_MAX} scaling actions within an hour: no more before the oldest is an hour old; \
+                     look for what makes load messages come and go"
+            )
+        })
+    }
+
+    /// The budget holds.
+    pub(super) fn invariants(&self) -> Result<(), String> {
+        if self.actions.len() > ACTIONS_PER_HOUR_MAX {
+            return Err(format!("{} scaling actions are on record within an hour", self.actions.len()));
+        }
+        let falling = self.higher.iter().zip(self.higher.iter().skip(1)).all(|((a, _), (b, _))| a > b);
+        if !falling {
+            return Err(format!("the record of wishes is not in order: {:?}", self.higher));
+        }
+        Ok(())
+    }
+}
+
+fn thousandths(milli: u64) -> String {
+    format!("{}.{}", milli / 1_000, milli % 1_000 / 100)
+}

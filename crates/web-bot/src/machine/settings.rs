@@ -1,0 +1,158 @@
+//! What the machine is told at its start, and what an operator may override in the store while it runs. Not the
+//! configuration file: the shell reads that one and hands over the part that matters here.
+
+use bots_core::{
+    dcs::{Scope, View},
+    machine::Span,
+};
+use serde::{Deserialize, Serialize};
+
+/// The most load messages that a scope can have: the keys count with four digits, and more bots than this in one scope
+/// would crowd the store with figures.
+pub const SLOTS_MAX: u32 = 1_000;
+
+/// How a bot answers requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The files of the revision, out of memory.
+    Static,
+    /// The user's own web process, behind a proxy.
+    App,
+}
+
+/// How the number of serving bots follows the load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScalingSettings {
+    /// At least this many bots serve.
+    pub min: u32,
+    /// At most this many bots serve.
+    pub max: u32,
+    /// How many requests in flight one bot shall carry.
+    pub target_in_flight: u32,
+    /// How long load must have been lower before a bot is sent to rest.
+    pub stable_window_s: u32,
+}
+
+impl Default for ScalingSettings {
+    fn default() -> Self {
+        Self { min: 1, max: 4, target_in_flight: 8, stable_window_s: 30 }
+    }
+}
+
+impl ScalingSettings {
+    /// What is wrong with the figures, naming the field and the way out.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        if self.min == 0 {
+            return Some(String::from("scaling.min is 0: use at least 1, so that somebody serves"));
+        }
+        if self.max < self.min || self.max > SLOTS_MAX {
+            return Some(format!("scaling.max is {}: use {} to {SLOTS_MAX}", self.max, self.min));
+        }
+        if self.target_in_flight == 0 {
+            return Some(String::from("scaling.target_in_flight is 0: use at least 1"));
+        }
+        None
+    }
+
+    /// The stable window as a length of time.
+    #[must_use]
+    pub fn stable_window(&self) -> Span {
+        Span::from_secs(u64::from(self.stable_window_s))
+    }
+
+    /// How many bots `in_flight_milli` thousandths of a request in flight call for, before minimum and maximum.
+    #[must_use]
+    pub fn bots_for(&self, in_flight_milli: u64) -> u32 {
+        let each = u64::from(self.target_in_flight.max(1)) * 1_000;
+        u32::try_from(in_flight_milli.div_ceil(each)).unwrap_or(u32::MAX)
+    }
+
+    /// How many bots shall serve under that load.
+    #[must_use]
+    pub fn desired(&self, in_flight_milli: u64) -> u32 {
+        self.bots_for(in_flight_milli).clamp(self.min, self.max.max(self.min))
+    }
+}
+
+/// All that the machine must know beyond what it sees in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Settings {
+    /// The web fleet.
+    pub scope: Scope,
+    /// The content that it serves.
+    pub content: Scope,
+    /// The Postgres cluster that the app uses.
+    pub database: Option<Scope>,
+    /// The bot's name.
+    pub name: String,
+    /// The bot's version.
+    pub version: String,
+    /// Where its API answers.
+    pub api_url: String,
+    /// Where clients reach it.
+    pub url: String,
+    /// How it answers requests.
+    pub mode: Mode,
+    /// The length of its lease.
+    pub ttl: Span,
+    /// How long the app may take to become healthy.
+    pub app_start_timeout: Span,
+    /// How long requests in flight may take to end.
+    pub drain_timeout: Span,
+    /// The CDN's base URL, for the app.
+    pub cdn_url: Option<String>,
+    /// Scaling, unless the store says otherwise.
+    pub scaling: ScalingSettings,
+}
+
+/// What holds at the moment: the settings with the operator's overrides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Effective {
+    pub(super) scaling: ScalingSettings,
+    pub(super) cdn_url: Option<String>,
+    /// What is wrong with the overrides; those are left out then.
+    pub(super) trouble: Option<String>,
+}
+
+/// The part of the scope's `config` key that web bots read; other fields are others'.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Overrides {
+    scaling: ScalingOverrides,
+    cdn_url: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ScalingOverrides {
+    min: Option<u32>,
+    max: Option<u32>,
+    target_in_flight: Option<u32>,
+    stable_window_s: Option<u32>,
+}
+
+impl Effective {
+    pub(super) fn of(settings: &Settings, view: &View) -> Self {
+        let own = |trouble| Self { scaling: settings.scaling, cdn_url: settings.cdn_url.clone(), trouble };
+        let key = settings.scope.config();
+        let Some(value) = view.value(&key) else { return own(None) };
+        let overrides: Overrides = match serde_json::from_str(value) {
+            Ok(overrides) => overrides,
+            Err(error) => return own(Some(format!("{key} cannot be read and is left out: {error}"))),
+        };
+        let asked = overrides.scaling;
+        let scaling = ScalingSettings {
+            min: asked.min.unwrap_or(settings.scaling.min),
+            max: asked.max.unwrap_or(settings.scaling.max),
+            target_in_flight: asked.target_in_flight.unwrap_or(settings.scaling.target_in_flight),
+            stable_window_s: asked.stable_window_s.unwrap_or(settings.scaling.stable_window_s),
+        };
+        match scaling.fault() {
+            Some(fault) => own(Some(format!("{key} is left out: {fault}"))),
+            None => Self { scaling, cdn_url: overrides.cdn_url.or_else(|| settings.cdn_url.clone()), trouble: None },
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The user's web process: start it with what it needs to know, ask until it is healthy, see its end, stop it.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, TcpListener},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use bots_core::{
+    machine::Span,
+    shell::{
+        Events, Secret, http,
+        process::{Program, Running},
+    },
+};
+use rustix::process::Signal;
+use tokio::sync::oneshot;
+
+use super::plane::{Backend, Meter};
+use crate::machine::Event;
+
+/// Between two questions to an app that is not healthy yet.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long one answer to such a question may take.
+const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A host of the database that does not answer costs the app this much before it tries the next.
+const CONNECT_TIMEOUT_S: u32 = 2;
+
+/// Our own settings may stand in the environment, secrets among them: they are not for the app.
+const PRIVATE_PREFIXES: [&str; 3] = ["BOT_", "PATRONI_", "NOTIFY_SOCKET"];
+
+/// How the app is run.
+#[derive(Debug, Clone)]
+pub(crate) struct Recipe {
+    /// The program and its arguments.
+    pub(crate) command: Vec<String>,
+    /// Asked until it is answered below 500.
+    pub(crate) health_path: String,
+    /// The account in the database.
+    pub(crate) database: Option<DatabaseLogin>,
+}
+
+/// The app's account in the database.
+#[derive(Debug, Clone)]
+pub(crate) struct DatabaseLogin {
+    pub(crate) dbname: String,
+    pub(crate) username: String,
+    pub(crate) password: Option<Secret>,
+}
+
+/// What differs from instance to instance.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    pub(crate) instance: u64,
+    pub(crate) sha: String,
+    pub(crate) content_dir: PathBuf,
+    pub(crate) database_hosts: Vec<String>,
+    pub(crate) cdn_url: Option<String>,
+}
+
+/// The instances of the app.
+pub(crate) struct Apps {
+    recipe: Recipe,
+    events: Events<Event>,
+    running: BTreeMap<u64, Handle>,
+}
+
+struct Handle {
+    backend: Arc<Backend>,
+    stop: Option<oneshot::Sender<Stop>>,
+}
+
+struct Stop {
+    drain: Span,
+    grace: Span,
+}
+
+impl Apps {
+    pub(crate) const fn new(recipe: Recipe, events: Events<Event>) -> Self {
+        Self { recipe, events, running: BTreeMap::new() }
+    }
+
+    /// Starts an instance. What comes of it are events.
+    pub(crate) fn start(&mut self, launch: Launch) {
+        self.running.retain(|_, handle| handle.stop.as_ref().is_some_and(|stop| !stop.is_closed()));
+        let instance = launch.instance;
+        match self.spawn(&launch) {
+            Ok((running, backend)) => {
+                tracing::info!(instance, pid = running.pid(), port = backend.port, commit = launch.sha, "app started");
+                let (stop, stopped) = oneshot::channel();
+                let health_url = format!("http://127.0.0.1:{}{}", backend.port, self.recipe.health_path);
+                let supervisor = Supervisor {
+                    instance,
+                    running,
+                    backend: Arc::clone(&backend),
+                    health_url,
+                    events: self.events.clone(),
+                };
+                tokio::spawn(supervisor.run(stopped));
+                self.running.insert(instance, Handle { backend, stop: Some(stop) });
+            }
+            Err(error) => {
+                let program = self.recipe.command.first().cloned().unwrap_or_default();
+                let how = format!("cannot start {program}: {error}: correct web.command");
+                let events = self.events.clone();
+                tokio::spawn(async move { events.send(Event::AppExited { instance, how }).await });
+            }
+        }
+    }
+
+    /// Stops an instance: its requests may end, then SIGTERM, then SIGKILL.
+    pub(crate) fn stop(&mut self, instance: u64, drain: Span, grace: Span) {
+        if let Some(stop) = self.running.get_mut(&instance).and_then(|handle| handle.stop.take()) {
+            // If it has ended by itself, its event is on its way.
+            let _ended = stop.send(Stop { drain, grace });
+        }
+    }
+
+    /// Where requests for an instance go, if it was started.
+    pub(crate) fn backend(&self, instance: u64) -> Option<Arc<Backend>> {
+        self.running.get(&instance).map(|handle| Arc::clone(&handle.backend))
+    }
+
+    fn spawn(&self, launch: &Launch) -> std::io::Result<(Running, Arc<Backend>)> {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let (program, args) =
+            self.recipe.command.split_first().ok_or_else(|| std::io::Error::other("the command is empty"))?;
+        let mut program = Program::new("app", program).args(args.iter().cloned()).dies_with_us();
+        program.clear_env = true;
+        let inherited = std::env::vars_os().filter(|(name, _)| {
+            let name = name.to_string_lossy();
+            !PRIVATE_PREFIXES.iter().any(|private| name.starts_with(private))
+        });
+        program.env.extend(inherited);
+        program = program
+            .env("PORT", port.to_string())
+            .env("REVISION", &launch.sha)
+            .env("CONTENT_DIR", &launch.content_dir)
+            .env("CDN_URL", launch.cdn_url.as_deref().unwrap_or_default());
+        if let Some(login) = &self.recipe.database {
+            program = program.env("DATABASE_URL", database_url(login, &launch.database_hosts));
+        }
+        let backend = Backend { port, sha: launch.sha.clone(), meter: Meter::new() };
+        Ok((program.spawn()?, Arc::new(backend)))
+    }
+}
+
+/// The one task that knows an instance's process.
+struct Supervisor {
+    instance: u64,
+    running: Running,
+    backend: Arc<Backend>,
+    health_url: String,
+    events: Events<Event>,
+}
+
+impl Supervisor {
+    async fn run(mut self, stopped: oneshot::Receiver<Stop>) {
+        let instance = self.instance;
+        let healthy = healthy(self.health_url.clone());
+        tokio::pin!(healthy, stopped);
+        let mut ready = false;
+        let how = loop {
+            tokio::select! {
+                biased;
+                ended = self.running.ended() => break describe(ended),
+                stop = &mut stopped => break self.stop(stop.unwrap_or(Stop { drain: Span::ZERO, grace: Span::ZERO })).await,
+                () = &mut healthy, if !ready => {
+                    ready = true;
+                    self.events.send(Event::AppReady { instance }).await;
+                }
+            }
+        };
+        tracing::info!(instance, how, "app ended");
+        self.events.send(Event::AppExited { instance, how }).await;
+    }
+
+    async fn stop(&mut self, stop: Stop) -> String {
+        tokio::select! {
+            ended = self.running.ended() => return describe(ended),
+            () = self.backend.meter.still() => {}
+            () = tokio::time::sleep(stop.drain.to_std()) => {}
+        }
+        self.signal(Signal::TERM);
+        if let Ok(ended) = tokio::time::timeout(stop.grace.to_std(), self.running.ended()).await {
+            return describe(ended);
+        }
+        self.signal(Signal::KILL);
+        describe(self.running.ended().await)
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Err(error) = self.running.signal(signal) {
+            tracing::warn!(%error, instance = self.instance, "the app cannot be signalled");
+        }
+    }
+}
+
+fn describe(ended: std::io::Result<bots_core::shell::process::Ended>) -> String {
+    match ended {
+        Ok(ended) => ended.to_string(),
+        Err(error) => format!("its end was missed: {error}"),
+    }
+}
+
+/// Waits until the app answers below 500; a path that it does not know is an answer.
+async fn healthy(url: String) {
+    loop {
+        if let Ok((status, _body)) = http::get(&url, HEALTH_DEADLINE).await
+            && status < 500
+        {
+            return;
+        }
+        tokio::time::sleep(HEALTH_INTERVAL).await;
+    }
+}
+
+/// One URL for all hosts: clients try them in turn until one takes writes.
+fn database_url(login: &DatabaseLogin, hosts: &[String]) -> String {
+    let password = login.password.as_ref().map_or_else(String::new, |p| format!(":{}", encoded(p.expose())));
+    format!(
+        "postgresql://{}{password}@{}/{}?target_session_attrs=read-write&connect_timeout={CONNECT_TIMEOUT_S}",
+        encoded(&login.username),
+        hosts.join(","),
+        encoded(&login.dbname),
+    )
+}
+
+fn encoded(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(encode).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_database_url_names_all_hosts_and_hides_nothing_wrong() {
+        let login = DatabaseLogin {
+            dbname: String::from("guest book"),
+            username: String::from("web"),
+            password: Some(Secret::new("p@ss:/?#é")),
+        };
+        let hosts = [String::from("10.0.0.1:5432"), String::from("10.0.0.2:5433")];
+        assert_eq!(
+            database_url(&login, &hosts),
+            "postgresql://web:p%40ss%3A%2F%3F%23%C3%A9@10.0.0.1:5432,10.0.0.2:5433/guest%20book\
+             ?target_session_attrs=read-write&connect_timeout=2"
+        );
+    }
+}

@@ -1,0 +1,166 @@
+//! The library against real repositories: from a pack, from the origin, from disk; damaged, incomplete, too large.
+
+use std::{fs, path::Path};
+
+use axum::{Router, body::Bytes, routing::get};
+use git2::{Oid, Repository, Signature};
+
+use super::{ContentError, Library, Wanted};
+use crate::machine::Mode;
+
+struct Origin {
+    dir: tempfile::TempDir,
+    sha: String,
+}
+
+/// A repository whose commit has a page, a style sheet in a folder, a link that leads out and an earlier commit.
+fn origin() -> Origin {
+    let dir = tempfile::tempdir().expect("a folder");
+    let repository = Repository::init_bare(dir.path()).expect("init");
+    let first = commit(&repository, &[("index.html", "old", 0o100_644)], None);
+    let files =
+        [("index.html", "page", 0o100_644), ("run.sh", "#!/bin/sh", 0o100_755), ("leak", "/etc/passwd", 0o120_000)];
+    let sha = commit(&repository, &files, Some(first)).to_string();
+    Origin { dir, sha }
+}
+
+fn commit(repository: &Repository, files: &[(&str, &str, i32)], parent: Option<Oid>) -> Oid {
+    let mut css = repository.treebuilder(None).expect("tree");
+    css.insert("site.css", repository.blob(b"style").expect("blob"), 0o100_644).expect("insert");
+    let mut tree = repository.treebuilder(None).expect("tree");
+    tree.insert("css", css.write().expect("write"), 0o040_000).expect("insert");
+    for (name, text, mode) in files {
+        tree.insert(name, repository.blob(text.as_bytes()).expect("blob"), *mode).expect("insert");
+    }
+    let tree = repository.find_tree(tree.write().expect("write")).expect("tree");
+    let who = Signature::new("a", "a@example.org", &git2::Time::new(0, 0)).expect("signature");
+    let parent = parent.map(|id| repository.find_commit(id).expect("parent"));
+    let parents: Vec<&git2::Commit<'_>> = parent.iter().collect();
+    repository.commit(Some("refs/heads/main"), &who, &who, "words", &tree, &parents).expect("commit")
+}
+
+impl Origin {
+    fn wanted(&self) -> Wanted {
+        Wanted {
+            sha: self.sha.clone(),
+            pack_urls: Vec::new(),
+            origin: format!("file://{}", self.dir.path().display()),
+            reference: String::from("main"),
+        }
+    }
+
+    /// A pack of the commit and its tree, without its history; `all` of its objects or not.
+    fn pack(&self, all: bool) -> Vec<u8> {
+        let repository = Repository::open_bare(self.dir.path()).expect("open");
+        let mut builder = repository.packbuilder().expect("builder");
+        let commit = repository.find_commit(self.sha.parse().expect("sha")).expect("commit");
+        builder.insert_object(commit.id(), None).expect("insert");
+        if all {
+            builder.insert_tree(commit.tree_id()).expect("insert");
+        } else {
+            builder.insert_object(commit.tree_id(), None).expect("insert");
+        }
+        let mut pack = git2::Buf::new();
+        builder.write_buf(&mut pack).expect("pack");
+        pack.to_vec()
+    }
+}
+
+/// A content bot that gives these bytes for every pack.
+async fn content_bot(pack: Vec<u8>) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let url = format!("http://{}/pack/x", listener.local_addr().expect("address"));
+    let pack = Bytes::from(pack);
+    let router = Router::new().route("/pack/{sha}", get(move || async move { pack }));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    url
+}
+
+fn library(dir: &Path, mode: Mode) -> Library {
+    Library::open(dir, mode, Vec::new(), 1 << 20).expect("open")
+}
+
+#[tokio::test]
+async fn a_pack_is_enough() {
+    let (origin, dir) = (origin(), tempfile::tempdir().expect("a folder"));
+    let library = library(dir.path(), Mode::Static);
+    let url = content_bot(origin.pack(true)).await;
+    let wanted = Wanted { pack_urls: vec![url], origin: String::new(), ..origin.wanted() };
+    library.prepare(wanted.clone()).await.expect("prepared");
+    let site = library.site_of(&origin.sha).expect("in memory");
+    let get = |path: &str| site.answer(&hyper::Method::GET, path, &hyper::HeaderMap::new()).status().as_u16();
+    assert_eq!([get("/"), get("/css/site.css"), get("/leak")], [200, 200, 404]);
+    // What is on disk needs no network, also for the next process.
+    drop(library);
+    let library = self::library(dir.path(), Mode::Static);
+    library.prepare(Wanted { pack_urls: Vec::new(), ..wanted }).await.expect("from disk");
+}
+
+#[tokio::test]
+async fn bad_packs_are_refused_and_the_origin_is_asked() {
+    let (origin, dir) = (origin(), tempfile::tempdir().expect("a folder"));
+    let library = library(dir.path(), Mode::Static);
+    let mut flipped = origin.pack(true);
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 0x10;
+    for bad in [flipped, origin.pack(false), b"no pack".to_vec(), Vec::new()] {
+        let url = content_bot(bad).await;
+        let alone = Wanted { pack_urls: vec![url.clone()], origin: String::new(), ..origin.wanted() };
+        let error = library.prepare(alone).await.expect_err("refused").to_string();
+        assert!(error.contains(&url) && !error.contains('\n'), "{error}");
+        assert!(library.site_of(&origin.sha).is_none());
+    }
+    let url = content_bot(b"no pack".to_vec()).await;
+    let nobody = String::from("http://127.0.0.1:1/pack/x");
+    library.prepare(Wanted { pack_urls: vec![nobody, url], ..origin.wanted() }).await.expect("from the origin");
+    assert!(library.site_of(&origin.sha).is_some());
+}
+
+#[tokio::test]
+async fn apps_get_files_and_no_links() {
+    let (origin, dir) = (origin(), tempfile::tempdir().expect("a folder"));
+    let library = library(dir.path(), Mode::App);
+    library.prepare(origin.wanted()).await.expect("prepared");
+    let files = library.files_of(&origin.sha);
+    assert_eq!(fs::read_to_string(files.join("index.html")).expect("page"), "page");
+    assert_eq!(fs::read_to_string(files.join("css/site.css")).expect("style"), "style");
+    assert!(fs::symlink_metadata(files.join("leak")).is_err(), "links are left out");
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(fs::metadata(files.join("run.sh")).expect("program").permissions().mode() & 0o111, 0o111);
+}
+
+#[tokio::test]
+async fn what_is_not_wanted_any_more_is_deleted_and_damage_is_mended() {
+    let (origin, dir) = (origin(), tempfile::tempdir().expect("a folder"));
+    let library = library(dir.path(), Mode::App);
+    library.retain_also(&origin.sha);
+    library.prepare(origin.wanted()).await.expect("prepared");
+    library.retain(vec![origin.sha.clone()])();
+    assert!(library.files_of(&origin.sha).is_dir());
+    // Damaged on disk: noticed at the next preparation and fetched anew.
+    let packs = dir.path().join("revisions").join(&origin.sha).join("objects");
+    fs::remove_dir_all(packs).expect("damage");
+    library.prepare(origin.wanted()).await.expect("mended");
+    library.retain(Vec::new())();
+    assert!(!library.files_of(&origin.sha).exists());
+    let left = fs::read_dir(dir.path().join("revisions")).expect("read").count();
+    let drafts = fs::read_dir(dir.path().join("drafts")).expect("read").count();
+    assert_eq!((left, drafts), (0, 0));
+}
+
+#[tokio::test]
+async fn limits_and_folders_are_named() {
+    let (origin, dir) = (origin(), tempfile::tempdir().expect("a folder"));
+    let check = async |site: &str, size_max: u64, expected: &str| {
+        let library = Library::open(dir.path(), Mode::Static, vec![site.to_owned()], size_max).expect("open");
+        let error: ContentError = library.prepare(origin.wanted()).await.expect_err("refused");
+        assert!(error.to_string().contains(expected), "{error}");
+    };
+    check("nowhere", 1 << 20, "content.path_in_repo").await;
+    check("css", 3, "content.size_max_bytes").await;
+    let library = Library::open(dir.path(), Mode::Static, vec![String::from("css")], 1 << 20).expect("open");
+    library.prepare(origin.wanted()).await.expect("prepared");
+    let site = library.site_of(&origin.sha).expect("in memory");
+    let answer = site.answer(&hyper::Method::GET, "/site.css", &hyper::HeaderMap::new());
+    assert_eq!(answer.status().as_u16(), 200);
+}

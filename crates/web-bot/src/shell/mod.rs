@@ -1,0 +1,206 @@
+//! The shell: performs what the machine asks for and tells it what happened. Decides nothing.
+
+mod app;
+mod config;
+mod content;
+mod plane;
+
+use std::{net::TcpListener, ops::ControlFlow, time::Duration};
+
+use axum::{Json, Router, routing::get};
+use bots_core::{
+    dcs::DcsEvent,
+    machine::{Machine, Time},
+    shell::{Assembled, Bot, Common, Context, DcsHandle, Events, Exit, Health, Shell, probe_instance},
+};
+
+pub use self::config::WebConfig;
+use self::{
+    app::{Apps, DatabaseLogin, Launch, Recipe},
+    content::{Library, Wanted},
+    plane::{Plane, Target},
+};
+use crate::machine::{Action, Event, Role, Route, State, WebMachine};
+
+/// The web bot's program.
+#[derive(Debug, Clone, Copy)]
+pub struct WebBot;
+
+impl Bot for WebBot {
+    const PROGRAM: &'static str = "web-bot";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    type Config = WebConfig;
+    type Machine = WebMachine;
+    type Shell = WebShell;
+
+    fn common(config: &WebConfig) -> &Common {
+        &config.common
+    }
+
+    fn check(config: &WebConfig) -> Result<(), String> {
+        config.check()
+    }
+
+    fn dcs_event(event: DcsEvent) -> Event {
+        Event::Dcs(event)
+    }
+
+    fn shutdown_requested() -> Event {
+        Event::ShutdownRequested
+    }
+
+    async fn assemble(config: WebConfig, context: Context<Event>) -> Result<Assembled<Self>, Exit> {
+        let listener = bind(&config)?;
+        let bound = listener.local_addr().map_err(|e| Exit::failure(format!("web.listen: {e}")))?;
+        let settings = config.settings(bound, Self::VERSION).map_err(Exit::usage)?;
+        let site_path = config.site_path().map_err(Exit::usage)?;
+        let library =
+            Library::open(&config.data_dir, config.web.mode, site_path.clone(), config.content.size_max_bytes)
+                .map_err(|e| Exit::usage(format!("data_dir: {e}: choose a folder that the bot may write to")))?;
+        let answer_timeout = Duration::from_secs(config.web.app_answer_timeout_s);
+        let (events, name) = (context.events.clone(), &context.common.name);
+        let plane = Plane::start(listener, name, answer_timeout, events.clone(), &context.metrics)
+            .map_err(|e| Exit::failure(format!("cannot start the web server: {e}")))?;
+        tracing::info!(listen = %bound, mode = ?config.web.mode, "the web server listens");
+        let routes = routes(&plane);
+        let recipe = Recipe {
+            command: config.web.command.clone(),
+            health_path: config.web.health_path.clone(),
+            database: login(&config).map_err(Exit::usage)?,
+        };
+        let apps = Apps::new(recipe, events.clone());
+        let state = State::new(settings, context.instance, context.epoch_unix_ms);
+        let prefixes = state.prefixes();
+        let shell = WebShell { dcs: context.dcs, events, library, plane, apps };
+        Ok(Assembled::new(state, shell, prefixes, health).routes(routes))
+    }
+}
+
+/// Binds the web server's port, before anything else is touched.
+fn bind(config: &WebConfig) -> Result<TcpListener, Exit> {
+    let listen = config.listen().map_err(Exit::usage)?;
+    TcpListener::bind(listen).map_err(|e| match e.kind() {
+        std::io::ErrorKind::AddrInUse => Exit::missing(format!(
+            "web.listen: {listen} is in use: stop the program that has it or choose another port"
+        )),
+        _ => Exit::usage(format!("web.listen: cannot listen on {listen}: {e}")),
+    })
+}
+
+fn login(config: &WebConfig) -> Result<Option<DatabaseLogin>, String> {
+    let password = config.database_password()?;
+    Ok(config.database.as_ref().map(|database| DatabaseLogin {
+        dbname: database.dbname.clone(),
+        username: database.username.clone(),
+        password,
+    }))
+}
+
+/// `GET /load`: how busy the bot is.
+fn routes(plane: &Plane) -> Router {
+    let (meter, load) = (plane.meter().clone(), plane.load());
+    let answer = move || {
+        let (load, (in_flight, total)) = (*load.borrow(), meter.counts());
+        async move {
+            Json(serde_json::json!({
+                "in_flight": in_flight,
+                "in_flight_milli": load.in_flight_milli,
+                "rps": load.rps,
+                "p99_us": load.p99_us,
+                "total": total,
+            }))
+        }
+    };
+    Router::new().route("/load", get(answer))
+}
+
+fn health(state: &State, _now: Time) -> Health {
+    let role = WebMachine::role(state);
+    Health { healthy: matches!(role, Role::Idle | Role::Serving), alive: true, ready: role == Role::Serving }
+}
+
+/// The hands of the web bot.
+pub struct WebShell {
+    dcs: DcsHandle,
+    events: Events<Event>,
+    library: Library,
+    plane: Plane,
+    apps: Apps,
+}
+
+impl Shell for WebShell {
+    type Machine = WebMachine;
+
+    fn perform(&mut self, action: Action) -> ControlFlow<Exit> {
+        match action {
+            Action::Dcs(action) => self.dcs.perform(action),
+            Action::ProbeName { api_url } => {
+                self.later(async move { Event::NameProbed { instance: probe_instance(&api_url).await } })
+            }
+            Action::PrepareContent { id, sha, pack_urls, origin, reference } => {
+                self.prepare(id, Wanted { sha, pack_urls, origin, reference });
+            }
+            Action::RetainContent { shas } => drop(tokio::task::spawn_blocking(self.library.retain(shas))),
+            Action::StartApp { instance, sha, database_hosts, cdn_url } => {
+                let content_dir = self.library.files_of(&sha);
+                self.apps.start(Launch { instance, sha, content_dir, database_hosts, cdn_url });
+            }
+            Action::StopApp { instance, drain, grace } => self.apps.stop(instance, drain, grace),
+            Action::SetRoute(route) => {
+                if let Some(commit) = route.sha() {
+                    tracing::info!(commit, "requests are answered from this commit");
+                }
+                self.plane.set_target(self.target(route));
+            }
+            Action::AwaitInFlight { id } => {
+                let finished = self.plane.finish();
+                self.later(async move {
+                    finished.await;
+                    Event::InFlightEnded { id }
+                });
+            }
+            Action::Exit { code, message } => return ControlFlow::Break(Exit::new(code, message)),
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+impl WebShell {
+    /// Queues what comes of `work`, whenever that is.
+    fn later(&self, work: impl Future<Output = Event> + Send + 'static) {
+        let events = self.events.clone();
+        tokio::spawn(async move { events.send(work.await).await });
+    }
+
+    fn prepare(&self, id: u64, wanted: Wanted) {
+        self.library.retain_also(&wanted.sha);
+        let (library, sha) = (self.library.clone(), wanted.sha.clone());
+        self.later(async move {
+            match Box::pin(library.prepare(wanted)).await {
+                Ok(()) => {
+                    tracing::info!(commit = sha, "content prepared");
+                    Event::ContentPrepared { id, sha }
+                }
+                Err(error) => {
+                    tracing::warn!(commit = sha, %error, "content cannot be prepared");
+                    Event::ContentFailed { id, sha, why: error.to_string() }
+                }
+            }
+        });
+    }
+
+    /// The route with what it takes to follow it. What is gone by now is about to be told to the machine.
+    fn target(&self, route: Route) -> Target {
+        let gone = || Target::Hold;
+        match route {
+            Route::Refuse { state } => Target::Refuse { state },
+            Route::Hold => Target::Hold,
+            Route::Static { sha, closing } => {
+                self.library.site_of(&sha).map_or_else(gone, |site| Target::Static { site, closing })
+            }
+            Route::App { instance, sha: _, closing } => {
+                self.apps.backend(instance).map_or_else(gone, |backend| Target::App { backend, closing })
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The data plane: takes requests on a port of its own, on threads of its own, and sends each where the route says at
+//! the moment when it begins. Where the route leads is the machine's affair.
+//!
+//! A request keeps the route that it began with, and with it the commit: no answer mixes two.
+
+mod answer;
+mod meter;
+mod proxy;
+mod serve;
+mod site;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    net::TcpListener as StdListener,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bots_core::{
+    shell::{Events, Metrics},
+    wire::WebLoad,
+};
+use hyper::header::HeaderValue;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::{runtime::Runtime, sync::watch};
+
+pub(crate) use self::{
+    meter::{InFlight, Meter},
+    site::Site,
+};
+use self::{proxy::Proxy, serve::Counters};
+use crate::machine::Event;
+
+/// How often the load is measured while there is any.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// More threads than this gain nothing for what one bot serves.
+const THREADS_MAX: usize = 8;
+
+/// Where requests go: the machine's route, with what it takes to follow it.
+#[derive(Debug, Clone)]
+pub(crate) enum Target {
+    /// 503, naming the state.
+    Refuse { state: String },
+    /// Wait for another target.
+    Hold,
+    /// The files of a commit.
+    Static { site: Arc<Site>, closing: bool },
+    /// An instance of the app.
+    App { backend: Arc<Backend>, closing: bool },
+}
+
+/// An instance of the app, as requests see it.
+pub(crate) struct Backend {
+    /// Its port on loopback.
+    pub(crate) port: u16,
+    /// The commit that it was started on.
+    pub(crate) sha: String,
+    /// Its own requests.
+    pub(crate) meter: Meter,
+}
+
+impl std::fmt::Debug for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backend").field("port", &self.port).field("sha", &self.sha).finish_non_exhaustive()
+    }
+}
+
+/// The data plane at work; stops when dropped.
+pub(crate) struct Plane {
+    shared: Arc<Shared>,
+    load: watch::Receiver<WebLoad>,
+    runtime: Option<Runtime>,
+}
+
+/// What every request needs.
+struct Shared {
+    name: HeaderValue,
+    route: watch::Sender<Target>,
+    meter: Meter,
+    proxy: Proxy,
+    counters: Counters,
+    /// Open connections, to be closed when the last answers are sent.
+    connections: Mutex<GracefulShutdown>,
+}
+
+impl Plane {
+    /// Begins to serve on `listener`; the first route is to be told.
+    ///
+    /// # Errors
+    /// If threads or the socket cannot be had.
+    pub(crate) fn start(
+        listener: StdListener,
+        name: &str,
+        app_answer_timeout: Duration,
+        events: Events<Event>,
+        metrics: &Metrics,
+    ) -> std::io::Result<Self> {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS_MAX));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads)
+            .thread_name("web")
+            .enable_all()
+            .build()?;
+        let shared = Arc::new(Shared {
+            name: HeaderValue::from_str(name).map_err(std::io::Error::other)?,
+            route: watch::Sender::new(Target::Refuse { state: String::from("starting") }),
+            meter: Meter::new(),
+            proxy: Proxy::new(app_answer_timeout),
+            counters: Counters::register(metrics),
+            connections: Mutex::new(GracefulShutdown::new()),
+        });
+        listener.set_nonblocking(true)?;
+        let listener = {
+            let _context = runtime.enter();
+            tokio::net::TcpListener::from_std(listener)?
+        };
+        let (measured, load) = watch::channel(WebLoad::default());
+        runtime.spawn(serve::accept(listener, Arc::clone(&shared)));
+        runtime.spawn(measure(shared.meter.clone(), measured, events));
+        Ok(Self { shared, load, runtime: Some(runtime) })
+    }
+
+    /// Sends requests to `target` from now on. When this returns, none begins with the old one any more.
+    pub(crate) fn set_target(&self, target: Target) {
+        self.shared.route.send_replace(target);
+    }
+
+    /// Closes the open connections, each once the answer that is under way on it has left to the last byte. Ends when all
+    /// are closed; connections that are opened meanwhile do not count.
+    pub(crate) fn finish(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut connections = self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = std::mem::take(&mut *connections);
+        let meter = self.shared.meter.clone();
+        async move {
+            open.shutdown().await;
+            meter.still().await;
+        }
+    }
+
+    /// The meter of all requests.
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.shared.meter
+    }
+
+    /// The newest load, as it changes.
+    pub(crate) fn load(&self) -> watch::Receiver<WebLoad> {
+        self.load.clone()
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Tells the machine how busy we are: often while there is load, never while there is none.
+async fn measure(meter: Meter, measured: watch::Sender<WebLoad>, events: Events<Event>) {
+    let mut told = WebLoad::default();
+    loop {
+        meter.busy().await;
+        loop {
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
+            let (load, busy) = meter.sample();
+            if load != told {
+                told = load;
+                measured.send_replace(load);
+                events.send(Event::LoadMeasured(load)).await;
+            }
+            if !busy && load == WebLoad::default() {
+                break;
+            }
+        }
+    }
+}

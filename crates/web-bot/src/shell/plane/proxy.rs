@@ -1,0 +1,276 @@
+//! The way to the app: streams bodies both ways, strips what belongs to one connection only, says who asked, and tries
+//! again what is safe to try again.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited, combinators::UnsyncBoxBody};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
+    body::{Body, Incoming},
+    header::{self, HeaderName, HeaderValue},
+    http::{request::Parts, uri::PathAndQuery},
+};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+
+use super::{
+    Backend, InFlight, Shared,
+    answer::Answer,
+    serve::{Entered, mark, trouble},
+};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// The largest body that is passed to the app.
+const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The app is on this machine: a connection takes microseconds, or nobody listens.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Kept connections to the app are closed after this; shorter than what apps allow, so that we are the ones to close.
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
+
+/// How often a request that is safe to repeat is sent in all.
+const TRIES_MAX: u32 = 3;
+
+/// Before another try: long enough for the end of a dead app to be noticed.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Headers that belong to one connection (RFC 9110, 7.6.1), and the two that old programs use besides.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// The client's side of the proxy.
+pub(super) struct Proxy {
+    client: Client<HttpConnector, RequestBody>,
+    answer_timeout: Duration,
+}
+
+/// Why the app has not answered.
+enum Failure {
+    /// Nothing was sent, or the connection broke.
+    Broken,
+    /// The client sent more than we pass on.
+    TooLarge,
+    /// No answer in time.
+    Late,
+}
+
+impl Proxy {
+    pub(super) fn new(answer_timeout: Duration) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_DEADLINE));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(KEEP_ALIVE)
+            .build(connector);
+        Self { client, answer_timeout }
+    }
+
+    async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
+        match tokio::time::timeout(self.answer_timeout, self.client.request(request)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) if is_too_large(&error) => Err(Failure::TooLarge),
+            Ok(Err(error)) => {
+                tracing::debug!(error = %anyhow::Error::new(error).root_cause(), "the app broke off");
+                Err(Failure::Broken)
+            }
+            Err(_elapsed) => Err(Failure::Late),
+        }
+    }
+}
+
+impl Shared {
+    /// Passes a request to the app and its answer back.
+    pub(super) async fn forward(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        in_flight: InFlight,
+        first: (Arc<Backend>, bool, InFlight),
+    ) -> Response<Answer> {
+        let (head, body) = request.into_parts();
+        if head.method == Method::CONNECT {
+            return trouble(StatusCode::METHOD_NOT_ALLOWED, "this is not a forward proxy\n", in_flight);
+        }
+        let safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS) && body.is_end_stream();
+        let tries = if safe { TRIES_MAX } else { 1 };
+        let mut body = Some(body);
+        let mut entered = first;
+        for last_try in (0..tries).rev() {
+            let (backend, closing, at_app) = entered;
+            let Some(outgoing) = outgoing(&head, if safe { None } else { body.take() }, &backend, peer) else {
+                return trouble(StatusCode::BAD_REQUEST, "the address of the request cannot be used\n", in_flight);
+            };
+            match self.proxy.send(outgoing).await {
+                Ok(answer) => {
+                    let (mut head, body) = answer.into_parts();
+                    strip(&mut head.headers);
+                    let answer = Response::from_parts(head, Answer::app(body, in_flight, at_app));
+                    return mark(answer, &backend.sha, closing);
+                }
+                Err(Failure::Broken) if last_try > 0 => {
+                    drop(at_app);
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                    entered = match self.enter().await {
+                        Entered::App { backend, closing, at_app } => (backend, closing, at_app),
+                        Entered::Refused { state } => return self.refuse(&state),
+                        Entered::Site { .. } => return self.refuse("waking"),
+                    };
+                }
+                Err(failure) => {
+                    let (status, text) = failure.status();
+                    return mark(trouble(status, text, in_flight), &backend.sha, closing);
+                }
+            }
+        }
+        self.refuse("waking")
+    }
+}
+
+impl Failure {
+    const fn status(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Broken => {
+                (StatusCode::BAD_GATEWAY, "the app broke off without an answer: it may have acted or not\n")
+            }
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the request is larger than 64 MiB\n"),
+            Self::Late => (StatusCode::GATEWAY_TIMEOUT, "the app did not answer in time: it may have acted or not\n"),
+        }
+    }
+}
+
+/// The request as the app shall see it; nothing if its address makes no sense there.
+fn outgoing(head: &Parts, body: Option<Incoming>, backend: &Backend, peer: SocketAddr) -> Option<Request<RequestBody>> {
+    let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let uri = Uri::builder().scheme("http").authority(format!("127.0.0.1:{}", backend.port)).path_and_query(path);
+    let body = match body {
+        Some(body) => Limited::new(body, BODY_BYTES_MAX).boxed_unsync(),
+        None => Empty::new().map_err(|never| match never {}).boxed_unsync(),
+    };
+    let mut request = Request::new(body);
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = uri.build().ok()?;
+    *request.version_mut() = Version::HTTP_11;
+    let mut headers = head.headers.clone();
+    strip(&mut headers);
+    introduce(&mut headers, peer);
+    *request.headers_mut() = headers;
+    Some(request)
+}
+
+/// Says who asked, and for what host.
+fn introduce(headers: &mut HeaderMap, peer: SocketAddr) {
+    let before: Vec<&str> = headers.get_all(&FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect();
+    let chain = before.into_iter().map(str::to_owned).chain([peer.ip().to_string()]).collect::<Vec<_>>().join(", ");
+    headers.remove(&FORWARDED_FOR);
+    headers.extend(HeaderValue::from_str(&chain).ok().map(|chain| (FORWARDED_FOR, chain)));
+    // A proxy in front knows better than we do.
+    if !headers.contains_key(&FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    if !headers.contains_key(&FORWARDED_HOST)
+        && let Some(host) = headers.get(header::HOST).cloned()
+    {
+        headers.insert(FORWARDED_HOST, host);
+    }
+}
+
+/// Takes out what belongs to one connection: the known headers, and those that `Connection` names.
+fn strip(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|names| names.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+fn is_too_large(error: &hyper_util::client::legacy::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<LengthLimitError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(name.parse::<HeaderName>().expect("name"), value.parse().expect("value"));
+        }
+        headers
+    }
+
+    #[test]
+    fn what_belongs_to_a_connection_is_stripped() {
+        let mut found = headers(&[
+            ("connection", "close, x-private"),
+            ("connection", "X-Other"),
+            ("x-private", "1"),
+            ("x-other", "2"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+            ("proxy-authorization", "secret"),
+            ("content-type", "text/html"),
+            ("set-cookie", "a=1"),
+            ("set-cookie", "b=2"),
+        ]);
+        strip(&mut found);
+        let kept = headers(&[("content-type", "text/html"), ("set-cookie", "a=1"), ("set-cookie", "b=2")]);
+        assert_eq!(found, kept);
+    }
+
+    #[test]
+    fn the_app_learns_who_asked() {
+        let peer: SocketAddr = "10.0.0.7:4711".parse().expect("address");
+        let mut found = headers(&[("host", "example.org")]);
+        introduce(&mut found, peer);
+        let wanted = [
+            ("host", "example.org"),
+            ("x-forwarded-for", "10.0.0.7"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-host", "example.org"),
+        ];
+        assert_eq!(found, headers(&wanted));
+        let mut behind_a_proxy = headers(&[
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-for", "192.0.2.2"),
+            ("x-forwarded-proto", "https"),
+        ]);
+        introduce(&mut behind_a_proxy, peer);
+        let wanted = [("x-forwarded-for", "192.0.2.1, 192.0.2.2, 10.0.0.7"), ("x-forwarded-proto", "https")];
+        assert_eq!(behind_a_proxy, headers(&wanted));
+    }
+}

@@ -1,0 +1,145 @@
+//! `make bench-idle`: what each bot costs when nothing happens: memory, processor time, requests to etcd.
+
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use fleet::{
+    Fleet,
+    bots::Bot,
+    demo::{asked_to_stop, healthy, print, start},
+};
+use serde::Serialize;
+
+/// How long the fleet is left alone before it is measured: start-up work has ended by then, and its pages are settled.
+const QUIET_BEFORE: Duration = Duration::from_secs(15);
+
+/// The kernel counts processor time in hundredths of a second, on every Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Measures every bot of an idle fleet.
+#[derive(Debug, Parser)]
+struct Args {
+    /// How long to measure
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Where the figures go
+    #[arg(long, default_value = "target/bench/idle.json")]
+    report: PathBuf,
+}
+
+/// What one bot's process has used so far.
+#[derive(Debug, Clone, Copy)]
+struct Used {
+    ticks: u64,
+    etcd_requests: u64,
+}
+
+/// One line of the report.
+#[derive(Debug, Serialize)]
+struct Line {
+    scope: String,
+    bot: String,
+    state: String,
+    /// Proportional set size: shared pages count by their share.
+    pss_kib: u64,
+    cpu_seconds_per_minute: f64,
+    etcd_requests_per_minute: f64,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let ended = tokio::select! {
+        ended = Box::pin(run(&args)) => ended,
+        asked = asked_to_stop() => asked,
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench-idle: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<()> {
+    let mut fleet = start(|line| drop(print(&format!("  {line}\n")))).await?;
+    tokio::time::sleep(QUIET_BEFORE).await;
+    healthy(&mut fleet).await?;
+    print(&format!("  measuring for {} s\n", args.seconds))?;
+    let before = used_by_all(&mut fleet).await?;
+    let began = std::time::Instant::now();
+    tokio::time::sleep(Duration::from_secs(args.seconds)).await;
+    let after = used_by_all(&mut fleet).await?;
+    let minutes = began.elapsed().as_secs_f64() / 60.0;
+    let mut lines = Vec::new();
+    for (bot, (before, after)) in fleet.bots().zip(before.into_iter().zip(after)) {
+        lines.push(line(bot, before, after, minutes).await?);
+    }
+    if let Some(folder) = args.report.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
+    let json = serde_json::to_string_pretty(&lines).context("write the figures as JSON")?;
+    fs::write(&args.report, json + "\n").with_context(|| format!("write {}", args.report.display()))?;
+    print(&table(&lines))?;
+    fleet.stop().await
+}
+
+async fn used_by_all(fleet: &mut Fleet) -> Result<Vec<Used>> {
+    let mut all = Vec::new();
+    for bot in fleet.bots() {
+        all.push(used(bot).await?);
+    }
+    Ok(all)
+}
+
+/// What the bot's own process has used: not its server's, not its app's.
+async fn used(bot: &mut Bot) -> Result<Used> {
+    let pid = bot.process()?.pid();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("read the processor time")?;
+    // Behind the name, which may hold anything: user and system time are the 12th and 13th of what follows.
+    let (_, fields) = stat.rsplit_once(") ").context("read /proc/<pid>/stat")?;
+    let ticks =
+        fields.split(' ').skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>().context("read ticks")?;
+    let metrics = bot.get("/metrics").await?.text;
+    let counted = metrics.lines().filter(|line| line.starts_with("bots_etcd_requests_total"));
+    let counts = counted.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok());
+    Ok(Used { ticks, etcd_requests: counts.sum() })
+}
+
+async fn line(bot: &mut Bot, before: Used, after: Used, minutes: f64) -> Result<Line> {
+    let pid = bot.process()?.pid();
+    let memory = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("read the memory")?;
+    let pss = memory.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    Ok(Line {
+        scope: bot.scope.clone(),
+        bot: bot.name.clone(),
+        state: bot.report().await?.role,
+        pss_kib: pss.context("find the PSS")?,
+        cpu_seconds_per_minute: round((after.ticks - before.ticks) as f64 / TICKS_PER_SECOND / minutes),
+        etcd_requests_per_minute: round((after.etcd_requests - before.etcd_requests) as f64 / minutes),
+    })
+}
+
+/// To hundredths.
+fn round(figure: f64) -> f64 {
+    (figure * 100.0).round() / 100.0
+}
+
+fn table(lines: &[Line]) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["BOT", "STATE", "MEMORY (PSS)", "CPU S/MIN", "ETCD REQUESTS/MIN"]);
+    for line in lines {
+        table.add_row([
+            format!("{}/{}", line.scope, line.bot),
+            line.state.clone(),
+            format!("{:.1} MiB", line.pss_kib as f64 / 1_024.0),
+            format!("{:.2}", line.cpu_seconds_per_minute),
+            format!("{:.0}", line.etcd_requests_per_minute),
+        ]);
+    }
+    let lines: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    format!("\n{lines}\n")
+}

@@ -1,0 +1,347 @@
+//! `make tour`: the demo's fleet is put through what can happen to it; every outcome is checked from outside and timed.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use fleet::{
+    Fleet,
+    demo::{SERVING_MIN, asked_to_stop, print, serving_pages, shown_everywhere, sign, start},
+    fleet::{MAIN, WEB},
+    http::{Http, Load},
+    sql::Writer,
+    wait::{millis, timed, until},
+};
+use serde::Serialize;
+
+/// No step takes this long unless something is wrong.
+const STEP_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Visitors while content is flipped: enough to catch a dropped request, too few to be load.
+const GENTLE_CLIENTS: usize = 3;
+const GENTLE_PAUSE: Duration = Duration::from_millis(30);
+
+/// Visitors that are load: far above what the serving bots are to carry.
+const HEAVY_CLIENTS: usize = 32;
+const HEAVY_PAUSE: Duration = Duration::from_millis(1);
+
+/// Drives a fleet through crashes, losses, switchovers, pushes and load, and checks every outcome.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Where the report goes
+    #[arg(long, default_value = "target/tour/report.json")]
+    report: PathBuf,
+    /// Leave the scratch folder behind
+    #[arg(long)]
+    keep: bool,
+}
+
+/// One line of the report.
+#[derive(Debug, Serialize)]
+struct Step {
+    name: &'static str,
+    ok: bool,
+    milliseconds: u64,
+    /// What the time is of.
+    measured: &'static str,
+    /// What was seen.
+    note: String,
+}
+
+/// What one step measured and saw.
+struct Seen {
+    milliseconds: u64,
+    note: String,
+}
+
+/// The fleet and what a visitor has left there.
+struct Tour {
+    fleet: Fleet,
+    http: Http,
+    /// Writes all the time, until it is counted.
+    writer: Option<Writer>,
+    entries: Vec<String>,
+    /// The bot that was killed with its server.
+    lost: String,
+    load: Option<Load>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let toured = tokio::select! {
+        toured = Box::pin(run(&args)) => toured,
+        asked = asked_to_stop() => asked.map(|()| false),
+    };
+    match toured {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("tour: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<bool> {
+    let mut steps = Vec::new();
+    let toured = Box::pin(tour(args, &mut steps)).await;
+    print(&table(&steps))?;
+    if let Some(folder) = args.report.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
+    let json = serde_json::to_string_pretty(&steps).context("write the report as JSON")?;
+    fs::write(&args.report, json + "\n").with_context(|| format!("write {}", args.report.display()))?;
+    toured?;
+    print(&format!("every step held; the report is in {}\n", args.report.display()))?;
+    Ok(steps.iter().all(|step| step.ok))
+}
+
+/// The whole tour; ends at the first step that does not hold.
+async fn tour(args: &Args, steps: &mut Vec<Step>) -> Result<()> {
+    let say = |line: &str| drop(print(&format!("  {line}\n")));
+    let began = Instant::now();
+    let fleet = start(say).await;
+    let seen = fleet
+        .as_ref()
+        .map(|_| Seen { milliseconds: millis(began.elapsed()), note: String::from("11 bots and servers") });
+    record(steps, "start the fleet", "from nothing to healthy", seen.map_err(|e| anyhow::anyhow!("{e:#}")))?;
+    let mut fleet = fleet?;
+    if args.keep {
+        fleet.scratch.keep();
+    }
+    let writer = Some(Writer::start(&fleet.guestbook()).await?);
+    let (http, entries, lost, load) = (Http::new(), Vec::new(), String::new(), None);
+    let mut tour = Tour { fleet, http, writer, entries, lost, load };
+    tour.step(steps, "write an entry", "until every serving bot shows it", async |t| t.write_entry().await).await?;
+    tour.step(steps, "push new content", "from push until every serving bot serves it", async |t| {
+        t.push_content().await
+    })
+    .await?;
+    tour.step(steps, "crash the primary's server", "longest time without a write", async |t| t.crash_server().await)
+        .await?;
+    tour.step(steps, "lose the primary's node", "longest time without a write", async |t| t.lose_node().await).await?;
+    tour.step(steps, "switch over", "longest time without a write", async |t| t.switch_over().await).await?;
+    tour.step(steps, "bring the node back", "until it streams and has caught up", async |t| t.bring_back().await)
+        .await?;
+    tour.step(steps, "load the site", "until an idle bot has woken and serves", async |t| t.load_site().await).await?;
+    tour.step(steps, "end the load", "until the woken bots are idle again", async |t| t.end_load().await).await?;
+    tour.step(steps, "count what is left", "to read it all", async |t| t.count().await).await?;
+    let began = Instant::now();
+    let stopped = tour.fleet.stop().await;
+    let seen =
+        stopped.map(|()| Seen { milliseconds: millis(began.elapsed()), note: String::from("no process is left") });
+    record(steps, "stop the fleet", "until the last process has gone", seen)
+}
+
+impl Tour {
+    async fn step(
+        &mut self,
+        steps: &mut Vec<Step>,
+        name: &'static str,
+        measured: &'static str,
+        act: impl AsyncFnOnce(&mut Self) -> Result<Seen>,
+    ) -> Result<()> {
+        let seen = Box::pin(act(self)).await;
+        record(steps, name, measured, seen)
+    }
+
+    async fn write_entry(&mut self) -> Result<Seen> {
+        let (count, milliseconds) = timed(self.visit("the first entry")).await?;
+        Ok(Seen { milliseconds, note: format!("shown by {count} bots") })
+    }
+
+    async fn push_content(&mut self) -> Result<Seen> {
+        let origin = self.fleet.origin()?;
+        let page = fs::read_to_string(origin.work().join("index.html")).context("read the site's page")?;
+        let words = "These words were pushed by the tour.";
+        ensure!(page.contains("</body>"), "the site's page has a body");
+        origin.write("index.html", &page.replace("</body>", &format!("<p>{words}</p>\n</body>")))?;
+        let visitors = Load::start(GENTLE_CLIENTS, GENTLE_PAUSE, serving_pages(&self.fleet).await?);
+        let began = Instant::now();
+        let sha = origin.push("The tour's words").await?;
+        let http = &self.http;
+        let count = until("every serving bot serves the push", STEP_DEADLINE, || async {
+            let pages = serving_pages(&self.fleet).await.map_err(|e| format!("{e:#}"))?;
+            for page in &pages {
+                let answer = http.page(page).await.map_err(|e| format!("{e:#}"))?;
+                if answer.revision() != sha || !answer.text.contains(words) {
+                    return Err(format!("{page} serves {}", answer.revision()));
+                }
+            }
+            if pages.len() < SERVING_MIN { Err(format!("{} serve", pages.len())) } else { Ok(pages.len()) }
+        })
+        .await?;
+        let milliseconds = millis(began.elapsed());
+        let tally = visitors.finish().await;
+        ensure!(tally.failed == 0, "visitors met {} failures, the first: {:?}", tally.failed, tally.first_failure);
+        Ok(Seen { milliseconds, note: format!("{count} bots flipped; {} visits, none failed", tally.answered) })
+    }
+
+    async fn crash_server(&mut self) -> Result<Seen> {
+        let primary = self.fleet.postgres_up(STEP_DEADLINE).await?;
+        let bot = self.fleet.postgres_bot(&primary)?;
+        let crashed = Instant::now();
+        let old = bot.crash_postmaster()?;
+        until("a new server runs", STEP_DEADLINE, || async {
+            match self.fleet.store.look(MAIN).await?.primary() {
+                // In place, or at another member.
+                Some(now) if now != primary || bot.postmaster().is_some_and(|pid| pid != old) => Ok(()),
+                Some(_) | None => Err(String::from("the old one, or none")),
+            }
+        })
+        .await?;
+        self.writer()?.writes_after(Instant::now(), STEP_DEADLINE).await?;
+        let milliseconds = self.writer()?.longest_gap_since(crashed);
+        self.visit("after the crash").await?;
+        let now = self.fleet.postgres_up(STEP_DEADLINE).await?;
+        let how = if now == primary { "it came back in place" } else { "another took over" };
+        Ok(Seen { milliseconds, note: format!("{primary}: {how}") })
+    }
+
+    async fn lose_node(&mut self) -> Result<Seen> {
+        let primary = self.fleet.postgres_up(STEP_DEADLINE).await?;
+        // Replication is asynchronous: what the visitors wrote so far is on every replica before the node goes.
+        let replicas = self.replicas_of(&primary);
+        for replica in &replicas {
+            self.fleet.caught_up(replica, STEP_DEADLINE).await?;
+        }
+        let killed = Instant::now();
+        self.fleet.postgres_bot_mut(&primary)?.kill_node();
+        let new = self.fleet.new_primary(&primary, STEP_DEADLINE).await?;
+        self.writer()?.writes_after(Instant::now(), STEP_DEADLINE).await?;
+        let milliseconds = self.writer()?.longest_gap_since(killed);
+        self.visit("after the loss").await?;
+        self.lost.clone_from(&primary);
+        Ok(Seen { milliseconds, note: format!("{new} leads in place of {primary}") })
+    }
+
+    async fn switch_over(&mut self) -> Result<Seen> {
+        let old = self.fleet.postgres_up(STEP_DEADLINE).await?;
+        let began = Instant::now();
+        let done = self.fleet.botctl(["switchover", "main", "--force"]).await?;
+        ensure!(done.code == Some(0), "botctl switchover ends with {:?}: {}", done.code, done.stderr);
+        self.fleet.new_primary(&old, STEP_DEADLINE).await?;
+        self.writer()?.writes_after(Instant::now(), STEP_DEADLINE).await?;
+        let milliseconds = self.writer()?.longest_gap_since(began);
+        self.visit("after the switchover").await?;
+        self.fleet.postgres_up(STEP_DEADLINE).await?;
+        Ok(Seen { milliseconds, note: done.stdout.trim().to_owned() })
+    }
+
+    async fn bring_back(&mut self) -> Result<Seen> {
+        let lost = self.lost.clone();
+        let began = Instant::now();
+        self.fleet.postgres_bot_mut(&lost)?.bot.start()?;
+        self.fleet.caught_up(&lost, STEP_DEADLINE).await?;
+        let milliseconds = millis(began.elapsed());
+        let primary = self.fleet.postgres_up(STEP_DEADLINE).await?;
+        ensure!(primary != lost, "{lost} leads, it should follow");
+        Ok(Seen { milliseconds, note: format!("{lost} follows {primary}") })
+    }
+
+    async fn load_site(&mut self) -> Result<Seen> {
+        let quiet = self.serving_names().await?;
+        let began = Instant::now();
+        let load = self.load.insert(Load::start(HEAVY_CLIENTS, HEAVY_PAUSE, serving_pages(&self.fleet).await?));
+        let (fleet, http) = (&self.fleet, &self.http);
+        let woken = until("an idle bot wakes", STEP_DEADLINE, || async {
+            let now = fleet.store.look(WEB).await?;
+            let woken =
+                now.serving().into_iter().find(|bot| !quiet.contains(&bot.name)).ok_or_else(|| now.summary())?;
+            http.page(&woken.page()).await.map(|_| woken).map_err(|e| format!("{e:#}"))
+        })
+        .await?;
+        let milliseconds = millis(began.elapsed());
+        load.aim(serving_pages(fleet).await?);
+        let count = fleet.web.len();
+        until("every bot serves", STEP_DEADLINE, || async {
+            let now = fleet.store.look(WEB).await?;
+            if now.serving().len() == count { Ok(()) } else { Err(now.summary()) }
+        })
+        .await?;
+        load.aim(serving_pages(fleet).await?);
+        Ok(Seen { milliseconds, note: format!("{} was first, then all {count} served", woken.name) })
+    }
+
+    async fn end_load(&mut self) -> Result<Seen> {
+        let load = self.load.take().context("there is load")?;
+        let began = Instant::now();
+        let tally = load.finish().await;
+        let store = &self.fleet.store;
+        let count = self.fleet.web.len();
+        until("the fleet is quiet again", STEP_DEADLINE, || async {
+            let now = store.look(WEB).await?;
+            let idle = now.members().values().filter(|m| m.head.state == "idle").count();
+            if now.serving().len() == SERVING_MIN && idle == count - SERVING_MIN { Ok(()) } else { Err(now.summary()) }
+        })
+        .await?;
+        let milliseconds = millis(began.elapsed());
+        ensure!(
+            tally.failed == 0,
+            "{} of the load's requests failed, the first: {:?}",
+            tally.failed,
+            tally.first_failure
+        );
+        Ok(Seen { milliseconds, note: format!("{} answers under load, none failed", tally.answered) })
+    }
+
+    async fn count(&mut self) -> Result<Seen> {
+        let began = Instant::now();
+        let count = shown_everywhere(&self.fleet, &self.http, &self.entries, STEP_DEADLINE).await?;
+        let milliseconds = millis(began.elapsed());
+        let tally = self.writer.take().context("the writer is counted once")?.finish().await?;
+        let lost = match tally.lost {
+            0 => String::from("none lost"),
+            lost => format!("{lost} lost with the node, unreplicated"),
+        };
+        let note = format!("{} entries at {count} bots; {} writes, {lost}", self.entries.len(), tally.acknowledged);
+        Ok(Seen { milliseconds, note })
+    }
+
+    /// A visitor writes `text`, and sees it together with all that was written before.
+    async fn visit(&mut self, text: &str) -> Result<usize> {
+        sign(&self.fleet, &self.http, text, STEP_DEADLINE).await?;
+        self.entries.push(text.to_owned());
+        shown_everywhere(&self.fleet, &self.http, &self.entries, STEP_DEADLINE).await
+    }
+
+    fn writer(&self) -> Result<&Writer> {
+        self.writer.as_ref().context("the writer writes until it is counted")
+    }
+
+    fn replicas_of(&self, primary: &str) -> Vec<String> {
+        self.fleet.postgres.iter().map(|p| p.bot.name.clone()).filter(|name| name != primary).collect()
+    }
+
+    async fn serving_names(&self) -> Result<Vec<String>> {
+        Ok(self.fleet.store.scope(WEB).await?.serving().into_iter().map(|bot| bot.name).collect())
+    }
+}
+
+/// Takes a step down in the report, and passes its failure on.
+fn record(steps: &mut Vec<Step>, name: &'static str, measured: &'static str, seen: Result<Seen>) -> Result<()> {
+    let (ok, milliseconds, note) = match &seen {
+        Ok(seen) => (true, seen.milliseconds, seen.note.clone()),
+        Err(error) => (false, 0, format!("{error:#}").lines().next().unwrap_or_default().to_owned()),
+    };
+    print(&format!("{} {name}: {milliseconds} ms {measured}; {note}\n", if ok { "ok    " } else { "FAILED" }))?;
+    steps.push(Step { name, ok, milliseconds, measured, note });
+    seen.map(drop).context(name)
+}
+
+fn table(steps: &[Step]) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(["STEP", "HELD", "TIME", "OF", "SEEN"]);
+    for step in steps {
+        let held = if step.ok { "yes" } else { "NO" };
+        table.add_row([step.name, held, &format!("{} ms", step.milliseconds), step.measured, &step.note]);
+    }
+    let lines: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    format!("\n{lines}\n")
+}

@@ -1,0 +1,427 @@
+//! One bot each: its configuration file, its process, its API. Not what several of them do together.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use bots_core::{machine::Report, shell::Status};
+use rustix::process::Signal;
+
+use crate::{
+    http::{Answer, Http},
+    ports::free_port,
+    process::{Finished, Process, Program, children_of, lives, signal_pid, workspace_binary},
+    scratch::{Account, Scratch},
+    sql::Login,
+};
+
+/// A bot that is given a bad configuration says so within this.
+const REFUSAL_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A bot's program with its configuration, running or not.
+#[derive(Debug)]
+pub struct Bot {
+    /// Its name.
+    pub name: String,
+    /// Its scope.
+    pub scope: String,
+    /// Where its API answers, without a path.
+    pub api_url: String,
+    /// Its configuration file.
+    pub config: PathBuf,
+    program: Program,
+    logs: PathBuf,
+    process: Option<Process>,
+}
+
+/// What every configuration is written from.
+#[derive(Debug, Clone)]
+pub struct Place<'s> {
+    /// Where files go.
+    pub scratch: &'s Scratch,
+    /// Where logs go.
+    pub logs: &'s Path,
+    /// The members of etcd in one line.
+    pub etcd: String,
+    /// The length of leases, in seconds.
+    pub ttl_s: u64,
+}
+
+impl Bot {
+    /// A bot of the workspace's `program`, with a configuration that begins with what all bots need and ends with
+    /// `rest`. It is not started.
+    ///
+    /// # Errors
+    /// If the program is not built or the file cannot be written.
+    pub fn new(
+        place: &Place<'_>,
+        who: (&str, &str),
+        program: &str,
+        rest: &str,
+        account: Option<Account>,
+    ) -> Result<Self> {
+        let (scope, name) = who;
+        let api = format!("127.0.0.1:{}", free_port()?);
+        let common = format!(
+            "scope: {scope}\nname: {name}\nnamespace: service\netcd3:\n  hosts: {etcd}\nrestapi:\n  listen: {api}\nlog:\n  level: INFO\n",
+            etcd = place.etcd,
+        );
+        let config = place.scratch.file(&format!("{scope}-{name}.yml"), &(common + rest), account)?;
+        let program = Program::new(format!("{scope}-{name}"), workspace_binary(program)?)
+            .args([config.to_string_lossy()])
+            .account(account);
+        let (name, scope, logs) = (name.to_owned(), scope.to_owned(), place.logs.to_owned());
+        Ok(Self { name, scope, api_url: format!("http://{api}"), config, program, logs, process: None })
+    }
+
+    /// Starts it; it must not run.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(&mut self) -> Result<()> {
+        ensure!(!self.is_running(), "{} runs already", self.name);
+        self.process = Some(self.program.start(&self.logs)?);
+        Ok(())
+    }
+
+    /// Runs it to its end, which must come soon: for configurations that it refuses.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub async fn run_to_end(&self) -> Result<Finished> {
+        self.program.run(&self.logs, REFUSAL_DEADLINE).await
+    }
+
+    /// Whether its process lives.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|p| p.exit().is_none())
+    }
+
+    /// Its process.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn process(&mut self) -> Result<&mut Process> {
+        self.process.as_mut().with_context(|| format!("{} does not run", self.name))
+    }
+
+    /// Asks it to stop, and does not wait.
+    pub fn ask_to_stop(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.ask_to_stop();
+        }
+    }
+
+    /// Asks it to stop and waits for its end; says whether it went by itself, cleanly.
+    pub fn stop(&mut self) -> bool {
+        let Some(mut process) = self.process.take() else { return true };
+        process.stop() && process.exit().is_some_and(|status| status.success())
+    }
+
+    /// Kills its process, and nothing else.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Freezes it.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn freeze(&mut self) -> Result<()> {
+        self.process()?.signal(Signal::STOP);
+        Ok(())
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn thaw(&mut self) -> Result<()> {
+        self.process()?.signal(Signal::CONT);
+        Ok(())
+    }
+
+    /// What its API answers.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn get(&self, path: &str) -> Result<Answer> {
+        Http::new().get(&format!("{}{path}", self.api_url)).await
+    }
+
+    /// What it says of itself.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn status(&self) -> Result<Status> {
+        let answer = self.get("/status").await?;
+        serde_json::from_str(&answer.text).with_context(|| format!("read the status of {}", self.name))
+    }
+
+    /// Its report.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn report(&self) -> Result<Report> {
+        Ok(self.status().await?.report)
+    }
+
+    /// All that its processes have logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.logs.join(format!("{}.log", self.program.name))).unwrap_or_default()
+    }
+}
+
+/// A Postgres bot and its server.
+#[derive(Debug)]
+pub struct PostgresBot {
+    /// The bot.
+    pub bot: Bot,
+    /// The server's port.
+    pub port: u16,
+    /// The server's files.
+    pub data_dir: PathBuf,
+}
+
+/// The passwords of a Postgres cluster.
+#[derive(Debug, Clone)]
+pub struct Passwords {
+    /// Of the superuser `postgres`.
+    pub superuser: String,
+    /// Of `replicator`.
+    pub replication: String,
+    /// Of `rewinder`.
+    pub rewind: String,
+}
+
+impl Passwords {
+    /// New ones.
+    #[must_use]
+    pub fn new() -> Self {
+        let [superuser, replication, rewind] = std::array::from_fn(|_| bots_core::shell::instance_id());
+        Self { superuser, replication, rewind }
+    }
+}
+
+impl Default for Passwords {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PostgresBot {
+    /// A bot with an empty data folder.
+    ///
+    /// # Errors
+    /// If it cannot be set up.
+    pub fn new(place: &Place<'_>, scope: &str, name: &str, passwords: &Passwords) -> Result<Self> {
+        let account = Account::for_postgres()?;
+        let port = free_port()?;
+        let folder = place.scratch.dir(&format!("{scope}-{name}"), account)?;
+        let data_dir = folder.join("data");
+        let rest = postgres_yaml(place.ttl_s, port, &data_dir, &postgres_bin_dir()?, passwords);
+        let bot = Bot::new(place, (scope, name), "postgres-bot", &rest, account)?;
+        Ok(Self { bot, port, data_dir })
+    }
+
+    /// The server's process, if it lives: by the file that it keeps in its data folder.
+    #[must_use]
+    pub fn postmaster(&self) -> Option<u32> {
+        let text = fs::read_to_string(self.data_dir.join("postmaster.pid")).ok()?;
+        let pid = text.lines().next()?.trim().parse().ok()?;
+        // The file may be left over, and its number another process's by now.
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let ours = String::from_utf8_lossy(&command).contains(&*self.data_dir.to_string_lossy());
+        (ours && lives(pid)).then_some(pid)
+    }
+
+    /// Kills the server, as a crash does, and leaves the bot alone.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn crash_postmaster(&self) -> Result<u32> {
+        let pid = self.postmaster().with_context(|| format!("{} has no server", self.bot.name))?;
+        signal_pid(pid, Signal::KILL);
+        Ok(pid)
+    }
+
+    /// Kills bot and server together, with every process of theirs, as the loss of the machine does.
+    pub fn kill_node(&mut self) {
+        // The bot is frozen first, so that it does not see its server die and act on it.
+        let _not_running = self.bot.freeze();
+        if let Some(postmaster) = self.postmaster() {
+            let backends = children_of(postmaster);
+            signal_pid(postmaster, Signal::KILL);
+            backends.into_iter().for_each(|pid| signal_pid(pid, Signal::KILL));
+        }
+        self.bot.kill();
+        self.end_postmaster();
+    }
+
+    /// Asks bot and server to stop; says whether both went by themselves.
+    pub fn stop(&mut self) -> bool {
+        let clean = self.bot.stop();
+        let left = self.postmaster().is_some();
+        self.end_postmaster();
+        clean && !left
+    }
+
+    /// No server outlives its harness, whatever became of its bot.
+    fn end_postmaster(&self) {
+        if let Some(pid) = self.postmaster() {
+            signal_pid(pid, Signal::KILL);
+        }
+    }
+}
+
+impl Drop for PostgresBot {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn postgres_yaml(ttl_s: u64, port: u16, data_dir: &Path, bin_dir: &Path, passwords: &Passwords) -> String {
+    let Passwords { superuser, replication, rewind } = passwords;
+    let (data_dir, bin_dir) = (data_dir.display(), bin_dir.display());
+    format!(
+        "\
+bootstrap:
+  dcs:
+    ttl: {ttl_s}
+    maximum_lag_on_failover: 1048576
+    postgresql:
+      use_pg_rewind: true
+      parameters:
+        shared_buffers: 16MB
+        max_connections: 50
+  initdb:
+    - encoding: UTF8
+    - locale: C.UTF-8
+    - data-checksums
+postgresql:
+  listen: 127.0.0.1:{port}
+  connect_address: 127.0.0.1:{port}
+  data_dir: {data_dir}
+  bin_dir: {bin_dir}
+  authentication:
+    superuser:
+      username: postgres
+      password: \"{superuser}\"
+    replication:
+      username: replicator
+      password: \"{replication}\"
+    rewind:
+      username: rewinder
+      password: \"{rewind}\"
+  pg_hba:
+    - local all all scram-sha-256
+    - host all all 127.0.0.1/32 scram-sha-256
+    - host replication replicator 127.0.0.1/32 scram-sha-256
+"
+    )
+}
+
+/// Where the newest installed Postgres has its programs.
+///
+/// # Errors
+/// If there is none.
+pub fn postgres_bin_dir() -> Result<PathBuf> {
+    let version = |path: &Path| path.parent()?.file_name()?.to_str()?.parse::<u32>().ok();
+    let mut found: Vec<PathBuf> =
+        fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|e| e.path().join("bin")).collect();
+    found.retain(|bin| bin.join("postgres").is_file());
+    found.sort_by_key(|bin| version(bin));
+    let on_path = || crate::process::system_binary("postgres", &[]).ok()?.parent().map(Path::to_path_buf);
+    found.pop().or_else(on_path).context("Postgres is not installed: run `make setup`")
+}
+
+/// A content bot.
+#[derive(Debug)]
+pub struct ContentBot {
+    /// The bot.
+    pub bot: Bot,
+}
+
+impl ContentBot {
+    /// A bot that publishes the repository at `url` for `web_scopes`.
+    ///
+    /// # Errors
+    /// If it cannot be set up.
+    pub fn new(place: &Place<'_>, scope: &str, name: &str, url: &str, extra: &str) -> Result<Self> {
+        let data_dir = place.scratch.dir(&format!("{scope}-{name}"), None)?;
+        let rest = format!(
+            "git:\n  url: {url}\n  ref: main\n  poll_interval_s: 2\n{extra}data_dir: {}\nweb_scopes: [web]\nttl_s: {}\n",
+            data_dir.display(),
+            place.ttl_s,
+        );
+        Ok(Self { bot: Bot::new(place, (scope, name), "content-bot", &rest, None)? })
+    }
+
+    /// Tells it that something was pushed.
+    ///
+    /// # Errors
+    /// If it does not take the word.
+    pub async fn notify(&self) -> Result<()> {
+        let url = format!("{}/push", self.bot.api_url);
+        let answer = Http::new().send(hyper::Method::POST, &url, None, bytes::Bytes::new()).await?;
+        ensure!(answer.status == 202, "POST /push answers {}: {}", answer.status, answer.text);
+        Ok(())
+    }
+}
+
+/// A web bot.
+#[derive(Debug)]
+pub struct WebBot {
+    /// The bot.
+    pub bot: Bot,
+    /// Where clients reach it.
+    pub url: String,
+}
+
+/// What a web bot serves.
+#[derive(Debug, Clone)]
+pub enum Serves {
+    /// The files of the revision.
+    Files,
+    /// The guestbook, which keeps its entries in the database of this login.
+    Guestbook(Login),
+}
+
+impl WebBot {
+    /// A bot that serves the revision of the scope `site`.
+    ///
+    /// # Errors
+    /// If it cannot be set up.
+    pub fn new(place: &Place<'_>, scope: &str, name: &str, serves: &Serves) -> Result<Self> {
+        let listen = format!("127.0.0.1:{}", free_port()?);
+        let data_dir = place.scratch.dir(&format!("{scope}-{name}"), None)?;
+        let (data_dir, ttl_s) = (data_dir.display(), place.ttl_s);
+        let common = format!("data_dir: {data_dir}\nttl_s: {ttl_s}\ncontent:\n  scope: site\n");
+        let rest = match serves {
+            Serves::Files => format!("{common}web:\n  listen: {listen}\n  mode: static\n"),
+            Serves::Guestbook(login) => {
+                let app = workspace_binary("guestbook")?;
+                format!(
+                    "{common}web:\n  listen: {listen}\n  mode: app\n  command: [{app}]\ndatabase:\n  scope: main\n  dbname: {}\n  \
+                     username: {}\n  password: \"{}\"\n",
+                    login.database,
+                    login.user,
+                    login.password,
+                    app = app.display(),
+                )
+            }
+        };
+        let bot = Bot::new(place, (scope, name), "web-bot", &rest, None)?;
+        Ok(Self { bot, url: format!("http://{listen}") })
+    }
+}
+
+impl Drop for Bot {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,182 @@
+//! The demo's fleet: what `demo` shows, `tour` drives and `bench-idle` measures. One of everything that a small shop has.
+
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    bots::Serves,
+    fleet::{Fleet, MAIN, SITE, UP_DEADLINE, WEB, sample_site},
+    http::Http,
+    store::Serving,
+    wait::until,
+};
+
+/// How many of each kind there are.
+const ETCD_MEMBERS: usize = 3;
+const POSTGRES_BOTS: usize = 3;
+const WEB_BOTS: usize = 4;
+
+/// How many web bots serve when nobody asks for anything.
+pub const SERVING_MIN: usize = 2;
+
+/// The web fleet's dynamic configuration: small figures, so that one person's load makes it move.
+const WEB_CONFIG: &str =
+    r#"{"scaling":{"min":2,"max":4,"target_in_flight":4,"stable_window_s":8},"cdn_url":"http://cdn.example.org"}"#;
+
+/// Starts the whole fleet and waits until all of it is healthy. `say` gets a line for every stage.
+///
+/// # Errors
+/// If something does not come up.
+pub async fn start(mut say: impl FnMut(&str)) -> Result<Fleet> {
+    say(&format!("{ETCD_MEMBERS} members of etcd"));
+    let mut fleet = Fleet::with_etcd(ETCD_MEMBERS).await?;
+    fleet.store.put(WEB, "config", WEB_CONFIG).await?;
+    say(&format!("{POSTGRES_BOTS} Postgres bots: one makes the cluster, the others clone it"));
+    fleet.add_postgres(POSTGRES_BOTS)?;
+    say("a git repository with the sample site, and a content bot that watches it");
+    fleet.add_content(&sample_site()).await?;
+    announce_pushes(&fleet)?;
+    fleet.postgres_up(UP_DEADLINE).await?;
+    fleet.create_guestbook_database().await?;
+    say(&format!("{WEB_BOTS} web bots with the guestbook: {SERVING_MIN} serve, the others wait for load"));
+    fleet.add_web(WEB_BOTS, &Serves::Guestbook(fleet.guestbook()))?;
+    healthy(&mut fleet).await?;
+    Ok(fleet)
+}
+
+/// Waits until everything is as it is when nothing happens.
+///
+/// # Errors
+/// If it does not become so in time.
+pub async fn healthy(fleet: &mut Fleet) -> Result<()> {
+    fleet.postgres_up(UP_DEADLINE).await?;
+    let serving = fleet.serving(SERVING_MIN, UP_DEADLINE).await?;
+    let count = fleet.web.len();
+    until("all web bots serve or are idle", UP_DEADLINE, || async {
+        let now = fleet.store.look(WEB).await?;
+        let settled = |m: &&bots_core::wire::Member| matches!(m.head.state.as_str(), "serving" | "idle");
+        if now.members().values().filter(settled).count() == count { Ok(()) } else { Err(now.summary()) }
+    })
+    .await?;
+    let first = serving.first().context("somebody serves")?.page();
+    let http = Http::new();
+    until("the guestbook's page", UP_DEADLINE, || async {
+        http.page(&first).await.map(drop).map_err(|error| format!("{error:#}"))
+    })
+    .await
+}
+
+/// Every push is told to the content bot at once.
+fn announce_pushes(fleet: &Fleet) -> Result<()> {
+    let bot = fleet.content.first().context("the fleet has a content bot")?;
+    fleet.origin()?.notify(bot.bot.api_url.trim_start_matches("http://"))
+}
+
+/// The pages of all bots that serve.
+///
+/// # Errors
+/// If the store does not answer.
+pub async fn serving_pages(fleet: &Fleet) -> Result<Vec<String>> {
+    Ok(fleet.store.scope(WEB).await?.serving().iter().map(Serving::page).collect())
+}
+
+/// Writes an entry into the guestbook, at whichever bot takes it, as a patient visitor does.
+///
+/// # Errors
+/// If nobody takes it in time.
+pub async fn sign(fleet: &Fleet, http: &Http, text: &str, deadline: Duration) -> Result<()> {
+    until("the guestbook takes an entry", deadline, || async {
+        let mut seen = String::from("nobody serves");
+        for page in serving_pages(fleet).await.map_err(|e| format!("{e:#}"))? {
+            match http.post_form(&format!("{page}entries"), &[("name", "tour"), ("text", text)]).await {
+                Ok(answer) if answer.status < 400 => return Ok(()),
+                Ok(answer) => seen = format!("{page} answers {}: {}", answer.status, answer.text.trim()),
+                Err(error) => seen = format!("{error:#}"),
+            }
+        }
+        Err(seen)
+    })
+    .await
+}
+
+/// Waits until every serving bot's page has all of `texts`; yields how many bots that are.
+///
+/// # Errors
+/// If one has not in time.
+pub async fn shown_everywhere(fleet: &Fleet, http: &Http, texts: &[String], deadline: Duration) -> Result<usize> {
+    until("every serving bot's page has every entry", deadline, || async {
+        let all = async {
+            let pages = serving_pages(fleet).await?;
+            ensure!(!pages.is_empty(), "nobody serves");
+            for page in &pages {
+                let answer = http.page(page).await?;
+                if let Some(missing) = texts.iter().find(|text| !answer.text.contains(text.as_str())) {
+                    bail!("{page} does not show `{missing}`");
+                }
+            }
+            Ok(pages.len())
+        };
+        all.await.map_err(|error| format!("{error:#}"))
+    })
+    .await
+}
+
+/// What a person may try, in lines for the terminal.
+///
+/// # Errors
+/// If a part of the fleet is missing.
+pub fn introduction(fleet: &Fleet) -> Result<String> {
+    let botctl = crate::process::workspace_binary("botctl")?;
+    let botctl = botctl.display();
+    let urls = fleet.web.iter().map(|w| format!("{}/", w.url)).collect::<Vec<_>>().join(" ");
+    let data = fleet.postgres.first().map(|p| p.data_dir.display().to_string()).unwrap_or_default();
+    Ok(format!(
+        "\
+guestbook   {urls}
+            (an idle bot answers 503 until load wakes it)
+database    psql '{database}'
+push        cd {work} && $EDITOR index.html && git commit -am 'New words' && git push
+look        export BOTCTL_ETCD={etcd}
+            {botctl} list --watch
+            {botctl} why pg-1
+hand over   {botctl} switchover {MAIN} --force
+break       kill -9 $(head -1 {data}/postmaster.pid)
+logs        {logs}/
+revisions   {botctl} history {SITE}
+",
+        database = fleet.guestbook().url(),
+        work = fleet.origin()?.work().display(),
+        etcd = fleet.etcd.hosts(),
+        logs = fleet.logs().display(),
+    ))
+}
+
+/// Ends when somebody asks us to: Ctrl-C, SIGTERM, or the terminal goes away.
+///
+/// # Errors
+/// If signals cannot be received.
+pub async fn asked_to_stop() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("receive SIGTERM")?;
+    let mut hang_up = signal(SignalKind::hangup()).context("receive SIGHUP")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("receive SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = hang_up.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Prints, and fails if nobody reads any more.
+///
+/// # Errors
+/// If standard output is gone.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("print")
+}

@@ -1,0 +1,113 @@
+//! An etcd cluster on loopback.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+
+use crate::{
+    ports::free_port,
+    process::{Process, Program, system_binary},
+    scratch::Scratch,
+};
+
+/// Members of etcd under one scratch folder.
+#[derive(Debug)]
+pub struct EtcdCluster {
+    members: Vec<EtcdMember>,
+    logs: PathBuf,
+}
+
+#[derive(Debug)]
+struct EtcdMember {
+    program: Program,
+    client_port: u16,
+    process: Option<Process>,
+}
+
+impl EtcdCluster {
+    /// Starts `size` members.
+    ///
+    /// # Errors
+    /// If etcd is not installed or cannot be started.
+    pub fn start(scratch: &Scratch, logs: &Path, size: usize) -> Result<Self> {
+        let binary = system_binary("etcd", &[])?;
+        let ports = (0..size).map(|_| Ok((free_port()?, free_port()?))).collect::<Result<Vec<_>>>()?;
+        let peers = ports.iter().enumerate().map(|(i, (_, peer))| format!("etcd-{}=http://127.0.0.1:{peer}", i + 1));
+        let peers = peers.collect::<Vec<_>>().join(",");
+        let token = scratch.path().file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let mut cluster = Self { members: Vec::new(), logs: logs.to_owned() };
+        for (i, (client_port, peer_port)) in ports.into_iter().enumerate() {
+            let name = format!("etcd-{}", i + 1);
+            let data = scratch.path().join(&name);
+            let client = format!("http://127.0.0.1:{client_port}");
+            let peer = format!("http://127.0.0.1:{peer_port}");
+            let program = Program::new(&name, &binary).args([
+                format!("--name={name}"),
+                format!("--data-dir={}", data.display()),
+                format!("--listen-client-urls={client}"),
+                format!("--advertise-client-urls={client}"),
+                format!("--listen-peer-urls={peer}"),
+                format!("--initial-advertise-peer-urls={peer}"),
+                format!("--initial-cluster={peers}"),
+                format!("--initial-cluster-token={token}"),
+                String::from("--logger=zap"),
+                String::from("--log-level=warn"),
+            ]);
+            cluster.members.push(EtcdMember { program, client_port, process: None });
+        }
+        (0..size).try_for_each(|i| cluster.start_member(i))?;
+        Ok(cluster)
+    }
+
+    /// The clients' addresses, as `host:port`.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
+        self.members.iter().map(|m| format!("127.0.0.1:{}", m.client_port)).collect()
+    }
+
+    /// The clients' addresses in one line, as the bots' configurations and botctl take them.
+    #[must_use]
+    pub fn hosts(&self) -> String {
+        self.endpoints().join(",")
+    }
+
+    /// Starts a member, again if it was killed.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_member(&mut self, index: usize) -> Result<()> {
+        let member = self.members.get_mut(index).context("there is no such member of etcd")?;
+        member.process = Some(member.program.start(&self.logs)?);
+        Ok(())
+    }
+
+    /// Kills a member.
+    pub fn kill_member(&mut self, index: usize) {
+        if let Some(member) = self.members.get_mut(index) {
+            member.process = None;
+        }
+    }
+
+    /// Freezes every member: connections stay open, nothing answers.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets every member go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Kills all members: the last leader of a cluster that ends would look for a successor for seconds, and nothing of
+    /// theirs is needed any more.
+    pub fn stop(&mut self) {
+        self.members.iter_mut().for_each(|member| member.process = None);
+    }
+
+    fn signal(&self, signal: Signal) {
+        for process in self.members.iter().filter_map(|m| m.process.as_ref()) {
+            process.signal(signal);
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! A fleet: etcd, and the bots of each kind, on loopback under one scratch folder.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    bots::{Bot, ContentBot, Passwords, Place, PostgresBot, Serves, WebBot},
+    etcd::EtcdCluster,
+    git::Origin,
+    process::{Finished, Program, workspace_binary},
+    scratch::Scratch,
+    sql::Login,
+    store::{Serving, Store},
+    wait::until,
+};
+
+/// How long a whole fleet may take from nothing to healthy, on two busy cores.
+pub const UP_DEADLINE: Duration = Duration::from_secs(90);
+
+/// The Postgres cluster's scope.
+pub const MAIN: &str = "main";
+/// The content site's scope.
+pub const SITE: &str = "site";
+/// The web fleet's scope.
+pub const WEB: &str = "web";
+
+/// A running fleet. Dropping it stops everything.
+pub struct Fleet {
+    /// The web bots.
+    pub web: Vec<WebBot>,
+    /// The content bots.
+    pub content: Vec<ContentBot>,
+    /// The Postgres bots.
+    pub postgres: Vec<PostgresBot>,
+    /// etcd.
+    pub etcd: EtcdCluster,
+    /// A client of etcd.
+    pub store: Store,
+    /// The site's repository.
+    pub origin: Option<Origin>,
+    /// The passwords of the Postgres cluster.
+    pub passwords: Passwords,
+    /// The guestbook's own password.
+    app_password: String,
+    /// The length of every lease, in seconds.
+    pub ttl_s: u64,
+    logs: PathBuf,
+    /// Where everything is.
+    pub scratch: Scratch,
+}
+
+impl Fleet {
+    /// Starts etcd, and nothing else yet.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub async fn with_etcd(members: usize) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let logs = scratch.dir("logs", None)?;
+        let etcd = EtcdCluster::start(&scratch, &logs, members)?;
+        let store = Store::new(&etcd.hosts())?;
+        let fleet = Self {
+            web: Vec::new(),
+            content: Vec::new(),
+            postgres: Vec::new(),
+            etcd,
+            store,
+            origin: None,
+            passwords: Passwords::new(),
+            app_password: bots_core::shell::instance_id(),
+            ttl_s: 5,
+            logs,
+            scratch,
+        };
+        until("etcd answers", UP_DEADLINE, || async { fleet.store.look(MAIN).await }).await?;
+        Ok(fleet)
+    }
+
+    /// What configurations of more bots are written from.
+    #[must_use]
+    pub fn place(&self) -> Place<'_> {
+        Place { scratch: &self.scratch, logs: &self.logs, etcd: self.etcd.hosts(), ttl_s: self.ttl_s }
+    }
+
+    /// Where the logs are.
+    #[must_use]
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    /// Starts `count` more Postgres bots.
+    ///
+    /// # Errors
+    /// If one cannot be started.
+    pub fn add_postgres(&mut self, count: usize) -> Result<()> {
+        for _ in 0..count {
+            let name = format!("pg-{}", self.postgres.len() + 1);
+            let mut bot = PostgresBot::new(&self.place(), MAIN, &name, &self.passwords)?;
+            bot.bot.start()?;
+            self.postgres.push(bot);
+        }
+        Ok(())
+    }
+
+    /// Makes the site's repository out of `seed` and starts a content bot on it.
+    ///
+    /// # Errors
+    /// If git fails or the bot cannot be started.
+    pub async fn add_content(&mut self, seed: &Path) -> Result<()> {
+        let origin = Origin::new(&self.scratch, &self.logs, "site", seed).await?;
+        let name = format!("content-{}", self.content.len() + 1);
+        let mut bot = ContentBot::new(&self.place(), SITE, &name, &origin.url(), "")?;
+        bot.bot.start()?;
+        self.content.push(bot);
+        self.origin = Some(origin);
+        Ok(())
+    }
+
+    /// Starts `count` more web bots.
+    ///
+    /// # Errors
+    /// If one cannot be started.
+    pub fn add_web(&mut self, count: usize, serves: &Serves) -> Result<()> {
+        for _ in 0..count {
+            let name = format!("web-{}", self.web.len() + 1);
+            let mut bot = WebBot::new(&self.place(), WEB, &name, serves)?;
+            bot.bot.start()?;
+            self.web.push(bot);
+        }
+        Ok(())
+    }
+
+    /// The site's repository.
+    ///
+    /// # Errors
+    /// If this fleet has none.
+    pub fn origin(&self) -> Result<&Origin> {
+        self.origin.as_ref().context("this fleet has no repository")
+    }
+
+    /// Waits until one Postgres bot is primary and all others that run stream from it; yields the primary's name.
+    ///
+    /// # Errors
+    /// If they do not in time.
+    pub async fn postgres_up(&mut self, deadline: Duration) -> Result<String> {
+        let running = self.postgres.iter_mut().filter_map(|p| p.bot.is_running().then_some(())).count();
+        let store = &self.store;
+        until(&format!("a primary and {} replicas", running.saturating_sub(1)), deadline, || async {
+            let now = store.look(MAIN).await?;
+            match now.primary() {
+                Some(primary) if now.streaming().len() + 1 >= running => Ok(primary.to_owned()),
+                Some(_) | None => Err(now.summary()),
+            }
+        })
+        .await
+    }
+
+    /// Waits until somebody else than `old` is primary; yields the name.
+    ///
+    /// # Errors
+    /// If nobody is in time.
+    pub async fn new_primary(&self, old: &str, deadline: Duration) -> Result<String> {
+        until(&format!("a primary other than {old}"), deadline, || async {
+            let now = self.store.look(MAIN).await?;
+            now.primary().filter(|p| *p != old).map(str::to_owned).ok_or_else(|| now.summary())
+        })
+        .await
+    }
+
+    /// Waits until a member of the Postgres scope streams and has all that the primary has written.
+    ///
+    /// # Errors
+    /// If it does not in time.
+    pub async fn caught_up(&self, name: &str, deadline: Duration) -> Result<()> {
+        let replica = self.postgres_bot(name)?;
+        let written = self.superuser().writable().await?;
+        let written =
+            written.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.context("ask for the position")?;
+        let written: String = written.get(0);
+        let login = self.superuser().at(replica.port);
+        let query = format!("SELECT pg_is_in_recovery() AND pg_last_wal_replay_lsn() >= '{written}'::pg_lsn");
+        login.wait_for(&query, "t", deadline).await?;
+        until(&format!("{name} streams"), deadline, || async {
+            let now = self.store.look(MAIN).await?;
+            if now.streaming().contains(&name) { Ok(()) } else { Err(now.summary()) }
+        })
+        .await
+    }
+
+    /// A Postgres bot by name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn postgres_bot(&self, name: &str) -> Result<&PostgresBot> {
+        self.postgres.iter().find(|p| p.bot.name == name).with_context(|| format!("no bot is called {name}"))
+    }
+
+    /// A Postgres bot by name, to act on.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn postgres_bot_mut(&mut self, name: &str) -> Result<&mut PostgresBot> {
+        self.postgres.iter_mut().find(|p| p.bot.name == name).with_context(|| format!("no bot is called {name}"))
+    }
+
+    /// The superuser's login.
+    #[must_use]
+    pub fn superuser(&self) -> Login {
+        Login {
+            ports: self.postgres.iter().map(|p| p.port).collect(),
+            user: String::from("postgres"),
+            password: self.passwords.superuser.clone(),
+            database: String::from("postgres"),
+        }
+    }
+
+    /// The guestbook's login.
+    #[must_use]
+    pub fn guestbook(&self) -> Login {
+        let (user, password) = (String::from("guestbook"), self.app_password.clone());
+        Login { user, password, database: String::from("guestbook"), ..self.superuser() }
+    }
+
+    /// Makes the guestbook's user and database.
+    ///
+    /// # Errors
+    /// If the cluster does not take them.
+    pub async fn create_guestbook_database(&self) -> Result<()> {
+        let login = self.superuser();
+        login.execute(&format!("CREATE ROLE guestbook LOGIN PASSWORD '{}'", self.app_password)).await?;
+        login.execute("CREATE DATABASE guestbook OWNER guestbook").await
+    }
+
+    /// Waits until at least `count` web bots serve the live revision.
+    ///
+    /// # Errors
+    /// If they do not in time.
+    pub async fn serving(&self, count: usize, deadline: Duration) -> Result<Vec<Serving>> {
+        until(&format!("{count} web bots serve the live revision"), deadline, || async {
+            let live = self.store.look(SITE).await?.live().map(|r| r.sha);
+            let now = self.store.look(WEB).await?;
+            let mut serving = now.serving();
+            serving.retain(|bot| Some(&bot.sha) == live.as_ref());
+            if serving.len() >= count { Ok(serving) } else { Err(format!("live {live:?}; {}", now.summary())) }
+        })
+        .await
+    }
+
+    /// Runs botctl to its end.
+    ///
+    /// # Errors
+    /// If it is not built or does not end.
+    pub async fn botctl<S: Into<String>>(&self, args: impl IntoIterator<Item = S>) -> Result<Finished> {
+        let program =
+            Program::new("botctl", workspace_binary("botctl")?).env("BOTCTL_ETCD", self.etcd.hosts()).args(args);
+        program.run(&self.logs, UP_DEADLINE).await
+    }
+
+    /// Every bot.
+    pub fn bots(&mut self) -> impl Iterator<Item = &mut Bot> {
+        let web = self.web.iter_mut().map(|w| &mut w.bot);
+        let content = self.content.iter_mut().map(|c| &mut c.bot);
+        web.chain(content).chain(self.postgres.iter_mut().map(|p| &mut p.bot))
+    }
+
+    /// Stops everything, and checks that nothing is left.
+    ///
+    /// # Errors
+    /// If a bot had to be killed, or a process is left over.
+    pub async fn stop(mut self) -> Result<()> {
+        let unclean = self.wind_down();
+        ensure!(unclean.is_empty(), "did not stop cleanly: {}{}", unclean.join(", "), crate::process::log_tails());
+        let folder = self.scratch.path();
+        until("every process has gone", UP_DEADLINE, || async {
+            let left = crate::scratch::processes_below(folder);
+            if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
+        })
+        .await
+    }
+
+    /// Stops web bots, content bots, replicas, the primary, etcd, in this order, so that nobody takes over from anybody
+    /// who is about to go too. Yields those that had to be killed.
+    fn wind_down(&mut self) -> Vec<String> {
+        let primaries = |bot: &PostgresBot| !bot.data_dir.join("standby.signal").exists();
+        self.postgres.sort_by_key(primaries);
+        // All are asked before any is waited for, but for the primary, which hands its last words to its replicas.
+        for bot in self.web.iter_mut().map(|w| &mut w.bot).chain(self.content.iter_mut().map(|c| &mut c.bot)) {
+            bot.ask_to_stop();
+        }
+        self.postgres.iter_mut().filter(|bot| !primaries(bot)).for_each(|bot| bot.bot.ask_to_stop());
+        let mut unclean = Vec::new();
+        for bot in self.web.iter_mut().map(|w| &mut w.bot).chain(self.content.iter_mut().map(|c| &mut c.bot)) {
+            if !bot.stop() {
+                unclean.push(bot.name.clone());
+            }
+        }
+        for postgres in &mut self.postgres {
+            if !postgres.stop() {
+                unclean.push(postgres.bot.name.clone());
+            }
+        }
+        self.etcd.stop();
+        unclean
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        for name in self.wind_down() {
+            eprintln!("{name} had to be killed, or ended badly");
+        }
+    }
+}
+
+/// The sample site of the demo.
+#[must_use]
+pub fn sample_site() -> PathBuf {
+    match std::env::var_os("BOTS_DEMO_SITE") {
+        Some(path) => PathBuf::from(path),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo/site"),
+    }
+}
+
+/// Writes a small site of plain files into `folder`, which says `text` on its page.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn plain_site(folder: &Path, text: &str) -> Result<()> {
+    fs::create_dir_all(folder.join("css")).context("make the site")?;
+    let page = format!("<!doctype html><title>site</title><link rel=stylesheet href=css/site.css><p>{text}</p>\n");
+    fs::write(folder.join("index.html"), page).context("write the page")?;
+    fs::write(folder.join("css/site.css"), format!("/* {text} */\n")).context("write the style")
+}

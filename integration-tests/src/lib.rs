@@ -1,0 +1,19 @@
+//! The harness: a whole fleet of real programs on loopback, for the tests, the demo, the tour and the benchmarks.
+//!
+//! It looks at the fleet from outside only: etcd, HTTP, SQL, `/proc`. It starts the binaries that were built, waits for
+//! conditions and never for luck, and leaves no process behind.
+
+pub mod bots;
+pub mod demo;
+pub mod etcd;
+pub mod fleet;
+pub mod git;
+pub mod http;
+pub mod ports;
+pub mod process;
+pub mod scratch;
+pub mod sql;
+pub mod store;
+pub mod wait;
+
+pub use fleet::Fleet;
