@@ -5,7 +5,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dcs::{Compare, DcsAction, DcsEvent, KeyValue, LeaseId, Outcome, RequestId, Revision, Scope, Transaction, View, Write},
+    dcs::{
+        Compare, DcsAction, DcsEvent, KeyValue, LeaseId, Outcome, RequestId, Revision, Scope, Transaction, View, Write,
+    },
     machine::{Deadline, Span, Time},
     wire::MemberHead,
 };
@@ -65,9 +67,17 @@ enum Session {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 enum Registration {
-    Absent { retry_at: Option<Time> },
-    Probing { found: KeyValue },
-    Writing { request: RequestId, value: String, since: Time },
+    Absent {
+        retry_at: Option<Time>,
+    },
+    Probing {
+        found: KeyValue,
+    },
+    Writing {
+        request: RequestId,
+        value: String,
+        since: Time,
+    },
     Registered {
         /// When our value came to stand there. The next one is written only over this one, so that a write whose answer was
         /// lost cannot come back over a newer one.
