@@ -163,7 +163,6 @@ fn given(world: &mut World, args: &Args<'_>) -> String {
         system_id: SYSTEM_ID.to_owned(),
         timeline: Timeline(timeline),
         was_primary,
-        led: was_primary.then_some(Timeline(timeline)),
         running,
     };
     let leads = args.has("primary");
@@ -229,7 +228,6 @@ fn data_dir(args: &Args<'_>) -> DataDir {
             system_id,
             timeline: Timeline(args.server().0),
             was_primary: args.has("primary"),
-            led: (args.has("primary") || args.has("led")).then(|| Timeline(args.server().0)),
             running: args.has("running"),
         },
     }

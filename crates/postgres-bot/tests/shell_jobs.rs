@@ -44,14 +44,13 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
             a.does(Job::CreateRoles).await;
         }
         a.does(Job::Complete).await;
-        let present = |timeline, was_primary, led: Option<u32>, running| DataDir::Present {
+        let present = |timeline, was_primary, running| DataDir::Present {
             system_id: system_id.clone(),
             timeline: Timeline(timeline),
             was_primary,
-            led: led.map(Timeline),
             running,
         };
-        assert_eq!(looks(&a).await, present(1, true, Some(1), true));
+        assert_eq!(looks(&a).await, present(1, true, true));
         a.client()
             .await
             .batch_execute("CREATE TABLE t (x text); INSERT INTO t VALUES ('common')")
@@ -59,7 +58,7 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
             .expect("write");
 
         b.does(Job::Clone { source: a.as_upstream() }).await;
-        assert_eq!(looks(&b).await, present(1, false, None, false));
+        assert_eq!(looks(&b).await, present(1, false, false));
         let up = started(b.does(Job::StartStandby { upstream: Some(a.as_upstream()) }).await);
         assert!(up.in_recovery);
         b.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
@@ -68,7 +67,7 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
         b.comes_to("SELECT count(*) FROM t", "2").await;
 
         // Two primaries, by hand: what each writes now is what a rewind is for.
-        let JobResult::Promoted { server, switched_at } = b.does(Job::Promote).await else { panic!("not promoted") };
+        let JobResult::Promoted { server, switched_at } = b.does(Job::Promote { timeline: Timeline(2) }).await else { panic!("not promoted") };
         assert_eq!((server.in_recovery, server.timeline), (false, Timeline(2)));
         assert!(switched_at <= server.position);
         b.client().await.batch_execute("INSERT INTO t VALUES ('kept')").await.expect("the promoted server is writable");
@@ -78,21 +77,11 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
         // Stopped hard: the rewind has to recover it first.
         let stopped = a.does(Job::Stop { mode: AT_ONCE }).await;
         assert_eq!(stopped, JobResult::Stopped { shutdown_checkpoint: None });
-        assert_eq!(looks(&a).await, present(1, true, Some(1), false));
+        assert_eq!(looks(&a).await, present(1, true, false));
         a.does(Job::Rewind { source: b.as_upstream() }).await;
         assert!(matches!(looks(&a).await, DataDir::Present { was_primary: false, .. }));
         a.does(Job::StartStandby { upstream: Some(b.as_upstream()) }).await;
         a.comes_to("SELECT string_agg(x, ',' ORDER BY x) FROM t", "common,kept,streamed").await;
-        a.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
-
-        // Data that was a primary's is remembered as such however it is started, until it is proven to follow.
-        b.does(Job::Stop { mode: StopMode::Fast }).await;
-        b.does(Job::StartStandby { upstream: None }).await;
-        assert_eq!(looks(&b).await, present(2, false, Some(2), true));
-        b.does(Job::Complete).await;
-        assert_eq!(looks(&b).await, present(2, false, None, true));
-        b.does(Job::Stop { mode: StopMode::Fast }).await;
-        b.does(Job::StartPrimary).await;
         a.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
 
         // Turned away and back, without a restart.
@@ -118,32 +107,73 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
 }
 
 #[test]
-fn two_servers_that_were_promoted_to_one_timeline_are_not_taken_for_one() {
-    as_server_user("two_servers_that_were_promoted_to_one_timeline_are_not_taken_for_one", || async {
+fn a_number_that_another_member_has_is_passed_over() {
+    as_server_user("a_number_that_another_member_has_is_passed_over", || async {
         let dir = scratch();
-        let [a, b, c] = ["a", "b", "c"].map(|name| Member::new(dir.path(), name));
+        let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| Member::new(dir.path(), name));
         a.bootstraps().await;
-        for replica in [&b, &c] {
+        a.client().await.batch_execute("CREATE TABLE t (x text)").await.expect("write");
+        for replica in [&b, &c, &d] {
             replica.does(Job::Clone { source: a.as_upstream() }).await;
             replica.does(Job::StartStandby { upstream: Some(a.as_upstream()) }).await;
+            replica.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
         }
         // A standby that crashed on the leader's own timeline has nothing to rewind, and stays a standby.
         c.does(Job::Stop { mode: AT_ONCE }).await;
         c.does(Job::Rewind { source: a.as_upstream() }).await;
         assert!(matches!(looks(&c).await, DataDir::Present { was_primary: false, .. }));
         c.does(Job::StartStandby { upstream: Some(a.as_upstream()) }).await;
-        for promoted in [&b, &c] {
-            promoted.does(Job::Promote).await;
+
+        // Two promotions from timeline 1, neither of which knows of the other.
+        for (promoted, number) in [(&b, 2), (&c, 4)] {
+            let timeline = Timeline(number);
+            let JobResult::Promoted { server, .. } = promoted.does(Job::Promote { timeline }).await else { panic!() };
+            assert_eq!(server.timeline, timeline);
+            let write = format!("INSERT INTO t VALUES ('{}')", promoted.hands.node.name);
+            promoted.client().await.batch_execute(&write).await.expect("write");
             promoted.does(Job::Checkpoint).await;
         }
-        c.does(Job::Stop { mode: AT_ONCE }).await;
-        let why = c.fails(Job::Rewind { source: b.as_upstream() }).await;
-        assert!(!c.hands.node.rewinding().exists(), "nothing was changed");
-        assert!(why.contains("promoted to the same timeline"), "{why}");
-        assert!(matches!(looks(&c).await, DataDir::Present { was_primary: true, .. }));
-        for member in [&a, &b] {
+        // A replica follows over the gap, and the other primary is told from the leader and rewound.
+        d.does(Job::Follow { upstream: Some(c.as_upstream()) }).await;
+        d.comes_to("SELECT string_agg(x, ',') FROM t", "c").await;
+        b.does(Job::Stop { mode: AT_ONCE }).await;
+        b.does(Job::Rewind { source: c.as_upstream() }).await;
+        b.does(Job::StartStandby { upstream: Some(c.as_upstream()) }).await;
+        b.comes_to("SELECT string_agg(x, ',') FROM t", "c").await;
+        b.comes_to("SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming'", "4").await;
+
+        // A number that was taken for a promotion that did not come about keeps no server from starting.
+        d.does(Job::Stop { mode: StopMode::Fast }).await;
+        let wal = d.data_dir().join("pg_wal");
+        fs::copy(wal.join("00000003.history"), wal.join("00000005.history")).expect("as a promotion to 6 leaves it");
+        d.does(Job::StartStandby { upstream: Some(c.as_upstream()) }).await;
+        d.comes_to("SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming'", "4").await;
+        assert!(!wal.join("00000005.history").exists() && wal.join("00000003.history").exists());
+        for member in [&a, &b, &c, &d] {
             member.does(Job::Stop { mode: AT_ONCE }).await;
         }
+    });
+}
+
+#[test]
+fn the_lock_of_a_dead_server_bars_nobody_though_its_number_is_somebodys() {
+    as_server_user("the_lock_of_a_dead_server_bars_nobody_though_its_number_is_somebodys", || async {
+        let dir = scratch();
+        let a = Member::new(dir.path(), "a");
+        a.bootstraps().await;
+        let lock = a.hands.node.run_dir.join(format!(".s.PGSQL.{}.lock", a.port));
+        let texts = [&lock, &a.data_dir().join("postmaster.pid")].map(|path| (path.clone(), fs::read_to_string(path)));
+        a.does(Job::Stop { mode: AT_ONCE }).await;
+        // As after a crash, with a number that another program has by now.
+        let mut other = std::process::Command::new("sleep").arg("60").spawn().expect("another program");
+        for (path, text) in texts {
+            let text = text.expect("a lock of the running server");
+            let (_dead, rest) = text.split_once('\n').expect("lines");
+            fs::write(&path, format!("{}\n{rest}", other.id())).expect("write");
+        }
+        a.does(Job::StartPrimary).await;
+        a.does(Job::Stop { mode: AT_ONCE }).await;
+        other.kill().and_then(|()| other.wait()).expect("the other program lives on");
     });
 }
 

@@ -131,6 +131,8 @@ impl Scope {
         failover => "failover",
         /// Postgres: the timelines, JSON.
         history => "history",
+        /// Postgres: which numbers of timelines are taken, JSON.
+        timelines => "timelines",
         /// Postgres: the members that may vouch for the primary without the store, JSON.
         failsafe => "failsafe",
         /// Content: the commit that the web bots prepare.

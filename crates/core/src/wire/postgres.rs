@@ -119,6 +119,21 @@ pub struct HistoryLine(pub Timeline, pub Lsn, pub String, #[serde(default)] pub 
 #[serde(transparent)]
 pub struct TimelineHistory(pub Vec<HistoryLine>);
 
+/// The `timelines` key: which numbers of timelines are taken. Postgres gives a new timeline the next number that it
+/// knows of by itself, so two members could be promoted to one number with two histories; a number that is taken here
+/// before the promotion has one owner for ever.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TimelineRecord {
+    /// The timeline of the last promotion that was recorded in `history`.
+    pub current: Timeline,
+    /// The highest number that was ever taken; greater than `current` while, or if never, its promotion is recorded.
+    pub reserved: Timeline,
+    /// The timeline that `reserved` branches off from.
+    pub parent: Timeline,
+    /// Who took `reserved`.
+    pub by: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::{FailoverRequest, Lsn, TimelineHistory};

@@ -39,14 +39,11 @@ impl Turn {
                 let mode = self.stop_at_once();
                 self.run(Job::Stop { mode });
             }
-            DataDir::Present { was_primary, led, .. } => {
+            DataDir::Present { was_primary, .. } => {
                 let mine = self.s.leader() == Some(self.s.settings.name.as_str());
-                // A former primary that has followed another since has the other's timeline: to be writable on that, too,
-                // would be two histories of one number.
                 self.become_phase(match (was_primary, mine) {
                     (true, true) => Phase::Recovering { step: Recovery::Reclaiming },
                     (true, false) => Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 },
-                    (false, false) if led.is_some() => Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 },
                     (false, _) => Phase::Starting { attempts: 0 },
                 });
             }

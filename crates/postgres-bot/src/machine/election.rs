@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use bots_core::{
     dcs::Compare,
     machine::{Span, Time},
-    wire::{FailoverRequest, Lsn, PostgresStatus},
+    wire::{FailoverRequest, Lsn, PostgresStatus, Timeline},
 };
 
 use super::{
     event::{Action, Job, JobResult, PeerAnswer, ProbeId},
     state::{DemoteStep, DemoteWhy, Phase, Primary, Timer},
+    timelines::Standing,
     turn::{Happened, Turn},
 };
 
@@ -46,16 +47,12 @@ impl Turn {
         if self.is_told_to_lead() {
             return None;
         }
-        if let (Some(other), Some(led)) = (s.usurped_by(), s.led()) {
-            return Some(format!("it led on timeline {led}, and the cluster's timeline {led} began on {other}"));
-        }
-        // Who lacks a whole timeline lacks what was written on it, and would give its number to another.
-        let last = s.history().0.iter().map(|line| line.0).max();
-        if let Some(last) = last.filter(|last| server.timeline <= *last) {
-            return Some(format!("it is on timeline {}; the cluster has left timeline {last}", server.timeline));
-        }
+        let Some(position) = self.position_in_history() else {
+            let (own, newest) = (server.timeline, s.timelines().current);
+            return Some(format!("it is on timeline {own}, and the cluster's timeline {newest} does not go on from there"));
+        };
         let status: PostgresStatus = s.view.json(&s.settings.scope.status()).unwrap_or_default();
-        let lag = status.optime.0.saturating_sub(server.position.0);
+        let lag = status.optime.0.saturating_sub(position.0);
         if let Some((old, _)) = self.handed_over_first() {
             return Some(format!("it lacks {lag} bytes that {old} has shut down with: {old} goes first"));
         }
@@ -78,6 +75,17 @@ impl Turn {
         request.is_some_and(|r| r.leader.is_none() && r.member.as_ref() == Some(&self.s.settings.name))
     }
 
+    /// How far our data goes along the cluster's history; nothing if it does not lie on it. What was written past the point
+    /// where the cluster left the timeline does not count.
+    fn position_in_history(&self) -> Option<Lsn> {
+        let server = self.s.server()?;
+        match self.s.standing(server.timeline) {
+            Standing::Newest => Some(server.position),
+            Standing::Left(at) => Some(server.position.min(at)),
+            Standing::LeftSomewhere | Standing::Astray => None,
+        }
+    }
+
     /// The member that a switchover names, while it has the first go.
     fn named_first(&self) -> Option<String> {
         self.named_first_until()?;
@@ -97,7 +105,7 @@ impl Turn {
     fn handed_over_first(&self) -> Option<(String, Time)> {
         let status: PostgresStatus = self.s.view.json(&self.s.settings.scope.status())?;
         let old = status.handed_over_by.filter(|old| *old != self.s.settings.name)?;
-        let behind = self.s.server()?.position < status.optime;
+        let behind = self.position_in_history()? < status.optime;
         let lives = self.s.member(&old).is_some();
         let patience = if lives { self.s.dynamic.primary_start_timeout } else { Span::ZERO };
         let until = self.s.leaderless_since? + patience.max(self.s.dynamic.ttl);
@@ -134,8 +142,9 @@ impl Turn {
         if self.stop_unlocked_writer() {
             return;
         }
+        let reserved = self.take_reservation(happened);
         if self.s.may_use_lock(self.now) {
-            return self.promote();
+            return self.reserve_and_promote(reserved);
         }
         if self.s.leadership.is_held() {
             // Won late: the next renewal makes it good, or the lease runs out.
@@ -208,18 +217,22 @@ impl Turn {
     }
 
     /// The lock is ours, and enough of the lease is left to act on.
-    fn promote(&mut self) {
+    pub(super) fn promote(&mut self, parent: Timeline, timeline: Timeline) {
         let from = self.s.server().map_or(Lsn(0), |server| server.position);
-        self.become_phase(Phase::Promoting { from });
-        self.run(Job::Promote);
+        self.become_phase(Phase::Promoting { from, parent, timeline });
+        self.run(Job::Promote { timeline });
     }
 
     /// Making the server writable.
     pub(super) fn drive_promoting(&mut self, happened: &Happened) {
+        let Phase::Promoting { parent, timeline, .. } = self.s.phase else { return };
         match happened {
-            Happened::JobEnded { job: Job::Promote, result: Ok(JobResult::Promoted { server, switched_at }) } => {
-                let before = bots_core::wire::Timeline(server.timeline.0.saturating_sub(1));
-                let line = self.history_line(before, *switched_at);
+            Happened::JobEnded { job: Job::Promote { .. }, result: Ok(JobResult::Promoted { server, switched_at }) } => {
+                if server.timeline != timeline {
+                    let why = format!("it is on timeline {} now; {timeline} is the one it may have", server.timeline);
+                    return self.unfit(&why);
+                }
+                let line = self.history_line(parent, *switched_at);
                 self.become_phase(Phase::Primary(Primary {
                     checkpoint_due: true,
                     history_due: Some(line),
@@ -227,7 +240,7 @@ impl Turn {
                 }));
                 self.run(Job::Checkpoint);
             }
-            Happened::JobEnded { job: Job::Promote, result } => {
+            Happened::JobEnded { job: Job::Promote { .. }, result } => {
                 let why = result.as_ref().err().map_or("", |error| &error.why);
                 self.unfit(&format!("the promotion failed: {why}"));
             }

@@ -100,8 +100,7 @@ pub enum Job {
     Initialize,
     /// On the new, running primary: the superuser, replication and rewind roles, idempotent. Ends as [`JobResult::Done`].
     CreateRoles,
-    /// Take the marks of an unfinished bootstrap or clone and of a former primary off the data directory. Ends as
-    /// [`JobResult::Done`].
+    /// Take the mark of an unfinished bootstrap or clone off the data directory. Ends as [`JobResult::Done`].
     Complete,
     /// Delete a data directory that is marked unfinished, and nothing else. Ends as [`JobResult::Done`].
     DiscardUnfinished,
@@ -127,8 +126,12 @@ pub enum Job {
         /// Whom to follow.
         upstream: Option<Upstream>,
     },
-    /// Leave recovery and become writable. Ends as [`JobResult::Promoted`] once writes are accepted.
-    Promote,
+    /// Leave recovery and become writable, on `timeline` and no other. Ends as [`JobResult::Promoted`] once writes are
+    /// accepted.
+    Promote {
+        /// A number that was taken for this.
+        timeline: Timeline,
+    },
     /// `CHECKPOINT`. Ends as [`JobResult::Done`].
     Checkpoint,
     /// Stop the server. Ends as [`JobResult::Stopped`] once every process of it is gone.
@@ -136,9 +139,7 @@ pub enum Job {
         /// How.
         mode: StopMode,
     },
-    /// `pg_rewind` the stopped server, after crash recovery if it needs it. Ends as [`JobResult::Done`]. Fails if the server
-    /// was a primary on the very timeline that the leader is on: two members were promoted to it, and `pg_rewind`, which
-    /// takes one timeline for one history, would find nothing to do.
+    /// `pg_rewind` the stopped server, after crash recovery if it needs it. Ends as [`JobResult::Done`].
     Rewind {
         /// The present leader.
         source: Upstream,
@@ -161,7 +162,7 @@ impl fmt::Display for Job {
             Self::StartPrimary => f.write_str("start as primary"),
             Self::StartStandby { upstream } => write!(f, "start as standby of {}", of(upstream)),
             Self::Follow { upstream } => write!(f, "follow {}", of(upstream)),
-            Self::Promote => f.write_str("promote"),
+            Self::Promote { timeline } => write!(f, "promote to timeline {timeline}"),
             Self::Checkpoint => f.write_str("checkpoint"),
             Self::Stop { mode: StopMode::Fast } => f.write_str("stop, fast"),
             Self::Stop { mode: StopMode::Immediate { kill_after } } => {

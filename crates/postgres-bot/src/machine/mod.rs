@@ -31,6 +31,7 @@ mod role;
 mod settings;
 mod share;
 mod state;
+mod timelines;
 mod turn;
 
 use bots_core::machine::{Deadline, Machine, Report, Step, Time, TransitionTable};

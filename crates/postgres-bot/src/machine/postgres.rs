@@ -23,8 +23,6 @@ pub enum DataDir {
         timeline: Timeline,
         /// It last ran as a primary: there is no `standby.signal`.
         was_primary: bool,
-        /// The timeline that it was a primary on, unless it has been proven to follow another since.
-        led: Option<Timeline>,
         /// A postmaster runs on it, left over from before.
         running: bool,
     },

@@ -2,16 +2,16 @@
 //! the operator. Every write to etcd here carries the lock's revision (S3).
 
 use bots_core::{
-    dcs::{Compare, DcsAction, Outcome, Revision, Transaction, Write},
+    dcs::{Compare, DcsAction, Outcome, RequestId, Revision, Transaction, Write},
     machine::{Span, Time},
     membership::RETRY_AFTER,
-    wire::{FailoverRequest, HistoryLine, Lsn, PostgresStatus, Timeline, TimelineHistory, rfc3339_from_unix_ms},
+    wire::{FailoverRequest, HistoryLine, Lsn, PostgresStatus, Timeline, TimelineRecord, rfc3339_from_unix_ms},
 };
 
 use super::{
     event::{Job, JobResult},
     postgres::{DataDir, Postgres},
-    state::{DemoteStep, DemoteWhy, Phase, Primary, Recovery, State, Suspect, Timer, Writing},
+    state::{DemoteStep, DemoteWhy, Phase, Primary, Recovery, Suspect, Timer, Writing},
     turn::{Happened, STOP_PATIENCE, Turn},
 };
 
@@ -26,13 +26,6 @@ const CRASH_WINDOW: Span = Span::from_secs(600);
 
 /// The `history` key keeps this many lines, so that it stays far below etcd's limit of 1.5 MiB a value.
 const HISTORY_LINES_MAX: usize = 1_000;
-
-impl State {
-    /// The recorded timelines.
-    pub(super) fn history(&self) -> TimelineHistory {
-        self.view.json(&self.settings.scope.history()).unwrap_or_default()
-    }
-}
 
 impl Turn {
     /// Serving writes.
@@ -195,7 +188,7 @@ impl Turn {
         }
         let failover = self.s.settings.scope.failover();
         let unchanged = Compare::ModifiedAt(failover.clone(), asked_at);
-        self.write_under_lock(Writing::Failover(asked_at), vec![unchanged], Write::put(failover, "{}"));
+        self.write_under_lock(Writing::Failover(asked_at), vec![unchanged], vec![Write::put(failover, "{}")]);
     }
 
     fn is_due(&mut self, request: &FailoverRequest) -> bool {
@@ -253,51 +246,56 @@ impl Turn {
         }
         let scope = self.s.settings.scope.clone();
         let shared = primary.shared;
-        let history_due = primary.history_due.clone().or_else(|| self.unrecorded_promotion());
+        let Some((timeline, position)) = self.s.server().map(|server| (server.timeline, server.position)) else { return };
+        let restarted = primary.restarted;
+        let recorded = primary.history_due.clone();
+        let history_due = recorded.or_else(|| restarted.then(|| self.unrecorded_promotion(timeline)).flatten());
         if let Some(DataDir::Present { system_id, .. }) = &self.s.data
             && self.s.view.value(&scope.initialize()).is_none_or(str::is_empty)
         {
             let put = Write::put(scope.initialize(), system_id.clone());
-            return self.write_under_lock(Writing::Initialize, Vec::new(), put);
+            return self.write_under_lock(Writing::Initialize, Vec::new(), vec![put]);
         }
         if let Some(line) = history_due {
             let mut history = self.s.history();
-            history.0.retain(|known| known.0 < line.0);
+            let parent = line.0;
+            history.0.retain(|known| known.0 < parent);
             history.0.push(line);
             let surplus = history.0.len().saturating_sub(HISTORY_LINES_MAX);
             history.0.drain(..surplus);
             let text = serde_json::to_string(&history).unwrap_or_default();
+            let by = self.s.settings.name.clone();
+            let record = TimelineRecord { current: timeline, reserved: timeline, parent, by };
+            let record = serde_json::to_string(&record).unwrap_or_default();
             let unchanged = match self.s.view.get(&scope.history()) {
                 Some(kv) => Compare::ModifiedAt(kv.key.clone(), kv.modified),
                 None => Compare::Absent(scope.history()),
             };
-            return self.write_under_lock(Writing::History, vec![unchanged], Write::put(scope.history(), text));
+            let puts = vec![Write::put(scope.history(), text), Write::put(scope.timelines(), record)];
+            return self.write_under_lock(Writing::History, vec![unchanged], puts);
         }
-        let Some(position) = self.s.server().map(|server| server.position) else { return };
         if shared != Some(position) && self.s.timers.armed(Timer::ShareStatus).is_none() {
             self.s.timers.arm(Timer::ShareStatus, self.now + SHARE_STATUS_EVERY);
             let put = Write::put(scope.status(), status_text(position));
-            self.write_under_lock(Writing::Status(position), Vec::new(), put);
+            self.write_under_lock(Writing::Status(position), Vec::new(), vec![put]);
         }
     }
 
-    /// A promotion of ours that an earlier life did not get to recording. Where it was is not known any more: zero.
-    fn unrecorded_promotion(&self) -> Option<HistoryLine> {
-        let Phase::Primary(Primary { restarted: true, .. }) = self.s.phase else { return None };
-        let ended = Timeline(self.s.server()?.timeline.0.checked_sub(1)?);
-        let recorded = ended == Timeline(0) || self.s.history().0.iter().any(|line| line.0 >= ended);
-        (!recorded && self.s.view.is_watched()).then(|| self.history_line(ended, Lsn(0)))
-    }
-
-    fn write_under_lock(&mut self, writing: Writing, also: Vec<Compare>, write: Write) {
+    fn write_under_lock(&mut self, writing: Writing, also: Vec<Compare>, writes: Vec<Write>) {
         let Some(fence) = self.s.leadership.fence(self.now, &self.s.membership) else { return };
         let mut compare = self.s.leadership.guard(fence).to_vec();
         compare.extend(also);
-        let id = self.s.membership.next_request();
+        let id = self.transact(compare, writes);
         if let Phase::Primary(primary) = &mut self.s.phase {
             primary.writing = Some((id, writing));
         }
-        self.push_dcs(vec![DcsAction::Transact { id, transaction: Transaction::new(compare, vec![write]) }]);
+    }
+
+    /// Asks etcd; the number of the question.
+    pub(super) fn transact(&mut self, compare: Vec<Compare>, writes: Vec<Write>) -> RequestId {
+        let id = self.s.membership.next_request();
+        self.push_dcs(vec![DcsAction::Transact { id, transaction: Transaction::new(compare, writes) }]);
+        id
     }
 
     /// The line that the `history` key gets for a timeline that ended at `switched_at`.

@@ -21,7 +21,7 @@ impl Turn {
         let Phase::Rejoining { suspect, failures } = self.s.phase else { return };
         match happened {
             Happened::JobEnded { job: Job::Rewind { .. }, result: Ok(_) } => {
-                self.s.stall.rewound = true;
+                self.s.stall.rewound = Some(self.s.timelines().current);
                 return self.become_phase(Phase::Starting { attempts: 0 });
             }
             Happened::JobEnded { job: Job::Rewind { .. }, result: Err(_) } => return self.rewind_failed(failures),

@@ -2,13 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use bots_core::{
-    machine::Span,
-    wire::{Lsn, PostgresFacts, Timeline},
-};
+use bots_core::machine::Span;
 
 use super::{
-    event::{Action, Job, JobResult, ProbeId},
+    event::{Action, Job, JobResult, PeerAnswer, ProbeId},
     postgres::{Postgres, Upstream},
     state::{Candidate, DemoteStep, DemoteWhy, Phase, Stall, Suspect, Timer},
     turn::{Happened, Turn},
@@ -80,9 +77,6 @@ impl Turn {
                 Ok(_) => self.s.phase = Phase::Replica { following: upstream.clone() },
                 Err(_) => self.s.timers.arm(Timer::Retry, self.now + Self::backoff(0)),
             },
-            Happened::JobEnded { job: Job::Complete, result: Err(_) } => {
-                self.s.timers.arm(Timer::Retry, self.now + Self::backoff(0));
-            }
             Happened::JobEnded { .. }
             | Happened::Nothing
             | Happened::Exited { .. }
@@ -91,6 +85,10 @@ impl Turn {
             | Happened::Answered { .. }
             | Happened::Due(_) => {}
         }
+        let probed = match happened {
+            Happened::Probed { id, answers } => self.s.stall.probe.take_if(|asked| asked == id).map(|_asked| answers),
+            _other => None,
+        };
         if self.may_stand() {
             self.become_phase(Phase::Candidate(Candidate::default()));
             return self.open_candidacy();
@@ -103,27 +101,24 @@ impl Turn {
         }
         let Some(upstream) = self.s.upstream() else { return };
         // A rewind that found nothing to do knows better.
-        if self.diverged_from(&upstream.name) && !self.s.stall.rewound {
+        if self.diverged_from(&upstream.name) && !self.is_rewound() {
             return self.become_phase(Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 });
         }
         if !matches!(&self.s.phase, Phase::Replica { following: Some(following) } if *following == upstream) {
             return self.run(Job::Follow { upstream: Some(upstream) });
         }
-        self.mind_stall(happened, upstream);
+        self.mind_stall(probed, upstream);
     }
 
     /// Looks into a server that follows in name only. If the leader can be reached, the data is at fault: it is rewound,
     /// and if that does not help, copied anew.
-    fn mind_stall(&mut self, happened: &Happened, leader: Upstream) {
+    fn mind_stall(&mut self, probed: Option<&BTreeMap<String, PeerAnswer>>, leader: Upstream) {
         let Some(server) = self.s.server() else { return };
         if server.streaming {
             return self.mind_stream();
         }
         self.s.stall.streaming_since = None;
-        if let Happened::Probed { id, answers } = happened
-            && self.s.stall.probe == Some(*id)
-        {
-            self.s.stall.probe = None;
+        if let Some(answers) = probed {
             self.s.stall.since = None;
             if answers.get(&leader.name).is_some_and(|answer| answer.is_primary) {
                 let suspect = self.suspicion();
@@ -147,20 +142,21 @@ impl Turn {
     }
 
     /// What to think of data that a living leader's does not go with: one rewind is tried.
-    const fn suspicion(&self) -> Suspect {
-        if self.s.stall.rewound { Suspect::Hopeless } else { Suspect::Maybe }
+    fn suspicion(&self) -> Suspect {
+        if self.is_rewound() { Suspect::Hopeless } else { Suspect::Maybe }
+    }
+
+    /// A rewind to the cluster's present timeline has been tried.
+    fn is_rewound(&self) -> bool {
+        self.s.stall.rewound == Some(self.s.timelines().current)
     }
 
     /// It streams: if that lasts, the data is proven to follow.
     fn mind_stream(&mut self) {
         let proven = *self.s.stall.streaming_since.get_or_insert(self.now) + PROVEN_AFTER;
-        let led = self.s.led().is_some();
         if self.now >= proven {
             self.s.stall = Stall { streaming_since: self.s.stall.streaming_since, ..Stall::default() };
-            if led {
-                self.run(Job::Complete);
-            }
-        } else if led || self.s.stall.since.is_some() || self.s.stall.rewound {
+        } else if self.s.stall.since.is_some() || self.s.stall.rewound.is_some() {
             self.s.timers.arm(Timer::Stalled, proven);
         }
     }
@@ -193,17 +189,5 @@ impl Turn {
         });
         self.run(Job::Stop { mode });
         true
-    }
-
-    /// Whether our WAL has gone past the point where the leader's timeline branched off: following is not possible.
-    pub(super) fn diverged_from(&self, leader: &str) -> bool {
-        let leaders_timeline =
-            self.s.member(leader).and_then(|(_, facts): (_, PostgresFacts)| facts.timeline).unwrap_or_default();
-        let Some(server) = self.s.server() else { return false };
-        let ours = server.timeline;
-        if ours == Timeline(0) || leaders_timeline <= ours {
-            return false;
-        }
-        self.s.history().0.iter().any(|line| line.0 == ours && line.1 != Lsn(0) && server.position > line.1)
     }
 }

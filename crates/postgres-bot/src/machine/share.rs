@@ -156,7 +156,9 @@ fn story(s: &State) -> (String, String) {
         Phase::Candidate(_) => {
             (String::from("the leader is gone: standing for leader"), String::from("the answers of peers and of etcd"))
         }
-        Phase::Promoting { from } => (format!("holding the lock, leaving recovery at {from}"), job),
+        Phase::Promoting { from, timeline, .. } => {
+            (format!("holding the lock, leaving recovery at {from} for timeline {timeline}"), job)
+        }
         Phase::Primary(_) => (String::from("holding the lock, accepting writes"), String::from("events")),
         Phase::Recovering { .. } => (String::from("holding the lock, restarting Postgres in place"), job),
         Phase::Demoting { why, .. } => {

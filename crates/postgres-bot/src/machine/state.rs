@@ -13,7 +13,7 @@ use super::{
     event::{Job, JobId, ProbeId, StopMode},
     postgres::{DataDir, Postgres, Server, Upstream},
     role::Role,
-    settings::{Dynamic, Settings, Tags},
+    settings::{Dynamic, Settings},
 };
 
 /// What the machine waits for with a clock in hand.
@@ -117,6 +117,10 @@ pub(super) enum Phase {
     Candidate(Candidate),
     Promoting {
         from: Lsn,
+        /// The timeline that it is on.
+        parent: Timeline,
+        /// The one that it is promoted to.
+        timeline: Timeline,
     },
     Primary(Primary),
     Recovering {
@@ -150,6 +154,18 @@ pub(super) struct Candidate {
     pub(super) observed: bool,
     /// Who stands in the way, for the report.
     pub(super) behind: Option<String>,
+    /// The lock is ours, and a number for the new timeline has been asked for.
+    pub(super) reservation: Option<Reservation>,
+}
+
+/// A number that etcd was asked to keep for the timeline to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Reservation {
+    pub(super) request: bots_core::dcs::RequestId,
+    /// The lock that it was asked for under.
+    pub(super) fence: bots_core::leadership::Fence,
+    pub(super) parent: Timeline,
+    pub(super) timeline: Timeline,
 }
 
 /// What a primary keeps track of.
@@ -178,8 +194,8 @@ pub(super) struct Stall {
     pub(super) streaming_since: Option<Time>,
     /// The question whether we can reach the leader at all.
     pub(super) probe: Option<ProbeId>,
-    /// A rewind has ended well, and nothing was streamed for long after it.
-    pub(super) rewound: bool,
+    /// A rewind has ended well while this was the cluster's timeline, and nothing was streamed for long after it.
+    pub(super) rewound: Option<Timeline>,
 }
 
 /// Which of a primary's keys is being written.
@@ -483,33 +499,15 @@ impl State {
     /// The member's tags as others see them: who must not lead says so, lest others wait for it.
     #[must_use]
     pub fn tags(&self) -> serde_json::Map<String, serde_json::Value> {
-        let nofailover = self.settings.tags.nofailover || self.usurped_by().is_some();
-        let tags = Tags { nofailover, ..self.settings.tags.clone() };
-        match serde_json::to_value(&tags) {
+        match serde_json::to_value(&self.settings.tags) {
             Ok(serde_json::Value::Object(map)) => map,
             Ok(_) | Err(_) => serde_json::Map::new(),
         }
     }
 
-    /// The timeline that our data was a primary on, if it is not proven to follow another since.
-    pub(super) const fn led(&self) -> Option<Timeline> {
-        match self.data {
-            Some(DataDir::Present { led, .. }) => led,
-            Some(DataDir::Empty | DataDir::Unfinished { .. }) | None => None,
-        }
-    }
-
-    /// Who was promoted, by the cluster's record, to the very timeline that our server was a primary on, if it was not us: the
-    /// cluster has followed the other.
-    pub(super) fn usurped_by(&self) -> Option<String> {
-        let led = self.led()?;
-        let line = self.history().0.into_iter().find(|line| line.0.0 + 1 == led.0)?;
-        (!line.4.is_empty() && line.4 != self.settings.name).then_some(line.4)
-    }
-
     pub(super) fn invariants(&self) -> Result<(), String> {
         if let Some(running) = &self.job
-            && matches!(running.job, Job::Promote)
+            && matches!(running.job, Job::Promote { .. })
             && !matches!(self.phase, Phase::Promoting { .. })
         {
             return Err(format!("a promotion runs while {}", self.role()));

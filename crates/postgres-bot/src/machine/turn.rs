@@ -9,7 +9,6 @@ use bots_core::{
     dcs::{DcsAction, DcsEvent, Outcome, RequestId},
     machine::{Machine, Span, Step, Time},
     membership::{MembershipAction, MembershipChange, MembershipEvent},
-    wire::Timeline,
 };
 
 use super::{
@@ -86,8 +85,8 @@ impl Turn {
                     self.s.postgres = postgres;
                 }
                 // Also when its promotion was given up, or made by hand.
-                if let Some(led) = self.s.server().filter(|server| !server.in_recovery).map(|server| server.timeline) {
-                    self.note_led(led);
+                if self.s.server().is_some_and(|server| !server.in_recovery) {
+                    self.note_primary(true);
                 }
                 Happened::Observed
             }
@@ -285,7 +284,7 @@ impl Turn {
             Job::StartPrimary => self.s.postgres = Postgres::Starting,
             Job::StartStandby { .. } => {
                 self.s.postgres = Postgres::Starting;
-                self.note_standby();
+                self.note_primary(false);
             }
             Job::Initialize
             | Job::CreateRoles
@@ -294,7 +293,7 @@ impl Turn {
             | Job::SetAside { .. }
             | Job::Clone { .. }
             | Job::Follow { .. }
-            | Job::Promote
+            | Job::Promote { .. }
             | Job::Checkpoint
             | Job::Stop { .. }
             | Job::Rewind { .. } => {}
@@ -315,13 +314,13 @@ impl Turn {
             (Job::StartPrimary | Job::StartStandby { .. }, Ok(JobResult::Started(server))) => {
                 self.s.postgres = Postgres::Up(server.clone());
                 if job == Job::StartPrimary {
-                    self.note_led(server.timeline);
+                    self.note_primary(true);
                 }
             }
             (Job::StartPrimary | Job::StartStandby { .. }, Err(_)) => self.s.postgres = Postgres::Down,
-            (Job::Promote, Ok(JobResult::Promoted { server, .. })) => {
+            (Job::Promote { .. }, Ok(JobResult::Promoted { server, .. })) => {
                 self.s.postgres = Postgres::Up(server.clone());
-                self.note_led(server.timeline);
+                self.note_primary(true);
             }
             (Job::Stop { .. }, Ok(JobResult::Stopped { .. })) => {
                 self.s.postgres = Postgres::Down;
@@ -330,10 +329,7 @@ impl Turn {
                 }
             }
             (Job::DiscardUnfinished | Job::SetAside { .. }, Ok(_)) => self.s.data = Some(DataDir::Empty),
-            (Job::Complete, Ok(_)) if !matches!(self.s.phase, Phase::Bootstrapping(_) | Phase::Waiting) => {
-                self.note_follower();
-            }
-            (Job::Rewind { .. }, Ok(_)) => self.note_follower(),
+            (Job::Rewind { .. }, Ok(_)) => self.note_primary(false),
             (Job::Complete | Job::Clone { .. }, Ok(_)) => self.s.data = None,
             (_any_other_job, _its_end) => {}
         }
@@ -349,7 +345,7 @@ impl Turn {
                 | Job::Clone { .. }
                 | Job::StartPrimary
                 | Job::StartStandby { .. }
-                | Job::Promote
+                | Job::Promote { .. }
                 | Job::Rewind { .. },
                 Ok(_),
             ) => self.s.trouble = None,
@@ -357,24 +353,10 @@ impl Turn {
         Happened::JobEnded { job, result }
     }
 
-    /// The server is a primary on `led`: its data is a primary's from now on.
-    const fn note_led(&mut self, led: Timeline) {
-        if let Some(DataDir::Present { was_primary, led: known, .. }) = &mut self.s.data {
-            (*was_primary, *known) = (true, Some(led));
-        }
-    }
-
-    /// The data is made to start read-only; what it was before is not forgotten.
-    const fn note_standby(&mut self) {
+    /// Whether the data is a primary's from now on.
+    const fn note_primary(&mut self, is_primary: bool) {
         if let Some(DataDir::Present { was_primary, .. }) = &mut self.s.data {
-            *was_primary = false;
-        }
-    }
-
-    /// The data is proven to follow another's.
-    const fn note_follower(&mut self) {
-        if let Some(DataDir::Present { was_primary, led, .. }) = &mut self.s.data {
-            (*was_primary, *led) = (false, None);
+            *was_primary = is_primary;
         }
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::{conninfo::Conninfo, inspect, node::Node, quote};
+use super::{conninfo::Conninfo, node::Node, quote};
 use crate::machine::Upstream;
 
 /// In the data directory: a bootstrap or a clone of ours that has not come to its end.
@@ -84,8 +84,7 @@ pub(super) fn write_configuration(
     replace(&dir.join("postgresql.conf"), &main_configuration(node, mode, parameters), 0o600)
 }
 
-/// Makes the server start the way it shall: the signal file is what recovery looks at. Data that was a primary's is marked
-/// as such, with the timeline that it led on, before it starts read-only: afterwards nothing tells.
+/// Makes the server start the way it shall: the signal file is what recovery looks at.
 ///
 /// # Errors
 /// If a file cannot be written or removed.
@@ -95,20 +94,8 @@ pub(super) fn write_signal(node: &Node, mode: &Mode) -> anyhow::Result<()> {
     match mode {
         Mode::Primary => remove(&signal),
         Mode::Standby(_) if signal.exists() => Ok(()),
-        Mode::Standby(_) => {
-            replace(&node.led(), &format!("{}\n", inspect::newest_timeline(&node.data_dir)), 0o600)?;
-            replace(&signal, "", 0o600)
-        }
+        Mode::Standby(_) => replace(&signal, "", 0o600),
     }
-}
-
-/// Makes data that is now another member's start read-only, without the mark of a former primary.
-///
-/// # Errors
-/// If a file cannot be written or removed.
-pub(super) fn write_follower(node: &Node) -> anyhow::Result<()> {
-    write_signal(node, &Mode::Standby(None))?;
-    remove(&node.led())
 }
 
 /// Writes the passwords for libpq.

@@ -14,6 +14,7 @@ use super::{
     postmaster::{Life, Postmaster},
     processes,
     report::Reporter,
+    timelines,
     tool::Tools,
 };
 
@@ -42,7 +43,7 @@ struct Wanted {
 impl Hands {
     /// Nothing is started or written yet.
     pub fn new(node: Node, reporter: Arc<Reporter>) -> Self {
-        let postmaster = Arc::new(Postmaster::new(node.data_dir.clone()));
+        let postmaster = Arc::new(Postmaster::new(node.data_dir.clone(), node.run_dir.clone()));
         Self { node, postmaster, tools: Tools::default(), reporter, wanted: Mutex::default(), disk: Arc::default() }
     }
 
@@ -96,6 +97,7 @@ impl Hands {
         self.wanted().mode = Some(mode.clone());
         let parameters = self.wanted().parameters.clone();
         files::private_dir(&self.node.run_dir)?;
+        timelines::give_back(&self.node.data_dir)?;
         files::write_signal(&self.node, &mode)?;
         files::write_configuration(&self.node, &mode, &parameters)
     }

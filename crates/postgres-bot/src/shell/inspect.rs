@@ -8,7 +8,6 @@ use bots_core::wire::{Lsn, Timeline};
 use super::{
     binaries, files,
     hands::Hands,
-    node::Node,
     processes,
     tool::{Tools, clean_command},
 };
@@ -125,33 +124,12 @@ async fn look(hands: &Hands) -> Result<DataDir, (u8, String)> {
     let control = Control::read(hands, dir).await;
     let control = control
         .map_err(|e| unusable(format!("its control file cannot be read: {e:#}: restore a backup, or empty it")))?;
-    let led = led(&hands.node);
     Ok(DataDir::Present {
         system_id: control.system_id,
         timeline: control.timeline,
         was_primary: !hands.node.standby_signal().exists(),
-        led,
         running: !processes::of_server(&[dir]).is_empty(),
     })
-}
-
-/// The timeline that the data was a primary on, if it was a primary's and is not proven to follow another since.
-pub(super) fn led(node: &Node) -> Option<Timeline> {
-    if !node.standby_signal().exists() {
-        return Some(newest_timeline(&node.data_dir));
-    }
-    let mark = fs::read_to_string(node.led()).ok()?;
-    Some(mark.trim().parse().map_or_else(|_| newest_timeline(&node.data_dir), Timeline))
-}
-
-/// The timeline of the newest log in `data_dir`: of a primary, the one that it writes, from the first record on.
-pub(super) fn newest_timeline(data_dir: &Path) -> Timeline {
-    let Ok(entries) = fs::read_dir(data_dir.join("pg_wal")) else { return Timeline::default() };
-    let segment = |name: &str| {
-        let is_segment = name.len() == 24 && name.bytes().all(|b| b.is_ascii_hexdigit());
-        is_segment.then(|| u32::from_str_radix(name.get(..8)?, 16).ok()).flatten()
-    };
-    Timeline(entries.flatten().filter_map(|entry| segment(entry.file_name().to_str()?)).max().unwrap_or(0))
 }
 
 /// The names in a directory that matter.

@@ -16,6 +16,7 @@ mod quote;
 pub mod report;
 mod routes;
 mod server;
+mod timelines;
 pub mod tool;
 
 use std::{

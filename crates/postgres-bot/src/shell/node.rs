@@ -68,12 +68,6 @@ impl Node {
         self.run_dir.join("rewinding")
     }
 
-    /// The mark of data that a primary wrote and that is not proven to follow another since: the timeline. Not in the data directory,
-    /// which is copied to other members.
-    pub fn led(&self) -> PathBuf {
-        self.run_dir.join("led")
-    }
-
     /// The server starts read-only if this is there.
     pub fn standby_signal(&self) -> PathBuf {
         self.data_dir.join("standby.signal")

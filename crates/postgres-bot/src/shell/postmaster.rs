@@ -44,13 +44,15 @@ pub enum Life {
 #[derive(Debug)]
 pub struct Postmaster {
     data_dir: PathBuf,
+    /// Where its private socket is.
+    socket_dir: PathBuf,
     life: watch::Sender<Life>,
 }
 
 impl Postmaster {
     /// A server that we have not started.
-    pub fn new(data_dir: PathBuf) -> Self {
-        Self { data_dir, life: watch::Sender::new(Life::Down) }
+    pub fn new(data_dir: PathBuf, socket_dir: PathBuf) -> Self {
+        Self { data_dir, socket_dir, life: watch::Sender::new(Life::Down) }
     }
 
     /// Whether it lives.
@@ -75,6 +77,8 @@ impl Postmaster {
         if let Life::Alive { pid, .. } = self.life() {
             bail!("Postgres already runs as process {}", pid.as_raw_nonzero());
         }
+        processes::clear_dead_locks(&self.data_dir, &self.socket_dir)
+            .context("clear the lock files of a dead server")?;
         let log = super::files::append_only(log_file)?;
         let mut command = super::tool::clean_command(program);
         command.arg("-D").arg(&self.data_dir).stdin(Stdio::null());

@@ -54,6 +54,34 @@ pub async fn kill_all(dirs: &[&Path]) {
     }
 }
 
+/// Removes the lock files of a server that is dead though its number is somebody's: the number of a zombie that nobody
+/// collects, or one that was given out again after a restart of the machine or container. Postgres takes either for a
+/// server that lives, and refuses to start.
+///
+/// # Errors
+/// If such a file cannot be removed.
+pub fn clear_dead_locks(data_dir: &Path, socket_dir: &Path) -> io::Result<()> {
+    if !of_server(&[data_dir]).is_empty() {
+        return Ok(());
+    }
+    let is_socket_lock = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with(".s.PGSQL.") && name.ends_with(".lock")
+    };
+    let beside = fs::read_dir(socket_dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let locks = beside.filter(is_socket_lock).chain([path_in(data_dir)]);
+    for path in locks {
+        let Some(file) = fs::read_to_string(&path).ok().and_then(|text| PidFile::parse(&text)) else { continue };
+        // Where nobody has the number, Postgres finds out by itself, and looks at the shared memory, too.
+        let somebodys = stat(file.pid).is_some();
+        if somebodys && file.shared_memory.is_none_or(|id| attached(id) == 0) {
+            tracing::info!(lock = %path.display(), pid = file.pid.as_raw_nonzero(), "removing the lock of a dead server");
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Collects the exit status of adopted children that have ended: backends of a postmaster that died under them. Our
 /// own children are in our session and have a waiter each; a server's processes have sessions of their own.
 pub fn reap_orphans() {

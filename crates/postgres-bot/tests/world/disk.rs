@@ -30,7 +30,6 @@ impl Disk {
                 system_id: SYSTEM_ID.to_owned(),
                 timeline: Timeline(self.timeline),
                 was_primary: self.data == Data::Primary,
-                led: (self.data == Data::Primary).then_some(Timeline(self.timeline)),
                 running,
             },
         }
@@ -47,11 +46,11 @@ impl Disk {
             (Job::Clone { .. }, true) => Data::Standby,
             (Job::Complete, true) => Data::Primary,
             (Job::DiscardUnfinished | Job::SetAside { .. }, true) => Data::Empty,
-            (Job::StartPrimary | Job::Promote, true) if self.is_whole() => Data::Primary,
+            (Job::StartPrimary | Job::Promote { .. }, true) if self.is_whole() => Data::Primary,
             (_any_other, _) => self.data,
         };
-        if good && *job == Job::Promote {
-            self.timeline += 1;
+        if let (Job::Promote { timeline }, true) = (job, good) {
+            self.timeline = timeline.0;
         }
     }
 

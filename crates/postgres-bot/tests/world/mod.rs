@@ -226,7 +226,7 @@ impl World {
             Job::CreateRoles
             | Job::Complete
             | Job::Follow { .. }
-            | Job::Promote
+            | Job::Promote { .. }
             | Job::Checkpoint
             | Job::Stop { .. } => {}
         }
@@ -255,7 +255,7 @@ impl World {
                 self.check_job(&job);
                 self.running |= matches!(job, Job::StartPrimary | Job::StartStandby { .. });
                 self.newborn |= job == Job::StartPrimary && self.role() == Role::Bootstrapping;
-                self.writable |= matches!(job, Job::StartPrimary | Job::Promote);
+                self.writable |= matches!(job, Job::StartPrimary | Job::Promote { .. });
                 self.job = Some((id, job));
             }
             Action::Cancel { id } => {
@@ -371,7 +371,7 @@ impl World {
             | Job::StartStandby { .. }
             | Job::CreateRoles
             | Job::Follow { .. }
-            | Job::Promote
+            | Job::Promote { .. }
             | Job::Checkpoint => self.running,
             Job::Initialize
             | Job::Complete
@@ -391,8 +391,8 @@ impl World {
             Job::Initialize => JobResult::Initialized { system_id: SYSTEM_ID.to_owned() },
             Job::StartPrimary => JobResult::Started(server(false, timeline, position)),
             Job::StartStandby { .. } => JobResult::Started(server(true, timeline, position)),
-            Job::Promote => {
-                JobResult::Promoted { server: server(false, timeline, position), switched_at: Lsn(position) }
+            Job::Promote { timeline: Timeline(to) } => {
+                JobResult::Promoted { server: server(false, to, position), switched_at: Lsn(position) }
             }
             Job::Stop { .. } => JobResult::Stopped { shutdown_checkpoint: clean.then_some(Lsn(position)) },
             Job::CreateRoles

@@ -75,7 +75,7 @@ impl Check for LeaseDeadline {
                 Ok(())
             }
             Seen::PostgresStep { node, actions, .. } => {
-                let promotes = |action: &Action| matches!(action, Action::Run { job: Job::Promote, .. });
+                let promotes = |action: &Action| matches!(action, Action::Run { job: Job::Promote { .. }, .. });
                 let unlocked = self.unlocked.note(world, *node, holder == Some(*node));
                 if actions.iter().any(promotes) && unlocked {
                     return Err(format!("{} promotes without the leader key in etcd", world.nodes[node.0].name));

@@ -8,6 +8,7 @@ pub mod liveness;
 mod load_claims;
 mod one_cluster;
 mod one_revision;
+mod one_owner;
 mod one_writer;
 mod quiet;
 
@@ -137,6 +138,7 @@ impl Checks {
     fn all() -> Self {
         Self(vec![
             Box::new(one_writer::OneWriter),
+            Box::new(one_owner::OneOwner::default()),
             Box::new(acknowledged_writes::AcknowledgedWrites::default()),
             Box::new(fenced_writes::FencedWrites),
             Box::new(one_revision::OneRevision::default()),

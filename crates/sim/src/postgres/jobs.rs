@@ -1,6 +1,6 @@
 //! Jobs: how long each takes, what it leaves behind when it is cut off, and how it ends.
 
-use bots_core::machine::Span;
+use bots_core::{machine::Span, wire::Timeline};
 use postgres_bot::machine::{Job, JobId, JobResult, Upstream};
 
 use super::{Contents, Disk, Process, RunningJob, ServerItem, Wal};
@@ -64,7 +64,7 @@ impl World {
             }
             Job::StartPrimary => self.start_server(node, true, None),
             Job::StartStandby { upstream } => self.start_server(node, false, upstream),
-            Job::Promote => self.promote(node, serial),
+            Job::Promote { timeline } => self.promote(node, serial, timeline),
             Job::Stop { mode } => {
                 if self.body(node).process == Process::Down {
                     self.job_after(node, Span::from_millis(3), serial);
@@ -92,16 +92,17 @@ impl World {
         let time = self.job_time(40, 1_500);
         let fails = self.body(node).disk.torn || self.job_fails();
         let body = self.body_mut(node);
-        body.disk.led = if primary { None } else { body.disk.led_on() };
         body.disk.standby = !primary;
         body.disk.upstream = upstream.map(|up| up.name);
         self.launch(node, primary, time, fails);
     }
 
-    fn promote(&mut self, node: NodeId, serial: u64) {
+    fn promote(&mut self, node: NodeId, serial: u64, timeline: Timeline) {
         let run = self.body(node).run;
         let (time, fails) = (self.job_time(20, 700), self.job_fails());
-        match &mut self.body_mut(node).process {
+        let body = self.body_mut(node);
+        body.promoting_to = timeline.max(Timeline(body.disk.wal.timeline().max(body.disk.history_seen).0 + 1));
+        match &mut body.process {
             Process::Up { in_recovery: true, promoting } if !fails => {
                 *promoting = true;
                 self.server_after(node, time, ServerItem::Promoted { run });
@@ -139,12 +140,10 @@ impl World {
         match &running.job {
             Job::Stop { .. } => Ok(JobResult::Stopped { shutdown_checkpoint: None }),
             Job::StartPrimary | Job::StartStandby { .. } => fail("nothing to start"),
-            Job::Promote => fail("the server does not leave recovery"),
+            Job::Promote { .. } => fail("the server does not leave recovery"),
             Job::Rewind { source } => self.rewind(node, source, running.source_run, failed),
             Job::Complete => {
-                let disk = &mut self.body_mut(node).disk;
-                disk.contents = Contents::Present;
-                disk.led = disk.led.filter(|_| !disk.standby);
+                self.body_mut(node).disk.contents = Contents::Present;
                 Ok(JobResult::Done)
             }
             _any if failed => fail("a fault"),
@@ -229,7 +228,6 @@ impl World {
         let copy = Disk {
             contents: Contents::Present,
             standby: true,
-            led: None,
             upstream: Some(source.name.clone()),
             torn: false,
             ..self.body(up).disk.clone()
@@ -239,7 +237,7 @@ impl World {
     }
 
     /// As `pg_rewind` of PostgreSQL 15 does it, with its short cut: the same timeline in both control files means that
-    /// there is nothing to do, be it true or not. The shell refuses where that cannot be true.
+    /// there is nothing to do, be it true or not.
     fn rewind(&mut self, node: NodeId, source: &Upstream, run: Option<u64>, failed: bool) -> Result<JobResult, String> {
         if self.body(node).process != Process::Down {
             return Err(String::from("the server runs"));
@@ -252,22 +250,19 @@ impl World {
         let disk = &mut self.body_mut(node).disk;
         disk.control_timeline = disk.wal.timeline();
         if disk.control_timeline == theirs.control_timeline {
-            if !disk.standby || disk.led == Some(disk.control_timeline) {
-                return Err(String::from("both were promoted to one timeline"));
-            }
-            disk.led = None;
+            disk.standby = true;
             return Ok(JobResult::Done);
         }
         let parted = disk.wal.parted_from(&theirs.wal);
         if disk.wal.end() <= parted {
-            (disk.standby, disk.led) = (true, None);
+            disk.standby = true;
             return Ok(JobResult::Done);
         }
         if failed {
             disk.contents = Contents::Unfinished { cloning: true };
             return Err(String::from("a fault"));
         }
-        (disk.standby, disk.led) = (true, None);
+        disk.standby = true;
         disk.wal.cut(parted);
         // Where the timelines lie, pages of two histories are mixed, and nothing starts on them.
         disk.torn = !disk.wal.is_part_of(&theirs.wal);

@@ -38,8 +38,6 @@ pub struct Disk {
     pub system_id: Option<String>,
     /// There is a `standby.signal`.
     pub standby: bool,
-    /// The mark of a server that has been a primary, and is not proven to follow another since: on which timeline.
-    pub led: Option<Timeline>,
     /// Whom `primary_conninfo` names.
     pub upstream: Option<String>,
     /// The timeline in the control file: that of the last checkpoint.
@@ -50,14 +48,6 @@ pub struct Disk {
     pub torn: bool,
     /// The newest timeline whose history file was ever fetched; a promotion goes beyond it.
     pub history_seen: Timeline,
-}
-
-impl Disk {
-    /// The timeline that the data was a primary on, if it was a primary's and is not proven to follow another since.
-    #[must_use]
-    pub const fn led_on(&self) -> Option<Timeline> {
-        if self.standby { self.led } else { Some(self.wal.timeline()) }
-    }
 }
 
 /// A standby's connection to the server that it follows.
@@ -115,6 +105,8 @@ pub struct PostgresBody {
     pub run: u64,
     /// Whom it streams from.
     pub link: Option<Link>,
+    /// The timeline that the server leaves recovery for: the one asked for, or beyond any that it has heard of.
+    promoting_to: Timeline,
     job: Option<RunningJob>,
     jobs: u64,
     told: Postgres,
@@ -207,7 +199,6 @@ impl PostgresBody {
                 system_id: id.clone(),
                 timeline: self.disk.control_timeline,
                 was_primary: !self.disk.standby,
-                led: self.disk.led_on(),
                 running,
             },
         }

@@ -2,7 +2,7 @@
 
 use bots_core::{
     machine::Span,
-    wire::{Lsn, Timeline},
+    wire::Lsn,
 };
 use postgres_bot::machine::{Event, Job, JobResult, Postgres, StopMode};
 
@@ -56,7 +56,6 @@ impl World {
         if primary {
             body.disk.control_timeline = body.disk.wal.timeline();
             body.disk.wal.append(serial, 120);
-            body.disk.led = Some(body.disk.wal.timeline());
         }
         let name = self.nodes[node.0].name.clone();
         self.say(format_args!("{name}: Postgres is up, {}", if primary { "writable" } else { "read-only" }));
@@ -84,19 +83,18 @@ impl World {
         }
         let serial = self.ledger.next_record();
         let body = self.body_mut(node);
-        let next = Timeline(body.disk.wal.timeline().max(body.disk.history_seen).0 + 1);
+        let next = body.promoting_to;
         let switched_at = body.disk.wal.branch(next);
         body.disk.wal.append(serial, 128);
         body.disk.history_seen = next;
         body.disk.standby = false;
-        body.disk.led = Some(next);
         body.process = Process::Up { in_recovery: false, promoting: false };
         body.link = None;
         let name = self.nodes[node.0].name.clone();
         self.say(format_args!("{name}: Postgres is promoted to timeline {next} at {switched_at}"));
         self.see(&Seen::Writable { node });
         self.stream_to_standbys(node);
-        if let Some(id) = self.end_of(node, |job| *job == Job::Promote)
+        if let Some(id) = self.end_of(node, |job| matches!(job, Job::Promote { .. }))
             && let Some(server) = self.body(node).facts()
         {
             self.job_ended(node, id, Ok(JobResult::Promoted { server, switched_at }));
@@ -173,7 +171,7 @@ impl World {
             | Job::StartPrimary
             | Job::StartStandby { .. }
             | Job::Follow { .. }
-            | Job::Promote
+            | Job::Promote { .. }
             | Job::Checkpoint => true,
             Job::Initialize
             | Job::Complete

@@ -3,7 +3,12 @@
 use std::sync::Arc;
 
 use super::{
-    super::{conninfo::Conninfo, files, hands::Hands, tool::clean_command},
+    super::{
+        conninfo::Conninfo,
+        files::{self, Mode},
+        hands::Hands,
+        tool::clean_command,
+    },
     data,
 };
 use crate::machine::{JobResult, Upstream};
@@ -23,7 +28,7 @@ pub(super) async fn run(hands: &Arc<Hands>, source: &Upstream) -> anyhow::Result
     let finish = |hands: &Hands| {
         data::unstage(hands)?;
         // A copy must never come up as a primary of its own.
-        files::write_follower(&hands.node)?;
+        files::write_signal(&hands.node, &Mode::Standby(None))?;
         data::complete(hands)
     };
     hands.on_disk(finish).await

@@ -30,7 +30,7 @@ pub(super) fn stage(hands: &Hands, mark: &str) -> anyhow::Result<PathBuf> {
     }
     // What an earlier life was about, before it was cut off.
     files::remove(&hands.node.initdb_password())?;
-    forget_marks(hands)?;
+    files::remove(&hands.node.rewinding())?;
     files::replace(&hands.node.unfinished(), mark, 0o600)?;
     let staging = hands.node.staging();
     files::private_dir(&staging)?;
@@ -51,10 +51,9 @@ pub(super) fn unstage(hands: &Hands) -> anyhow::Result<()> {
     files::sync_dir_of(&staging).with_context(|| format!("make {} durable", dir.display()))
 }
 
-/// Takes the marks off.
+/// Takes the mark off.
 pub(super) fn complete(hands: &Hands) -> anyhow::Result<JobResult> {
     files::remove(&hands.node.unfinished())?;
-    files::remove(&hands.node.led())?;
     Ok(JobResult::Done)
 }
 
@@ -69,7 +68,7 @@ pub(super) fn discard_unfinished(hands: &Hands) -> anyhow::Result<JobResult> {
     }
     empty(&hands.node.data_dir)?;
     files::remove(&mark)?;
-    forget_marks(hands)?;
+    files::remove(&hands.node.rewinding())?;
     Ok(JobResult::Done)
 }
 
@@ -94,15 +93,9 @@ pub(super) fn set_aside(hands: &Hands, remove: bool) -> anyhow::Result<JobResult
     }
     fs::rename(dir, &aside).with_context(|| format!("rename {} to {}", dir.display(), aside.display()))?;
     files::sync_dir_of(dir).context("make the renaming durable")?;
-    forget_marks(hands)?;
+    files::remove(&hands.node.rewinding())?;
     tracing::warn!(kept = %aside.display(), "the diverged data directory is kept beside the new one");
     Ok(JobResult::Done)
-}
-
-/// Removes the marks beside the data directory, which were about data that is gone.
-fn forget_marks(hands: &Hands) -> anyhow::Result<()> {
-    files::remove(&hands.node.rewinding())?;
-    files::remove(&hands.node.led())
 }
 
 /// Deletes everything in `dir` but the mark.

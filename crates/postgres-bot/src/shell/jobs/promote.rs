@@ -1,6 +1,6 @@
 //! Leaving recovery, and checkpoints.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use bots_core::wire::{Lsn, Timeline};
@@ -8,6 +8,7 @@ use bots_core::wire::{Lsn, Timeline};
 use super::super::{
     hands::Hands,
     server::{Connection, connect},
+    timelines,
 };
 use crate::machine::JobResult;
 
@@ -17,11 +18,15 @@ const ASK_EVERY: Duration = Duration::from_millis(3);
 /// The longest that one question may take on the way.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Leaves recovery; returns once writes are accepted.
-pub(super) async fn run(hands: &Hands) -> anyhow::Result<JobResult> {
+/// Leaves recovery for `timeline`; returns once writes are accepted.
+pub(super) async fn run(hands: &Arc<Hands>, timeline: Timeline) -> anyhow::Result<JobResult> {
     let connection = Connection::open(&hands.node, DEADLINE).await?;
     let before = connection.facts(Timeline::default()).await?;
     if before.in_recovery {
+        let taken = before.timeline.0 + 1..timeline.0;
+        if !taken.is_empty() {
+            hands.on_disk(move |hands| timelines::take(&hands.node.data_dir, taken)).await?;
+        }
         let asked = connection.client().query_one("SELECT pg_promote(false)", &[]).await;
         if !asked.context("pg_promote")?.get::<_, bool>(0) {
             bail!("the server refused to be promoted");

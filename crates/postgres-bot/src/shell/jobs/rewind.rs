@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use anyhow::{anyhow, bail};
+use anyhow::bail;
 
 use super::{
     super::{
         conninfo::Conninfo,
-        files,
+        files::{self, Mode},
         hands::Hands,
-        inspect::{self, Control},
+        inspect::Control,
         processes,
         tool::{self, clean_command},
     },
@@ -27,7 +27,6 @@ pub(super) async fn run(hands: &Arc<Hands>, source: &Upstream) -> anyhow::Result
         bail!("an earlier rewind was cut off half-way: only a new copy helps");
     }
     let is_standby = node.standby_signal().exists();
-    let led = inspect::led(node);
     let is_clean = Control::read(hands, &node.data_dir).await?.is_clean();
     if is_standby && !is_clean {
         start::settle_standby(hands).await?;
@@ -47,14 +46,7 @@ pub(super) async fn run(hands: &Arc<Hands>, source: &Upstream) -> anyhow::Result
     tracing::info!(source = source.name, "pg_rewind starts");
     let ended = hands.tools.run_to_any_end(command).await?;
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-    let mut result = tool::check("pg_rewind", &ended);
-    if result.is_ok() && takes_them_for_one(&said) && led == Some(Control::read(hands, &node.data_dir).await?.timeline)
-    {
-        result = Err(anyhow!(
-            "both this server and {} were promoted to the same timeline: pg_rewind cannot tell them apart",
-            source.name
-        ));
-    }
+    let result = tool::check("pg_rewind", &ended);
     let end = match &result {
         Ok(()) => End::Follower,
         Err(_) if has_begun(&said) => End::HalfWay,
@@ -88,17 +80,12 @@ enum End {
 impl End {
     fn note(self, hands: &Hands) -> anyhow::Result<()> {
         match self {
-            Self::Follower => files::write_follower(&hands.node)?,
+            Self::Follower => files::write_signal(&hands.node, &Mode::Standby(None))?,
             Self::Untouched => {}
             Self::HalfWay => return Ok(()),
         }
         files::remove(&hands.node.rewinding())
     }
-}
-
-/// Whether `pg_rewind` found nothing to do because both servers are on one timeline. Of two primaries that cannot be true.
-fn takes_them_for_one(said: &str) -> bool {
-    said.contains("are on the same timeline")
 }
 
 /// Whether `pg_rewind` came to where it changes files.
@@ -108,15 +95,12 @@ fn has_begun(said: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{has_begun, takes_them_for_one};
+    use super::has_begun;
 
     #[test]
-    fn the_short_cut_of_pg_rewind_is_heard() {
-        let said = "pg_rewind: connected to server\npg_rewind: source and target cluster are on the same timeline\n\
-                     pg_rewind: no rewind required\n";
-        assert!(takes_them_for_one(said));
-        let said =
-            "pg_rewind: servers diverged at WAL location 0/3000000 on timeline 1\npg_rewind: no rewind required\n";
-        assert!(!takes_them_for_one(said) && !has_begun(said));
+    fn a_rewind_that_has_changed_files_is_told_from_one_that_has_not() {
+        let diverged = "pg_rewind: servers diverged at WAL location 0/3000000 on timeline 1\n";
+        assert!(!has_begun(&format!("{diverged}pg_rewind: no rewind required\n")));
+        assert!(has_begun(&format!("{diverged}pg_rewind: rewinding from last common checkpoint at 0/2000060\n")));
     }
 }
