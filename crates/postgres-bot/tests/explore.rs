@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use bots_core::{
     dcs::LeaseId,
     machine::{Machine, Span},
-    wire::{Lsn, PostgresFacts, Timeline},
+    wire::{Lsn, PostgresFacts, Timeline, TimelineRecord},
 };
 use disk::{Data, Disk};
 use fingerprint::fingerprint;
@@ -127,7 +127,10 @@ impl Walk {
         {
             self.world.put(key, value);
         }
-        let facts = PostgresFacts { timeline: Some(Timeline(self.disk.timeline)), ..PostgresFacts::default() };
+        let current = Timeline(self.disk.timeline);
+        let record = TimelineRecord { current, reserved: current, ..TimelineRecord::default() };
+        self.world.put("timelines", &serde_json::to_string(&record).expect("a record"));
+        let facts = PostgresFacts { timeline: Some(current), ..PostgresFacts::default() };
         self.world.put("members/pg2", &member("pg2", "primary", "running", facts).to_json());
         self.world.put("leader", "pg2");
         self.settle(Role::Replica);

@@ -1,11 +1,10 @@
 //! Mistakes made on purpose, each a change of what the machines are told or of what they ask for, never of the machines:
 //! they prove that the checks would catch the like. The list is the net's own test.
 
-use bots_core::{
-    dcs::{Change, Compare, DcsAction, DcsEvent, KeyValue, Outcome, RequestId, Revision, Transaction, Write},
-    machine::Span,
+use bots_core::dcs::{
+    Change, Compare, DcsAction, DcsEvent, KeyValue, Outcome, RequestId, Revision, Transaction, Write,
 };
-use postgres_bot::machine::{self as postgres, Action, Job, JobResult, Role, StopMode};
+use postgres_bot::machine::{self as postgres, Action, Job, Role, StopMode};
 
 use crate::world::{BotEvent, NodeId, World};
 
@@ -70,7 +69,11 @@ impl Plant {
 
 /// Whether a transaction takes a leader lock.
 pub(crate) fn takes_lock(transaction: &Transaction) -> bool {
-    transaction.then.iter().any(|write| matches!(write, Write::Put { key, .. } if key.ends_with("/leader")))
+    puts(transaction, "/leader")
+}
+
+fn puts(transaction: &Transaction, which: &str) -> bool {
+    transaction.then.iter().any(|write| matches!(write, Write::Put { key, .. } if key.ends_with(which)))
 }
 
 /// What etcd's answer turns into on its way.
@@ -86,6 +89,12 @@ pub(crate) fn alter_outcome(plant: Option<Plant>, takes_lock: bool, outcome: Out
 pub(crate) fn made_up(world: &World, node: NodeId, action: &DcsAction) -> Option<DcsEvent> {
     let DcsAction::Transact { id, transaction } = action else { return None };
     let state = world.nodes[node.0].postgres_state()?;
+    if world.plant == Some(Plant::PromoteWithoutLock)
+        && state.role() == Role::Candidate
+        && puts(transaction, "/timelines")
+    {
+        return Some(DcsEvent::Answered { id: *id, outcome: Outcome::Done(Revision(u64::MAX)) });
+    }
     if world.plant != Some(Plant::ViewIsTruth) || !takes_lock(transaction) || state.role() != Role::Candidate {
         return None;
     }
@@ -148,10 +157,6 @@ pub(crate) fn alter_actions(world: &mut World, node: NodeId, from: Role, actions
     for action in actions {
         match (plant, action) {
             (Plant::FenceIgnored, Action::Run { job: Job::Stop { mode: StopMode::Immediate { .. } }, .. }) => {}
-            (Plant::RewindSkipped, Action::Run { id, job: Job::Rewind { .. } }) => {
-                let event = postgres::Event::JobEnded { id, result: Ok(JobResult::Done) };
-                world.tell(node, Span::from_millis(100), BotEvent::Postgres(event));
-            }
             (Plant::YieldBeforeStop, Action::Run { id, job: Job::Checkpoint })
                 if from == Role::Primary && to == Some(Role::Demoting) =>
             {

@@ -10,6 +10,8 @@ mod web;
 
 pub use content::{ContentFacts, Quarantined, Revision as ContentRevision};
 pub use member::{Kind, Member, MemberHead};
-pub use postgres::{FailoverRequest, HistoryLine, Lsn, PostgresFacts, PostgresStatus, Timeline, TimelineHistory, TimelineRecord};
+pub use postgres::{
+    FailoverRequest, HistoryLine, Lsn, PostgresFacts, PostgresStatus, Timeline, TimelineHistory, TimelineRecord,
+};
 pub use time::{rfc3339_from_unix_ms, unix_ms_from_rfc3339};
 pub use web::{LoadMessage, WebFacts, WebLoad};

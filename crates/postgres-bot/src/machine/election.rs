@@ -49,7 +49,9 @@ impl Turn {
         }
         let Some(position) = self.position_in_history() else {
             let (own, newest) = (server.timeline, s.timelines().current);
-            return Some(format!("it is on timeline {own}, and the cluster's timeline {newest} does not go on from there"));
+            return Some(format!(
+                "it is on timeline {own}, and the cluster's timeline {newest} does not go on from there"
+            ));
         };
         let status: PostgresStatus = s.view.json(&s.settings.scope.status()).unwrap_or_default();
         let lag = status.optime.0.saturating_sub(position.0);
@@ -227,7 +229,10 @@ impl Turn {
     pub(super) fn drive_promoting(&mut self, happened: &Happened) {
         let Phase::Promoting { parent, timeline, .. } = self.s.phase else { return };
         match happened {
-            Happened::JobEnded { job: Job::Promote { .. }, result: Ok(JobResult::Promoted { server, switched_at }) } => {
+            Happened::JobEnded {
+                job: Job::Promote { .. },
+                result: Ok(JobResult::Promoted { server, switched_at }),
+            } => {
                 if server.timeline != timeline {
                     let why = format!("it is on timeline {} now; {timeline} is the one it may have", server.timeline);
                     return self.unfit(&why);

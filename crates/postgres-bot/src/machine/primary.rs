@@ -246,7 +246,9 @@ impl Turn {
         }
         let scope = self.s.settings.scope.clone();
         let shared = primary.shared;
-        let Some((timeline, position)) = self.s.server().map(|server| (server.timeline, server.position)) else { return };
+        let Some((timeline, position)) = self.s.server().map(|server| (server.timeline, server.position)) else {
+            return;
+        };
         let restarted = primary.restarted;
         let recorded = primary.history_due.clone();
         let history_due = recorded.or_else(|| restarted.then(|| self.unrecorded_promotion(timeline)).flatten());

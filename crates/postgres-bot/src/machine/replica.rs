@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bots_core::machine::Span;
+use bots_core::{machine::Span, wire::Lsn};
 
 use super::{
     event::{Action, Job, JobResult, PeerAnswer, ProbeId},
@@ -15,8 +15,7 @@ use super::{
 const STARTS_BEFORE_SUSPECT: u32 = 3;
 
 /// A replica that has not followed a living leader for this long will not do so by itself: the leader has removed the log
-/// that it lacks, or its own log is not a part of the leader's, though no timeline tells (two members were promoted to the
-/// same one). Connecting anew takes a fraction of a second, `wal_receiver_timeout` is five.
+/// that it lacks, or its own log is not a part of the leader's, though nobody has recorded where they parted. Connecting anew takes a fraction of a second, `wal_receiver_timeout` is five.
 const STALLED_AFTER: Span = Span::from_secs(20);
 
 /// A stream that lasts this long proves that the data is on the leader's path. A shorter one proves nothing: where two logs
@@ -114,8 +113,9 @@ impl Turn {
     /// and if that does not help, copied anew.
     fn mind_stall(&mut self, probed: Option<&BTreeMap<String, PeerAnswer>>, leader: Upstream) {
         let Some(server) = self.s.server() else { return };
+        let position = server.position;
         if server.streaming {
-            return self.mind_stream();
+            return self.mind_stream(position);
         }
         self.s.stall.streaming_since = None;
         if let Some(answers) = probed {
@@ -125,6 +125,9 @@ impl Turn {
                 self.s.trouble = Some(format!("it could not follow {} for {STALLED_AFTER}", leader.name));
                 return self.become_phase(Phase::Rejoining { suspect, failures: 0 });
             }
+        }
+        if self.s.stall.since.is_none() {
+            self.s.stall.at = position;
         }
         let due = *self.s.stall.since.get_or_insert(self.now) + STALLED_AFTER;
         if self.now < due {
@@ -151,10 +154,11 @@ impl Turn {
         self.s.stall.rewound == Some(self.s.timelines().current)
     }
 
-    /// It streams: if that lasts, the data is proven to follow.
-    fn mind_stream(&mut self) {
+    /// It streams: if that lasts, or brings it on, the data is proven to follow.
+    fn mind_stream(&mut self, position: Lsn) {
         let proven = *self.s.stall.streaming_since.get_or_insert(self.now) + PROVEN_AFTER;
-        if self.now >= proven {
+        let gets_on = self.s.stall.since.is_some() && position > self.s.stall.at;
+        if self.now >= proven || gets_on {
             self.s.stall = Stall { streaming_since: self.s.stall.streaming_since, ..Stall::default() };
         } else if self.s.stall.since.is_some() || self.s.stall.rewound.is_some() {
             self.s.timers.arm(Timer::Stalled, proven);

@@ -190,6 +190,8 @@ pub(super) struct Primary {
 pub(super) struct Stall {
     /// It has not followed well since then, though it is told to follow a leader that is up.
     pub(super) since: Option<Time>,
+    /// Where it was then.
+    pub(super) at: Lsn,
     /// It has streamed since then without a break.
     pub(super) streaming_since: Option<Time>,
     /// The question whether we can reach the leader at all.

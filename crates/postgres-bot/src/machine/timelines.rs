@@ -55,7 +55,8 @@ impl State {
     /// A number that nobody has, and nobody had.
     fn free_timeline(&self, own: Timeline) -> Timeline {
         let record = self.timelines();
-        let of_peers = self.peers().filter_map(|(_, member)| member.facts::<bots_core::wire::PostgresFacts>()?.timeline);
+        let of_peers =
+            self.peers().filter_map(|(_, member)| member.facts::<bots_core::wire::PostgresFacts>()?.timeline);
         let highest = of_peers.chain([own, record.current, record.reserved]).max();
         Timeline(highest.unwrap_or_default().0 + 1)
     }

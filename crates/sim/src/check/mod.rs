@@ -7,10 +7,11 @@ mod lease_deadline;
 pub mod liveness;
 mod load_claims;
 mod one_cluster;
-mod one_revision;
 mod one_owner;
+mod one_revision;
 mod one_writer;
 mod quiet;
+mod rewinds;
 
 use std::fmt;
 
@@ -145,6 +146,7 @@ impl Checks {
             Box::new(load_claims::LoadClaims),
             Box::new(lease_deadline::LeaseDeadline::default()),
             Box::new(one_cluster::OneCluster::default()),
+            Box::new(rewinds::Rewinds::default()),
             Box::new(quiet::Quiet::default()),
         ])
     }

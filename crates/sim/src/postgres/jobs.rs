@@ -6,6 +6,7 @@ use postgres_bot::machine::{Job, JobId, JobResult, Upstream};
 use super::{Contents, Disk, Process, RunningJob, ServerItem, Wal};
 use crate::{
     check::Seen,
+    plant::Plant,
     world::{NodeId, World},
 };
 
@@ -241,6 +242,13 @@ impl World {
     fn rewind(&mut self, node: NodeId, source: &Upstream, run: Option<u64>, failed: bool) -> Result<JobResult, String> {
         if self.body(node).process != Process::Down {
             return Err(String::from("the server runs"));
+        }
+        if self.body(node).disk.contents != Contents::Present {
+            return Err(String::from("an earlier rewind was cut off half-way: only a new copy helps"));
+        }
+        if self.plant == Some(Plant::RewindSkipped) {
+            self.body_mut(node).disk.standby = true;
+            return Ok(JobResult::Done);
         }
         let up = self.source(node, source, run)?;
         if self.body(node).disk.system_id != self.body(up).disk.system_id {

@@ -1,9 +1,6 @@
 //! The life of a server's process: starting, opening, promoting, stopping, dying.
 
-use bots_core::{
-    machine::Span,
-    wire::Lsn,
-};
+use bots_core::{machine::Span, wire::Lsn};
 use postgres_bot::machine::{Event, Job, JobResult, Postgres, StopMode};
 
 use super::{PostgresBody, Process, ServerItem};
