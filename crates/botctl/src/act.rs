@@ -224,6 +224,10 @@ async fn edit_config(
     let old = config_of(&view)?;
     let by_hand = set.is_empty() && unset.is_empty();
     let new = if by_hand { edit_by_hand(&old).await? } else { config::apply(old.clone(), set, unset)? };
+    let misfits = bots_core::wire::config::misfits(&new);
+    if !misfits.is_empty() {
+        return Err(Failure::failed(format!("nothing was written: {}", misfits.join("; "))));
+    }
     let diff = text::diff(&text::yaml(&why::masked(&old)), &text::yaml(&why::masked(&new)));
     if new == old {
         return print("nothing changes\n");

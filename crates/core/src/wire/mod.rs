@@ -2,6 +2,7 @@
 //!
 //! Every type reads what older and newer versions wrote: unknown fields are kept or ignored, absent ones have defaults.
 
+pub mod config;
 mod content;
 mod member;
 mod postgres;

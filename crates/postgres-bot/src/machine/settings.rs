@@ -109,7 +109,7 @@ impl Dynamic {
 
     fn whole_number(&mut self, config: &Value, field: &str) -> Option<u64> {
         let value = config.get(field)?;
-        let number = value.as_u64().or_else(|| value.as_str().and_then(|s| s.trim().parse().ok()));
+        let number = bots_core::wire::config::whole_number(value);
         if number.is_none() && !value.is_null() {
             self.complaints.push(format!("config: {field} is {value}: use a whole number that is not negative"));
         }
