@@ -236,10 +236,10 @@ impl Keeper {
             Self::Bot => (String::new(), String::new()),
             Self::Patroni { loop_wait_s, retry_timeout_s, .. } => (
                 format!("    loop_wait: {loop_wait_s}\n    retry_timeout: {retry_timeout_s}\n"),
-                // The default of the one is a home folder, of the other a folder of the system; a socket's path must be
-                // short, and this one is below the data folder.
+                // Their defaults are a home folder and a folder of the system. Nothing here connects by a socket, and one in
+                // the data folder would stop pg_rewind, which copies every file.
                 format!(
-                    "  pgpass: {}\n  parameters:\n    unix_socket_directories: .\n",
+                    "  pgpass: {}\n  parameters:\n    unix_socket_directories: \"\"\n",
                     folder.join("pgpass").display()
                 ),
             ),

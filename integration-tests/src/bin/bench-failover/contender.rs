@@ -27,8 +27,8 @@ use crate::report::{Idle, Round};
 /// Members of every cluster: the least that keeps a replica when one is lost.
 const MEMBERS: usize = 3;
 
-/// No recovery takes this long unless something is wrong: four of the longest leases.
-const DEADLINE: Duration = Duration::from_secs(120);
+/// No recovery takes this long unless something is wrong: three of the longest leases.
+const DEADLINE: Duration = Duration::from_secs(90);
 
 /// The client writes this long before a fault, so that the fault is what ends its writing.
 const STEADY: Duration = Duration::from_millis(500);

@@ -29,7 +29,7 @@ const QUIET_BEFORE: Duration = Duration::from_secs(15);
 /// the next is hit, and no two recover at the same moment.
 const STAGGER: Duration = Duration::from_secs(2);
 
-/// A cluster that fails this often is left out of what follows: each failure is a deadline of two minutes.
+/// A cluster that fails this often is left out of what follows: each failure takes a deadline of minutes.
 const FAILURES_MAX: usize = 2;
 
 /// A program says its version within this.
