@@ -16,6 +16,7 @@ use fleet::{
     http::Http,
     patroni::Patroni,
     process::Program,
+    scratch::kill_processes_below,
     usage::{TICKS_PER_SECOND, cpu_ticks, pss_kib, round},
     wait::{millis, until},
     writers::{Writers, longest_gap, lost, two_writable, two_writable_to_the_end},
@@ -194,6 +195,11 @@ impl Contender {
     pub(crate) async fn suffer(&mut self, fault: Fault, delay: Duration) -> Result<Round> {
         tokio::time::sleep(delay).await;
         let primary = self.settled().await?;
+        if !fault.waits_for_lease() {
+            // A server that recovers makes all its files durable first: what other clusters have left to the disk just
+            // now would be in its figures. Where leases run out, that is nothing, and would hold up the neighbours.
+            tokio::task::spawn_blocking(rustix::fs::sync).await.context("flush the disks")?;
+        }
         let writers = Writers::start(&self.fleet.superuser(), DEADLINE).await?;
         tokio::time::sleep(STEADY).await;
         let (moment, note) = match fault {
@@ -341,5 +347,6 @@ impl Drop for Contender {
     fn drop(&mut self) {
         // Nothing of theirs is needed any more: twelve orderly shutdowns would take half a minute.
         self.fleet.postgres.iter_mut().for_each(PostgresBot::kill_node);
+        kill_processes_below(self.fleet.scratch.path());
     }
 }

@@ -42,7 +42,7 @@ const VERSION_DEADLINE: Duration = Duration::from_secs(10);
 /// sees:
 ///
 ///   MIN, MEDIAN, MAX  the longest time without an acknowledged insert, over the rounds
-///   RATIO             of the medians, to that of the first tool
+///   RATIO             of the medians, to that of the first tool; none where two members were writable
 ///   LOST              acknowledged inserts that are gone when the cluster has healed
 ///   TWO PRIMARIES     the longest time in which two members acknowledged inserts
 ///

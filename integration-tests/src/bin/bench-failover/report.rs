@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result};
-use fleet::usage::round;
 use serde::Serialize;
 
 use crate::contender::{Fault, Tool};
@@ -130,8 +129,10 @@ impl Report {
         let time = |ms: Option<u64>| ms.map_or_else(|| String::from("failed"), |ms| format!("{ms} ms"));
         let first = self.faults.iter().find(|other| other.fault == series.fault).and_then(|other| other.median_ms);
         let ratio = match (series.median_ms, first) {
-            (Some(ours), Some(first)) if first > 0 => format!("{:.1}", round(ours as f64 / first as f64)),
-            (Some(_) | None, Some(_) | None) => String::new(),
+            // Who goes on writing at two places has no gap, and nothing to be proud of.
+            (Some(_), Some(_)) if series.rounds.iter().any(|round| round.two_primaries_ms > 0) => String::from("-"),
+            (Some(own), Some(first)) if first > 0 => format!("{:.1}", own as f64 / first as f64),
+            (Some(_) | None, Some(_) | None) => String::from("-"),
         };
         let (lost, acknowledged) =
             series.rounds.iter().fold((0, 0), |(lost, all), round| (lost + round.lost, all + round.acknowledged));
