@@ -75,7 +75,7 @@ impl Patroni {
         succeed(venv, INSTALL_DEADLINE, logs).await.context("make a virtual environment (package python3-venv)")?;
         let wanted = format!("patroni[etcd3]=={VERSION}");
         let pip = Program::new("pip", self.folder.join("bin/pip"));
-        let pip = pip.args(["install", "--quiet", &wanted, "psycopg2-binary"]);
+        let pip = pip.args(["install", "--quiet", "--retries", "1", &wanted, "psycopg2-binary"]);
         succeed(pip, INSTALL_DEADLINE, logs).await.context("install Patroni from PyPI")?;
         self.check(logs).await
     }

@@ -57,7 +57,7 @@ struct Args {
     /// How often every fault is done to every cluster
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
-    /// What is compared; the ratios are to the first
+    /// What is compared; the ratios are to the first of this list that is
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Tool::Bot, Tool::BotSlow, Tool::PatroniFast, Tool::Patroni])]
     tools: Vec<Tool>,
     /// What is done to them
