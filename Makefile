@@ -62,6 +62,13 @@ run-sim:
 bench-idle: build ## what each bot costs when nothing happens
 	@$(BIN)/bench-idle
 
+# How often `make bench-failover` does every fault to every cluster.
+ROUNDS ?= 3
+
+.PHONY: bench-failover
+bench-failover: build ## our Postgres bots beside Patroni, under the same faults: ROUNDS=3 (ten minutes)
+	@$(BIN)/bench-failover --rounds $(ROUNDS)
+
 .PHONY: verify
 verify: setup ## the quick gate, which writes nothing: format, lints, purity, documents
 	@deploy/scripts/verify.sh

@@ -63,6 +63,20 @@ impl Bot {
         rest: &str,
         account: Option<Account>,
     ) -> Result<Self> {
+        Self::of(place, who, workspace_binary(program)?, rest, account)
+    }
+
+    /// The same of any program that reads such a configuration.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn of(
+        place: &Place<'_>,
+        who: (&str, &str),
+        binary: PathBuf,
+        rest: &str,
+        account: Option<Account>,
+    ) -> Result<Self> {
         let (scope, name) = who;
         let api = format!("127.0.0.1:{}", free_port()?);
         let common = format!(
@@ -70,9 +84,7 @@ impl Bot {
             etcd = place.etcd,
         );
         let config = place.scratch.file(&format!("{scope}-{name}.yml"), &(common + rest), account)?;
-        let program = Program::new(format!("{scope}-{name}"), workspace_binary(program)?)
-            .args([config.to_string_lossy()])
-            .account(account);
+        let program = Program::new(format!("{scope}-{name}"), binary).args([config.to_string_lossy()]).account(account);
         let (name, scope, logs) = (name.to_owned(), scope.to_owned(), place.logs.to_owned());
         Ok(Self { name, scope, api_url: format!("http://{api}"), config, program, logs, process: None })
     }
@@ -124,6 +136,13 @@ impl Bot {
     /// Kills its process, and nothing else.
     pub fn kill(&mut self) {
         self.process = None;
+    }
+
+    /// Kills its process and the helpers that it runs: not the server, which has a process group of its own.
+    pub fn kill_group(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill_group();
+        }
     }
 
     /// Freezes it.
@@ -187,6 +206,47 @@ pub struct PostgresBot {
     pub data_dir: PathBuf,
 }
 
+/// The program that keeps a server. All read the same configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Keeper {
+    /// Our own bot.
+    Bot,
+    /// Patroni, to be measured beside it.
+    Patroni {
+        /// Its program.
+        binary: PathBuf,
+        /// The pause between its rounds, in seconds.
+        loop_wait_s: u64,
+        /// How long it tries an operation again, in seconds.
+        retry_timeout_s: u64,
+    },
+}
+
+impl Keeper {
+    fn binary(&self) -> Result<PathBuf> {
+        match self {
+            Self::Bot => workspace_binary("postgres-bot"),
+            Self::Patroni { binary, .. } => Ok(binary.clone()),
+        }
+    }
+
+    /// What it is told beyond the common configuration: below `bootstrap.dcs`, and below `postgresql`.
+    fn settings(&self, folder: &Path) -> (String, String) {
+        match self {
+            Self::Bot => (String::new(), String::new()),
+            Self::Patroni { loop_wait_s, retry_timeout_s, .. } => (
+                format!("    loop_wait: {loop_wait_s}\n    retry_timeout: {retry_timeout_s}\n"),
+                // Their defaults are a home folder and a folder of the system. Nothing here connects by a socket, and one in
+                // the data folder would stop pg_rewind, which copies every file.
+                format!(
+                    "  pgpass: {}\n  parameters:\n    unix_socket_directories: \"\"\n",
+                    folder.join("pgpass").display()
+                ),
+            ),
+        }
+    }
+}
+
 /// The passwords of a Postgres cluster.
 #[derive(Debug, Clone)]
 pub struct Passwords {
@@ -219,12 +279,22 @@ impl PostgresBot {
     /// # Errors
     /// If it cannot be set up.
     pub fn new(place: &Place<'_>, scope: &str, name: &str, passwords: &Passwords) -> Result<Self> {
+        Self::kept_by(&Keeper::Bot, place, (scope, name), passwords)
+    }
+
+    /// The same server with another keeper.
+    ///
+    /// # Errors
+    /// If it cannot be set up.
+    pub fn kept_by(keeper: &Keeper, place: &Place<'_>, who: (&str, &str), passwords: &Passwords) -> Result<Self> {
+        let (scope, name) = who;
         let account = Account::for_postgres()?;
         let port = free_port()?;
         let folder = place.scratch.dir(&format!("{scope}-{name}"), account)?;
         let data_dir = folder.join("data");
-        let rest = postgres_yaml(place.ttl_s, port, &data_dir, &postgres_bin_dir()?, passwords);
-        let bot = Bot::new(place, (scope, name), "postgres-bot", &rest, account)?;
+        let (dcs, own) = keeper.settings(&folder);
+        let rest = postgres_yaml(place.ttl_s, &dcs, port, &data_dir, &postgres_bin_dir()?, passwords) + &own;
+        let bot = Bot::of(place, who, keeper.binary()?, &rest, account)?;
         Ok(Self { bot, port, data_dir })
     }
 
@@ -258,7 +328,7 @@ impl PostgresBot {
             signal_pid(postmaster, Signal::KILL);
             backends.into_iter().for_each(|pid| signal_pid(pid, Signal::KILL));
         }
-        self.bot.kill();
+        self.bot.kill_group();
         self.end_postmaster();
     }
 
@@ -284,7 +354,7 @@ impl Drop for PostgresBot {
     }
 }
 
-fn postgres_yaml(ttl_s: u64, port: u16, data_dir: &Path, bin_dir: &Path, passwords: &Passwords) -> String {
+fn postgres_yaml(ttl_s: u64, dcs: &str, port: u16, data_dir: &Path, bin_dir: &Path, passwords: &Passwords) -> String {
     let Passwords { superuser, replication, rewind } = passwords;
     let (data_dir, bin_dir) = (data_dir.display(), bin_dir.display());
     format!(
@@ -292,7 +362,7 @@ fn postgres_yaml(ttl_s: u64, port: u16, data_dir: &Path, bin_dir: &Path, passwor
 bootstrap:
   dcs:
     ttl: {ttl_s}
-    maximum_lag_on_failover: 1048576
+{dcs}    maximum_lag_on_failover: 1048576
     postgresql:
       use_pg_rewind: true
       parameters:

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    bots::{Bot, ContentBot, Passwords, Place, PostgresBot, Serves, WebBot},
+    bots::{Bot, ContentBot, Keeper, Passwords, Place, PostgresBot, Serves, WebBot},
     etcd::EtcdCluster,
     git::Origin,
     process::{Finished, Program, workspace_binary},
@@ -98,9 +98,17 @@ impl Fleet {
     /// # Errors
     /// If one cannot be started.
     pub fn add_postgres(&mut self, count: usize) -> Result<()> {
+        self.add_postgres_kept_by(&Keeper::Bot, count)
+    }
+
+    /// Starts `count` more members of the Postgres cluster, with their keepers.
+    ///
+    /// # Errors
+    /// If one cannot be started.
+    pub fn add_postgres_kept_by(&mut self, keeper: &Keeper, count: usize) -> Result<()> {
         for _ in 0..count {
             let name = format!("pg-{}", self.postgres.len() + 1);
-            let mut bot = PostgresBot::new(&self.place(), MAIN, &name, &self.passwords)?;
+            let mut bot = PostgresBot::kept_by(keeper, &self.place(), (MAIN, &name), &self.passwords)?;
             bot.bot.start()?;
             self.postgres.push(bot);
         }

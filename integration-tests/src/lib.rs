@@ -9,11 +9,15 @@ pub mod etcd;
 pub mod fleet;
 pub mod git;
 pub mod http;
+pub mod orphans;
+pub mod patroni;
 pub mod ports;
 pub mod process;
 pub mod scratch;
 pub mod sql;
 pub mod store;
+pub mod usage;
 pub mod wait;
+pub mod writers;
 
 pub use fleet::Fleet;

@@ -21,9 +21,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use crate::scratch::Account;
+use crate::{orphans, scratch::Account};
 
 /// How much of each log a missed deadline shows.
 const TAIL_LINES: usize = 12;
@@ -43,7 +43,7 @@ static SPAWNER: LazyLock<mpsc::SyncSender<Order>> = LazyLock::new(|| {
         .name(String::from("spawner"))
         .spawn(move || {
             for (mut command, reply) in inbox {
-                let _asker_gone = reply.send(command.spawn());
+                let _asker_gone = reply.send(orphans::spawn(&mut command));
             }
         })
         .expect("a thread can be started");
@@ -242,6 +242,14 @@ impl Process {
         false
     }
 
+    /// Kills it and the helpers that it runs in its process group.
+    pub fn kill_group(&mut self) {
+        if let Some(group) = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).filter(|_| self.exit().is_none()) {
+            let _gone_already = kill_process_group(group, Signal::KILL);
+        }
+        self.kill();
+    }
+
     /// Kills it at once and reaps it.
     pub fn kill(&mut self) {
         let _gone_already = self.child.kill();
@@ -252,6 +260,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+        orphans::forget(self.pid());
         LOGS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
     }
 }

@@ -4,9 +4,18 @@ use std::{
     env, fs,
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
+use rustix::process::Signal;
+
+use crate::process::signal_pid;
+
+/// A killed process is gone within milliseconds, unless the disk holds it up: look for it this often, two seconds in all.
+const KILL_LOOK_INTERVAL: Duration = Duration::from_millis(10);
+const KILL_LOOKS_MAX: usize = 200;
 
 /// The account that servers run under when we are root: Postgres refuses to run as root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +141,19 @@ pub fn processes_below(folder: &Path) -> Vec<String> {
         }
     }
     found
+}
+
+/// Kills what works below `folder`, by its ids, until nothing does: also what a killed supervisor has left running.
+pub fn kill_processes_below(folder: &Path) {
+    for _ in 0..KILL_LOOKS_MAX {
+        let left = processes_below(folder);
+        if left.is_empty() {
+            return;
+        }
+        let pids = left.iter().filter_map(|line| line.split(' ').next()?.parse().ok());
+        pids.for_each(|pid| signal_pid(pid, Signal::KILL));
+        thread::sleep(KILL_LOOK_INTERVAL);
+    }
 }
 
 /// Who owns a path.

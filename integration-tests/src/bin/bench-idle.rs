@@ -8,14 +8,12 @@ use fleet::{
     Fleet,
     bots::Bot,
     demo::{asked_to_stop, healthy, print, start},
+    usage::{TICKS_PER_SECOND, cpu_ticks, pss_kib, round},
 };
 use serde::Serialize;
 
 /// How long the fleet is left alone before it is measured: start-up work has ended by then, and its pages are settled.
 const QUIET_BEFORE: Duration = Duration::from_secs(15);
-
-/// The kernel counts processor time in hundredths of a second, on every Linux.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Measures every bot of an idle fleet.
 #[derive(Debug, Parser)]
@@ -97,11 +95,7 @@ async fn used_by_all(fleet: &mut Fleet) -> Result<Vec<Used>> {
 /// What the bot's own process has used: not its server's, not its app's.
 async fn used(bot: &mut Bot) -> Result<Used> {
     let pid = bot.process()?.pid();
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("read the processor time")?;
-    // Behind the name, which may hold anything: user and system time are the 12th and 13th of what follows.
-    let (_, fields) = stat.rsplit_once(") ").context("read /proc/<pid>/stat")?;
-    let ticks =
-        fields.split(' ').skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>().context("read ticks")?;
+    let ticks = cpu_ticks(pid)?;
     let metrics = bot.get("/metrics").await?.text;
     let counted = metrics.lines().filter(|line| line.starts_with("bots_etcd_requests_total"));
     let counts = counted.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok());
@@ -110,21 +104,14 @@ async fn used(bot: &mut Bot) -> Result<Used> {
 
 async fn line(bot: &mut Bot, before: Used, after: Used, minutes: f64) -> Result<Line> {
     let pid = bot.process()?.pid();
-    let memory = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("read the memory")?;
-    let pss = memory.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix("kB")?.trim().parse().ok());
     Ok(Line {
         scope: bot.scope.clone(),
         bot: bot.name.clone(),
         state: bot.report().await?.role,
-        pss_kib: pss.context("find the PSS")?,
+        pss_kib: pss_kib(pid)?,
         cpu_seconds_per_minute: round((after.ticks - before.ticks) as f64 / TICKS_PER_SECOND / minutes),
         etcd_requests_per_minute: round((after.etcd_requests - before.etcd_requests) as f64 / minutes),
     })
-}
-
-/// To hundredths.
-fn round(figure: f64) -> f64 {
-    (figure * 100.0).round() / 100.0
 }
 
 fn table(lines: &[Line]) -> String {

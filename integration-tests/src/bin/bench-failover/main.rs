@@ -1,0 +1,224 @@
+//! `make bench-failover`: our Postgres bots and Patroni side by side, put through the same faults under the same client.
+
+mod contender;
+mod report;
+
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use fleet::{
+    bots::postgres_bin_dir,
+    demo::{asked_to_stop, print},
+    orphans,
+    patroni::{self, Patroni},
+    process::{Program, system_binary},
+    scratch::Scratch,
+};
+use futures_util::future::{join_all, try_join_all};
+
+use crate::{
+    contender::{Contender, Fault, Tool},
+    report::{Idle, Machine, Report, Round, Rounds},
+};
+
+/// How long the clusters are left alone before they are measured idle: start-up work has ended by then.
+const QUIET_BEFORE: Duration = Duration::from_secs(15);
+
+/// Between the same fault at two clusters that then wait for their leases together: the quick ones have recovered before
+/// the next is hit, and no two recover at the same moment.
+const STAGGER: Duration = Duration::from_secs(2);
+
+/// A cluster that fails this often is left out of what follows: each failure takes a deadline of minutes.
+const FAILURES_MAX: usize = 2;
+
+/// A program says its version within this.
+const VERSION_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Measures how long a client cannot write when something happens to a Postgres cluster: kept by our bots, and by Patroni.
+///
+/// Every tool keeps a cluster of three servers of its own, on an etcd of its own; all have the same PostgreSQL, the same
+/// settings and asynchronous replication. A client tries to insert at every member every 10 ms. The figures are what it
+/// sees:
+///
+///   MIN, MEDIAN, MAX  the longest time without an acknowledged insert, over the rounds
+///   RATIO             of the medians, to that of the first tool; none where two members were writable
+///   LOST              acknowledged inserts that are gone when the cluster has healed
+///   TWO PRIMARIES     the longest time in which two members acknowledged inserts
+///
+/// Patroni is installed from PyPI into the target folder. Where that is impossible, our bots are measured alone. Killed
+/// nodes refuse connections at once, as a machine does that restarts; one without power would be silent instead. No
+/// watchdog device is used.
+///
+/// $BOTS_SCRATCH is where the clusters live (default: the system's temporary folder).
+#[derive(Debug, Parser)]
+#[command(verbatim_doc_comment)]
+struct Args {
+    /// How often every fault is done to every cluster
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: u16,
+    /// What is compared; the ratios are to the first of this list that is
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Tool::Bot, Tool::BotSlow, Tool::PatroniFast, Tool::Patroni])]
+    tools: Vec<Tool>,
+    /// What is done to them
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Fault::ServerKilled, Fault::Switchover, Fault::NodeLost, Fault::KeeperKilled])]
+    faults: Vec<Fault>,
+    /// How long they are measured idle; 0 leaves it out
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    idle: u64,
+    /// Where the figures go
+    #[arg(long, default_value = "target/bench/failover.json")]
+    report: PathBuf,
+    /// Leave the scratch folders behind, with the logs
+    #[arg(long)]
+    keep: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let ended = tokio::select! {
+        ended = Box::pin(run(args)) => ended,
+        asked = asked_to_stop() => asked.map(|()| false),
+    };
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench-failover: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says whether every round came to its end.
+async fn run(mut args: Args) -> Result<bool> {
+    orphans::adopt()?;
+    let tools = Scratch::new()?;
+    let logs = tools.dir("logs", None)?;
+    let patroni = install(&mut args.tools, &tools, &logs).await;
+    let machine = machine(&logs, patroni.is_some()).await?;
+    say(&format!("start {} clusters of three", args.tools.len()));
+    let starting = args.tools.iter().map(|tool| Contender::start(*tool, patroni.as_ref(), args.keep));
+    let mut contenders = try_join_all(starting).await?;
+    try_join_all(contenders.iter().map(Contender::settled)).await?;
+    let idle = Box::pin(measure_idle(&mut contenders, args.idle)).await?;
+    let mut measured = Rounds::new();
+    for round in 1..=usize::from(args.rounds) {
+        for fault in &args.faults {
+            for (tool, outcome) in Box::pin(strike(&mut contenders, *fault, round)).await {
+                record(&mut measured, (*fault, tool), round, outcome);
+            }
+            leave_out_the_broken(&mut contenders, &measured);
+        }
+    }
+    let report = Report::new(machine, args.rounds.into(), measured, idle);
+    print(&report.tables())?;
+    report.write(&args.report)?;
+    print(&format!("\n{} rounds failed; the figures are in {}\n", report.failures(), args.report.display()))?;
+    Ok(report.failures() == 0)
+}
+
+/// Installs Patroni if it is to be measured; where that fails, says so and takes it off the list.
+async fn install(tools: &mut Vec<Tool>, scratch: &Scratch, logs: &std::path::Path) -> Option<Patroni> {
+    if !tools.iter().any(|tool| tool.is_patroni()) {
+        return None;
+    }
+    say(&format!("Patroni {} from PyPI, or as it was installed before", patroni::VERSION));
+    match Patroni::install(scratch, logs).await {
+        Ok(patroni) => Some(patroni),
+        Err(error) => {
+            eprintln!("bench-failover: PATRONI IS NOT MEASURED, it cannot be installed: {error:#}");
+            tools.retain(|tool| !tool.is_patroni());
+            None
+        }
+    }
+}
+
+async fn machine(logs: &std::path::Path, patroni: bool) -> Result<Machine> {
+    let version = async |program: Program| -> Result<String> {
+        let said = program.args(["--version"]).run(logs, VERSION_DEADLINE).await?.stdout;
+        Ok(said.lines().next().unwrap_or_default().to_owned())
+    };
+    let memory = fs::read_to_string("/proc/meminfo").context("read the size of the memory")?;
+    let memory =
+        memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    Ok(Machine {
+        cores: std::thread::available_parallelism().context("count the cores")?.get(),
+        memory_mib: memory.map_or(0, |kib: u64| kib / 1_024),
+        postgres: version(Program::new("postgres-version", postgres_bin_dir()?.join("postgres"))).await?,
+        etcd: version(Program::new("etcd-version", system_binary("etcd", &[])?)).await?,
+        patroni: patroni.then(|| patroni::VERSION.to_owned()),
+    })
+}
+
+/// Measures all clusters in the same minute: nothing happens in any of them.
+async fn measure_idle(contenders: &mut [Contender], seconds: u64) -> Result<Vec<Idle>> {
+    if seconds == 0 {
+        return Ok(Vec::new());
+    }
+    say(&format!("idle for {seconds} s"));
+    tokio::time::sleep(QUIET_BEFORE).await;
+    let before = try_join_all(contenders.iter_mut().map(Contender::used)).await?;
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    try_join_all(contenders.iter_mut().zip(&before).map(|(contender, before)| contender.idle_since(before))).await
+}
+
+/// Does the fault to every cluster: one after the other, in another order every round, each when all have settled; those
+/// that then wait for a lease, wait together.
+async fn strike(contenders: &mut [Contender], fault: Fault, round: usize) -> Vec<(Tool, Result<Round>)> {
+    let _seen_again_in_the_round = join_all(contenders.iter().map(Contender::settled)).await;
+    let count = contenders.len();
+    if fault.waits_for_lease() {
+        let striking = contenders.iter_mut().zip(1..).map(|(contender, nth)| async move {
+            let place = (nth + round) % count;
+            let delay = STAGGER * u32::try_from(place).unwrap_or(0);
+            (contender.tool, Box::pin(contender.suffer(fault, delay)).await)
+        });
+        return join_all(striking).await;
+    }
+    let mut outcomes = Vec::new();
+    for nth in 0..count {
+        let contender = &mut contenders[(nth + round) % count];
+        outcomes.push((contender.tool, Box::pin(contender.suffer(fault, Duration::ZERO)).await));
+    }
+    outcomes
+}
+
+fn record(measured: &mut Rounds, key: (Fault, Tool), round: usize, outcome: Result<Round>) {
+    let (rounds, failures) = measured.entry(key).or_default();
+    let (fault, tool) = key;
+    match outcome {
+        Ok(seen) => {
+            let two = if seen.two_primaries_ms > 0 {
+                format!("; two primaries for {} ms", seen.two_primaries_ms)
+            } else {
+                String::new()
+            };
+            say(&format!("{round}: {fault:18} {tool:25} {:6} ms  {}; {} lost{two}", seen.gap_ms, seen.note, seen.lost));
+            rounds.push(seen);
+        }
+        Err(error) => {
+            eprintln!("bench-failover: {fault}, {tool}, round {round} FAILED: {error:#}");
+            failures.push(format!("round {round}: {error:#}").lines().next().unwrap_or_default().to_owned());
+        }
+    }
+}
+
+/// Brings back keepers that a failed round has left dead, and drops clusters that fail again and again.
+fn leave_out_the_broken(contenders: &mut Vec<Contender>, measured: &Rounds) {
+    contenders.retain_mut(|contender| {
+        let of_it = measured.iter().filter(|((_, tool), _)| *tool == contender.tool);
+        let failures: usize = of_it.map(|(_, (_, failures))| failures.len()).sum();
+        if failures >= FAILURES_MAX {
+            eprintln!("bench-failover: {} is left out from now on: {failures} rounds failed", contender.tool);
+            return false;
+        }
+        contender.start_missing().inspect_err(|error| eprintln!("bench-failover: {error:#}")).is_ok()
+    });
+}
+
+fn say(line: &str) {
+    // Nobody reads any more: the figures are still written.
+    let _unread = print(&format!("  {line}\n"));
+}
