@@ -22,7 +22,7 @@ use serde_json::json;
 use world::{Fate, SYSTEM_ID, World, member, server, settings};
 
 /// Walks, and steps in each; `EXPLORE_WALKS` sets another number of walks.
-const WALKS: u64 = 500;
+const WALKS: u64 = 1200;
 const STEPS: usize = 400;
 /// Half a second each: the longest wait is that for a data directory that could not be set aside.
 const SETTLE_ROUNDS_MAX: usize = 200;
