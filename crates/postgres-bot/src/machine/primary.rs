@@ -24,8 +24,21 @@ const CRASHES_MAX: usize = 5;
 /// See [`CRASHES_MAX`].
 const CRASH_WINDOW: Span = Span::from_secs(600);
 
+/// A switchover for which no replica is ready yet waits this long for one: after a failover, connecting to the new leader
+/// and telling of it takes a second or two.
+const SWITCHOVER_PATIENCE: Span = Span::from_secs(5);
+
 /// The `history` key keeps this many lines, so that it stays far below etcd's limit of 1.5 MiB a value.
 const HISTORY_LINES_MAX: usize = 1_000;
+
+/// Why a switchover is not possible.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Bar {
+    /// It may be in a moment.
+    NotYet(String),
+    /// Waiting does not help.
+    No(String),
+}
 
 impl Turn {
     /// Serving writes.
@@ -161,8 +174,14 @@ impl Turn {
             return false;
         }
         let refusal = if done { None } else { self.bar_to_switchover(&request, asked_at) };
+        if let Some(Bar::NotYet(_)) = &refusal
+            && self.waits_for_replica(asked_at)
+        {
+            return false;
+        }
         if done || refusal.is_some() {
             if let Some(why) = refusal {
+                let (Bar::NotYet(why) | Bar::No(why)) = why;
                 self.s.trouble = Some(format!("switchover refused: {why}"));
             }
             self.clear_request(asked_at);
@@ -176,6 +195,17 @@ impl Turn {
         });
         self.s.timers.arm(Timer::Patience, self.now + STOP_PATIENCE);
         self.run(Job::Checkpoint);
+        true
+    }
+
+    /// Whether the request is young enough to wait for a replica that is not ready yet.
+    fn waits_for_replica(&mut self, asked_at: Revision) -> bool {
+        let Phase::Primary(primary) = &mut self.s.phase else { return false };
+        if primary.unready.is_none_or(|(request, _)| request != asked_at) {
+            primary.unready = Some((asked_at, self.now + SWITCHOVER_PATIENCE));
+        }
+        let Some((_, until)) = primary.unready.filter(|(_, until)| self.now < *until) else { return false };
+        self.s.timers.arm(Timer::Scheduled, until);
         true
     }
 
@@ -204,22 +234,24 @@ impl Turn {
     }
 
     /// Why a switchover is not possible now.
-    fn bar_to_switchover(&self, request: &FailoverRequest, asked_at: Revision) -> Option<String> {
+    fn bar_to_switchover(&self, request: &FailoverRequest, asked_at: Revision) -> Option<Bar> {
         let fence = self.s.leadership.fence(self.now, &self.s.membership);
         if self.s.tried == Some(asked_at) || fence.is_some_and(|fence| asked_at < fence.created) {
-            return Some(String::from("it was tried, and this member leads again"));
+            return Some(Bar::No(String::from("it was tried, and this member leads again")));
         }
         let ours = self.s.server()?.timeline;
-        let fit = |name: &str| -> Option<String> {
-            let Some((member, facts)) = self.s.member(name) else { return Some(format!("{name} is not a member")) };
+        let fit = |name: &str| -> Option<Bar> {
+            let Some((member, facts)) = self.s.member(name) else {
+                return Some(Bar::No(format!("{name} is not a member")));
+            };
             let nofailover = facts.tags.get("nofailover").is_some_and(|v| v == true);
             let streaming = facts.replication_state.as_deref() == Some("streaming");
             if nofailover {
-                Some(format!("{name} has the tag nofailover"))
+                Some(Bar::No(format!("{name} has the tag nofailover")))
             } else if member.head.state != "running" {
-                Some(format!("{name} is {}, not running", member.head.state))
+                Some(Bar::NotYet(format!("{name} is {}, not running", member.head.state)))
             } else if !streaming || facts.timeline.is_some_and(|t| t != ours) {
-                Some(format!("{name} is not streaming from us"))
+                Some(Bar::NotYet(format!("{name} is not streaming from us")))
             } else {
                 None
             }
@@ -227,13 +259,20 @@ impl Turn {
         if let Some(text) = &request.scheduled_at
             && bots_core::wire::unix_ms_from_rfc3339(text).is_none()
         {
-            return Some(format!("scheduled_at `{text}` is not a time such as 2026-07-24T12:00:00+00:00"));
+            return Some(Bar::No(format!("scheduled_at `{text}` is not a time such as 2026-07-24T12:00:00+00:00")));
         }
         match &request.member {
             Some(name) => fit(name),
             None => {
-                let able = self.s.peers().any(|(name, _)| fit(name).is_none());
-                (!able).then(|| String::from("no member is streaming from us and may lead"))
+                let bars: Vec<Option<Bar>> = self.s.peers().map(|(name, _)| fit(name)).collect();
+                let why = String::from("no member is streaming from us and may lead");
+                if bars.iter().any(Option::is_none) {
+                    None
+                } else if bars.iter().flatten().any(|bar| matches!(bar, Bar::NotYet(_))) {
+                    Some(Bar::NotYet(why))
+                } else {
+                    Some(Bar::No(why))
+                }
             }
         }
     }

@@ -159,7 +159,13 @@ fn story(s: &State) -> (String, String) {
         Phase::Promoting { from, timeline, .. } => {
             (format!("holding the lock, leaving recovery at {from} for timeline {timeline}"), job)
         }
-        Phase::Primary(_) => (String::from("holding the lock, accepting writes"), String::from("events")),
+        Phase::Primary(primary) => {
+            let asked = s.view.get(&s.settings.scope.failover()).map(|kv| kv.modified);
+            let refusing = primary.writing.is_some() || primary.answered == asked;
+            let unready = !refusing && primary.unready.is_some_and(|(request, _)| asked == Some(request));
+            let events = if unready { "a replica that is ready for the switchover" } else { "events" };
+            (String::from("holding the lock, accepting writes"), events.to_owned())
+        }
         Phase::Recovering { .. } => (String::from("holding the lock, restarting Postgres in place"), job),
         Phase::Demoting { why, .. } => {
             let why = match why {

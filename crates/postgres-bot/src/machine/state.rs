@@ -183,6 +183,8 @@ pub(super) struct Primary {
     pub(super) writing: Option<(bots_core::dcs::RequestId, Writing)>,
     /// The request of an operator that was answered last, by its revision: the watch may still show it.
     pub(super) answered: Option<Revision>,
+    /// The request that waits for a replica to be ready, and until when.
+    pub(super) unready: Option<(Revision, Time)>,
 }
 
 /// What is known of how a replica follows its leader.
