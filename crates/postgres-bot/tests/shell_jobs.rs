@@ -67,11 +67,11 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
         b.comes_to("SELECT count(*) FROM t", "2").await;
 
         // Two primaries, by hand: what each writes now is what a rewind is for.
-        let JobResult::Promoted { server, switched_at } = b.does(Job::Promote { timeline: Timeline(2) }).await else {
+        let JobResult::Promoted { server, ancestry } = b.does(Job::Promote { timeline: Timeline(2) }).await else {
             panic!("not promoted")
         };
         assert_eq!((server.in_recovery, server.timeline), (false, Timeline(2)));
-        assert!(switched_at <= server.position);
+        assert!(matches!(ancestry[..], [(Timeline(1), at)] if at <= server.position), "{ancestry:?}");
         b.client().await.batch_execute("INSERT INTO t VALUES ('kept')").await.expect("the promoted server is writable");
         b.does(Job::Checkpoint).await;
         a.client().await.batch_execute("INSERT INTO t VALUES ('lost')").await.expect("write");
@@ -144,6 +144,11 @@ fn a_number_that_another_member_has_is_passed_over() {
         b.does(Job::StartStandby { upstream: Some(c.as_upstream()) }).await;
         b.comes_to("SELECT string_agg(x, ',') FROM t", "c").await;
         b.comes_to("SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming'", "4").await;
+
+        // However far beyond its last restartpoint it is: a standby that follows nobody tells the timeline that it is on.
+        d.does(Job::Stop { mode: AT_ONCE }).await;
+        let up = started(d.does(Job::StartStandby { upstream: None }).await);
+        assert_eq!((up.timeline, up.streaming), (Timeline(4), false));
 
         // A number that was taken for a promotion that did not come about keeps no server from starting.
         d.does(Job::Stop { mode: StopMode::Fast }).await;

@@ -42,6 +42,7 @@ impl Turn {
             DataDir::Present { was_primary, .. } => {
                 let mine = self.s.leader() == Some(self.s.settings.name.as_str());
                 self.become_phase(match (was_primary, mine) {
+                    (true, true) if self.s.is_half_promoted() => Phase::Starting { attempts: 0 },
                     (true, true) => Phase::Recovering { step: Recovery::Reclaiming },
                     (true, false) => Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 },
                     (false, _) => Phase::Starting { attempts: 0 },

@@ -11,7 +11,6 @@ use bots_core::{
 use super::{
     event::{Action, Job, JobResult, PeerAnswer, ProbeId},
     state::{DemoteStep, DemoteWhy, Phase, Primary, Timer},
-    timelines::Standing,
     turn::{Happened, Turn},
 };
 
@@ -77,15 +76,10 @@ impl Turn {
         request.is_some_and(|r| r.leader.is_none() && r.member.as_ref() == Some(&self.s.settings.name))
     }
 
-    /// How far our data goes along the cluster's history; nothing if it does not lie on it. What was written past the point
-    /// where the cluster left the timeline does not count.
+    /// How far our data goes along the cluster's history; nothing if it does not lie on it.
     fn position_in_history(&self) -> Option<Lsn> {
         let server = self.s.server()?;
-        match self.s.standing(server.timeline) {
-            Standing::Newest => Some(server.position),
-            Standing::Left(at) => Some(server.position.min(at)),
-            Standing::LeftSomewhere | Standing::Astray => None,
-        }
+        self.s.place(server.timeline, server.position).map(|(_, position)| position)
     }
 
     /// The member that a switchover names, while it has the first go.
@@ -198,12 +192,13 @@ impl Turn {
     /// The peer that must lead rather than we.
     fn stands_behind(&self, answers: &BTreeMap<String, PeerAnswer>) -> Option<String> {
         let server = self.s.server()?;
-        let ours = (server.timeline, server.position);
+        let ours = self.s.place(server.timeline, server.position);
         answers.iter().find_map(|(name, peer)| {
             if peer.is_primary {
                 return Some(format!("{name} still accepts writes"));
             }
-            let ahead = peer.may_lead && (peer.timeline, peer.position) > ours;
+            // Data that does not lie on the cluster's history is ahead of nothing, however far it goes.
+            let ahead = peer.may_lead && self.s.place(peer.timeline, peer.position) > ours;
             ahead.then(|| format!("{name} is ahead: {} on timeline {}", peer.position, peer.timeline))
         })
     }
@@ -219,30 +214,24 @@ impl Turn {
     }
 
     /// The lock is ours, and enough of the lease is left to act on.
-    pub(super) fn promote(&mut self, parent: Timeline, timeline: Timeline) {
+    pub(super) fn promote(&mut self, timeline: Timeline) {
         let from = self.s.server().map_or(Lsn(0), |server| server.position);
-        self.become_phase(Phase::Promoting { from, parent, timeline });
+        self.s.unrecorded = Vec::new();
+        self.become_phase(Phase::Promoting { from, timeline });
         self.run(Job::Promote { timeline });
     }
 
     /// Making the server writable.
     pub(super) fn drive_promoting(&mut self, happened: &Happened) {
-        let Phase::Promoting { parent, timeline, .. } = self.s.phase else { return };
+        let Phase::Promoting { timeline, .. } = self.s.phase else { return };
         match happened {
-            Happened::JobEnded {
-                job: Job::Promote { .. },
-                result: Ok(JobResult::Promoted { server, switched_at }),
-            } => {
+            Happened::JobEnded { job: Job::Promote { .. }, result: Ok(JobResult::Promoted { server, ancestry }) } => {
                 if server.timeline != timeline {
                     let why = format!("it is on timeline {} now; {timeline} is the one it may have", server.timeline);
                     return self.unfit(&why);
                 }
-                let line = self.history_line(parent, *switched_at);
-                self.become_phase(Phase::Primary(Primary {
-                    checkpoint_due: true,
-                    history_due: Some(line),
-                    ..Primary::default()
-                }));
+                self.s.unrecorded = ancestry.iter().map(|(ended, at)| self.history_line(*ended, *at)).collect();
+                self.become_phase(Phase::Primary(Primary { checkpoint_due: true, ..Primary::default() }));
                 self.run(Job::Checkpoint);
             }
             Happened::JobEnded { job: Job::Promote { .. }, result } => {

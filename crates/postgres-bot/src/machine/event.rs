@@ -189,8 +189,8 @@ pub enum JobResult {
     Promoted {
         /// The server on its new timeline.
         server: super::postgres::Server,
-        /// Where the new timeline begins.
-        switched_at: Lsn,
+        /// What the new timeline comes from: each earlier one with where it was left, the oldest first.
+        ancestry: Vec<(Timeline, Lsn)>,
     },
     /// Every process of the server is gone.
     Stopped {

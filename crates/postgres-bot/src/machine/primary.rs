@@ -57,6 +57,9 @@ impl Turn {
             },
             Happened::Answered { id, outcome } => {
                 if let Some((_, writing)) = primary.writing.take_if(|(request, _)| request == id) {
+                    if writing == Writing::History && matches!(outcome, Outcome::Done(_)) {
+                        self.s.unrecorded.clear();
+                    }
                     primary.written(writing, outcome);
                     if !matches!(outcome, Outcome::Done(_)) {
                         self.s.timers.arm(Timer::Rewrite, self.now + RETRY_AFTER);
@@ -212,8 +215,8 @@ impl Turn {
     /// Wipes the request away, unless the operator has asked for something else meanwhile. The history goes first: who
     /// rewinds goes by it.
     fn clear_request(&mut self, asked_at: Revision) {
-        let Phase::Primary(Primary { writing: None, history_due: None, .. }) = self.s.phase else { return };
-        if self.s.timers.armed(Timer::Rewrite).is_some() {
+        let Phase::Primary(Primary { writing: None, .. }) = self.s.phase else { return };
+        if self.s.timers.armed(Timer::Rewrite).is_some() || !self.s.unrecorded.is_empty() {
             return;
         }
         let failover = self.s.settings.scope.failover();
@@ -288,20 +291,28 @@ impl Turn {
         let Some((timeline, position)) = self.s.server().map(|server| (server.timeline, server.position)) else {
             return;
         };
-        let restarted = primary.restarted;
-        let recorded = primary.history_due.clone();
-        let history_due = recorded.or_else(|| restarted.then(|| self.unrecorded_promotion(timeline)).flatten());
+        if primary.restarted && self.s.unrecorded.is_empty() {
+            self.s.unrecorded = self.unrecorded_promotion(timeline);
+        }
         if let Some(DataDir::Present { system_id, .. }) = &self.s.data
             && self.s.view.value(&scope.initialize()).is_none_or(str::is_empty)
         {
             let put = Write::put(scope.initialize(), system_id.clone());
             return self.write_under_lock(Writing::Initialize, Vec::new(), vec![put]);
         }
-        if let Some(line) = history_due {
+        if let (Some(first), Some(last)) = (self.s.unrecorded.first(), self.s.unrecorded.last()) {
+            let parent = last.0;
             let mut history = self.s.history();
-            let parent = line.0;
-            history.0.retain(|known| known.0 < parent);
-            history.0.push(line);
+            if first.1 == Lsn(0) {
+                // Without the file that tells all, what was recorded before is kept.
+                history.0.retain(|known| known.0 < first.0);
+                history.0.push(first.clone());
+            } else {
+                // A line that is known already has its own time and name.
+                let known =
+                    |line: &HistoryLine| history.0.iter().find(|old| (old.0, old.1) == (line.0, line.1)).cloned();
+                history.0 = self.s.unrecorded.iter().map(|line| known(line).unwrap_or_else(|| line.clone())).collect();
+            }
             let surplus = history.0.len().saturating_sub(HISTORY_LINES_MAX);
             history.0.drain(..surplus);
             let text = serde_json::to_string(&history).unwrap_or_default();
@@ -350,7 +361,7 @@ impl Primary {
     /// Takes note of how a write ended; what was not written stays due and is tried again.
     fn written(&mut self, writing: Writing, outcome: &Outcome) {
         match (writing, outcome) {
-            (Writing::History, Outcome::Done(_)) => (self.history_due, self.restarted) = (None, false),
+            (Writing::History, Outcome::Done(_)) => self.restarted = false,
             (Writing::Status(position), Outcome::Done(_)) => self.shared = Some(position),
             (Writing::Failover(asked_at), Outcome::Done(_)) => self.answered = Some(asked_at),
             (

@@ -57,7 +57,7 @@ impl Turn {
         let mine = self.s.leader() == Some(self.s.settings.name.as_str());
         let watched = self.s.view.is_watched();
         let leased = self.s.has_ample_lease(self.now);
-        if was_primary && mine && watched && leased && !self.s.leadership.is_busy() {
+        if was_primary && !self.s.is_half_promoted() && mine && watched && leased && !self.s.leadership.is_busy() {
             // Fenced in time, and the lock was not even lost: in place again.
             return self.become_phase(Phase::Recovering { step: Recovery::Reclaiming });
         }

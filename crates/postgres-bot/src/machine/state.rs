@@ -117,9 +117,7 @@ pub(super) enum Phase {
     Candidate(Candidate),
     Promoting {
         from: Lsn,
-        /// The timeline that it is on.
-        parent: Timeline,
-        /// The one that it is promoted to.
+        /// The timeline that it is promoted to.
         timeline: Timeline,
     },
     Primary(Primary),
@@ -164,7 +162,6 @@ pub(super) struct Reservation {
     pub(super) request: bots_core::dcs::RequestId,
     /// The lock that it was asked for under.
     pub(super) fence: bots_core::leadership::Fence,
-    pub(super) parent: Timeline,
     pub(super) timeline: Timeline,
 }
 
@@ -175,9 +172,7 @@ pub(super) struct Primary {
     pub(super) checkpoint_due: bool,
     /// The position in the `status` key that we wrote last.
     pub(super) shared: Option<Lsn>,
-    /// The line that the `history` key still lacks.
-    pub(super) history_due: Option<bots_core::wire::HistoryLine>,
-    /// Started in place: an earlier life may not have got to recording its promotion.
+    /// Started in place, perhaps after a promotion that nobody recorded.
     pub(super) restarted: bool,
     /// The key that a write under the lock is under way for.
     pub(super) writing: Option<(bots_core::dcs::RequestId, Writing)>,
@@ -241,6 +236,8 @@ pub struct State {
     pub(super) shared_head: Option<String>,
     /// The switchover that we acted on last, by the revision of the request: none is tried twice.
     pub(super) tried: Option<Revision>,
+    /// What the timeline of our last promotion comes from, until it is recorded.
+    pub(super) unrecorded: Vec<bots_core::wire::HistoryLine>,
     /// The server follows a living leader in name only.
     pub(super) stall: Stall,
     /// When the server crashed under us as a primary, lately.
@@ -276,6 +273,7 @@ impl State {
             configured: None,
             shared_head: None,
             tried: None,
+            unrecorded: Vec::new(),
             stall: Stall::default(),
             crashes: Vec::new(),
             farewell: None,

@@ -33,11 +33,29 @@ impl State {
 
     /// Which numbers are taken. Where nobody has recorded it, another tool led, or nobody was ever promoted.
     pub(super) fn timelines(&self) -> TimelineRecord {
-        self.view.json(&self.settings.scope.timelines()).unwrap_or_else(|| {
-            let ended = self.history().0.iter().map(|line| line.0.0).max().unwrap_or(0);
-            let current = Timeline(ended + 1);
-            TimelineRecord { current, reserved: current, parent: Timeline(ended), by: String::new() }
-        })
+        let mut record: TimelineRecord = self.view.json(&self.settings.scope.timelines()).unwrap_or_default();
+        // Another tool may have led since, or always: it records the ends of timelines alone.
+        let ended = self.history().0.iter().map(|line| line.0.0).max().unwrap_or(0);
+        record.current = record.current.max(Timeline(ended + 1));
+        record.reserved = record.reserved.max(record.current);
+        record
+    }
+
+    /// A promotion of ours was begun, and nobody knows how far it came: data without `standby.signal` is then not proof of a
+    /// primary on a timeline of its own, and must not be made writable in place.
+    pub(super) fn is_half_promoted(&self) -> bool {
+        let record = self.timelines();
+        record.reserved > record.current && record.by == self.settings.name
+    }
+
+    /// How far data goes along the cluster's history; nothing if it does not lie on it. What was written past the point
+    /// where the cluster left a timeline does not count, where that point is known.
+    pub(super) fn place(&self, timeline: Timeline, position: Lsn) -> Option<(Timeline, Lsn)> {
+        match self.standing(timeline) {
+            Standing::Newest | Standing::LeftSomewhere => Some((timeline, position)),
+            Standing::Left(at) => Some((timeline, position.min(at))),
+            Standing::Astray => None,
+        }
     }
 
     /// Where data on `timeline` stands.
@@ -80,7 +98,7 @@ impl Turn {
         let Some(fence) = self.s.leadership.fence(self.now, &self.s.membership) else { return };
         // One that was made under an earlier lock may have been overtaken since.
         if let Some(made) = reserved.filter(|made| made.fence == fence) {
-            return self.promote(made.parent, made.timeline);
+            return self.promote(made.timeline);
         }
         let Phase::Candidate(candidate) = &self.s.phase else { return };
         if candidate.reservation.is_some() || self.s.timers.armed(Timer::Rewrite).is_some() {
@@ -99,7 +117,7 @@ impl Turn {
         let put = Write::put(key, serde_json::to_string(&record).unwrap_or_default());
         let request = self.transact(compare, vec![put]);
         if let Phase::Candidate(candidate) = &mut self.s.phase {
-            candidate.reservation = Some(Reservation { request, fence, parent, timeline });
+            candidate.reservation = Some(Reservation { request, fence, timeline });
         }
     }
 
@@ -118,13 +136,11 @@ impl Turn {
         }
     }
 
-    /// A promotion of ours that an earlier life did not get to recording. Where it was is not known any more: zero.
-    pub(super) fn unrecorded_promotion(&self, ours: Timeline) -> Option<HistoryLine> {
-        let record = self.s.timelines();
-        if ours <= record.current || !self.s.view.is_watched() {
-            return None;
+    /// A promotion that nobody has recorded: another tool's, or by hand. Where it was is not known: zero.
+    pub(super) fn unrecorded_promotion(&self, ours: Timeline) -> Vec<HistoryLine> {
+        if ours <= self.s.timelines().current || !self.s.view.is_watched() {
+            return Vec::new();
         }
-        let parent = if record.reserved == ours { record.parent } else { Timeline(ours.0.saturating_sub(1)) };
-        Some(self.history_line(parent, Lsn(0)))
+        vec![self.history_line(Timeline(ours.0.saturating_sub(1)), Lsn(0))]
     }
 }

@@ -392,7 +392,9 @@ impl World {
             Job::StartPrimary => JobResult::Started(server(false, timeline, position)),
             Job::StartStandby { .. } => JobResult::Started(server(true, timeline, position)),
             Job::Promote { timeline: Timeline(to) } => {
-                JobResult::Promoted { server: server(false, to, position), switched_at: Lsn(position) }
+                // Timelines are counted only as far as they matter here: each comes from the one before.
+                let ancestry = vec![(Timeline(to.saturating_sub(1)), Lsn(position))];
+                JobResult::Promoted { server: server(false, to, position), ancestry }
             }
             Job::Stop { .. } => JobResult::Stopped { shutdown_checkpoint: clean.then_some(Lsn(position)) },
             Job::CreateRoles

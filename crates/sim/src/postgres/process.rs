@@ -82,6 +82,7 @@ impl World {
         let body = self.body_mut(node);
         let next = body.promoting_to;
         let switched_at = body.disk.wal.branch(next);
+        let ancestry = body.disk.wal.ancestry().to_vec();
         body.disk.wal.append(serial, 128);
         body.disk.history_seen = next;
         body.disk.standby = false;
@@ -94,7 +95,7 @@ impl World {
         if let Some(id) = self.end_of(node, |job| matches!(job, Job::Promote { .. }))
             && let Some(server) = self.body(node).facts()
         {
-            self.job_ended(node, id, Ok(JobResult::Promoted { server, switched_at }));
+            self.job_ended(node, id, Ok(JobResult::Promoted { server, ancestry }));
         }
     }
 
@@ -138,6 +139,7 @@ impl World {
             checkpoint = Some(at);
             self.last_words(node);
         }
+        self.promotion_breaks_off(node);
         let body = self.body_mut(node);
         body.process = Process::Down;
         body.link = None;
@@ -197,7 +199,15 @@ impl World {
         self.server_after(node, delay, ServerItem::Gone { run, end: End::Died("its bot died") });
     }
 
+    /// A promotion that is cut off may have got as far as removing `standby.signal`, and no further.
+    fn promotion_breaks_off(&mut self, node: NodeId) {
+        if matches!(self.body(node).process, Process::Up { promoting: true, .. }) && self.rng.chance(300) {
+            self.body_mut(node).disk.standby = false;
+        }
+    }
+
     pub(crate) fn server_loses_power(&mut self, node: NodeId) {
+        self.promotion_breaks_off(node);
         let body = self.body_mut(node);
         body.process = Process::Down;
         body.link = None;

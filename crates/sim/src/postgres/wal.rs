@@ -45,6 +45,12 @@ impl Wal {
         self.timeline
     }
 
+    /// Each earlier timeline with where it was left, the oldest first.
+    #[must_use]
+    pub fn ancestry(&self) -> &[(Timeline, Lsn)] {
+        &self.switches
+    }
+
     /// How many records it has.
     #[must_use]
     pub const fn len(&self) -> usize {

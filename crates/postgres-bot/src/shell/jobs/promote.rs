@@ -1,9 +1,9 @@
 //! Leaving recovery, and checkpoints.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use bots_core::wire::{Lsn, Timeline};
+use bots_core::wire::Timeline;
 
 use super::super::{
     hands::Hands,
@@ -23,10 +23,7 @@ pub(super) async fn run(hands: &Arc<Hands>, timeline: Timeline) -> anyhow::Resul
     let connection = Connection::open(&hands.node, DEADLINE).await?;
     let before = connection.facts(Timeline::default()).await?;
     if before.in_recovery {
-        let taken = before.timeline.0 + 1..timeline.0;
-        if !taken.is_empty() {
-            hands.on_disk(move |hands| timelines::take(&hands.node.data_dir, taken)).await?;
-        }
+        hands.on_disk(move |hands| timelines::take(&hands.node.data_dir, timeline.0)).await?;
         let asked = connection.client().query_one("SELECT pg_promote(false)", &[]).await;
         if !asked.context("pg_promote")?.get::<_, bool>(0) {
             bail!("the server refused to be promoted");
@@ -35,20 +32,15 @@ pub(super) async fn run(hands: &Arc<Hands>, timeline: Timeline) -> anyhow::Resul
     loop {
         let now = connection.facts(Timeline::default()).await?;
         if !now.in_recovery {
-            let switched_at = switch_position(hands, now.timeline).unwrap_or(before.position);
-            tracing::info!(timeline = now.timeline.0, %switched_at, "promoted");
-            return Ok(JobResult::Promoted { server: now, switched_at });
+            let mut ancestry = timelines::ancestry(&hands.node.data_dir, now.timeline);
+            if ancestry.is_empty() {
+                ancestry.push((before.timeline, before.position));
+            }
+            tracing::info!(timeline = now.timeline.0, ?ancestry, "promoted");
+            return Ok(JobResult::Promoted { server: now, ancestry });
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
-}
-
-/// Where `timeline` branched off, by the last line of its history file.
-fn switch_position(hands: &Hands, timeline: Timeline) -> Option<Lsn> {
-    let file = hands.node.data_dir.join(format!("pg_wal/{:08X}.history", timeline.0));
-    let history = fs::read_to_string(file).ok()?;
-    let last = history.lines().rfind(|line| line.starts_with(|c: char| c.is_ascii_digit()));
-    last?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// `CHECKPOINT`, however long it takes.

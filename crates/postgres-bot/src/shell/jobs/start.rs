@@ -11,6 +11,7 @@ use super::super::{
     postmaster::Life,
     processes::PidFile,
     server::{self, Connection},
+    timelines,
 };
 use crate::machine::{JobResult, Server, StopMode, Upstream};
 
@@ -19,6 +20,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// A first answer takes longer than later ones: every cache is cold.
 const FIRST_ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a restartpoint is waited for; a server with more to write tells its timeline later, by itself.
+const RESTARTPOINT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a crashed standby may take to be consistent by itself; a new copy is the way out.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
@@ -100,5 +104,14 @@ fn says_ready(hands: &Hands) -> bool {
 
 async fn first_answer(hands: &Hands) -> anyhow::Result<Server> {
     let connection = Connection::open(&hands.node, FIRST_ANSWER_DEADLINE).await?;
-    connection.facts(Timeline::default()).await.context("the first question")
+    let server = connection.facts(Timeline::default()).await.context("the first question")?;
+    let behind = timelines::newest(&hands.node.data_dir).is_some_and(|newest| newest > server.timeline);
+    if !(server.in_recovery && behind) {
+        return Ok(server);
+    }
+    // A standby that follows nobody tells the timeline of its last restartpoint, however far beyond that it has replayed.
+    match tokio::time::timeout(RESTARTPOINT_PATIENCE, connection.client().batch_execute("CHECKPOINT")).await {
+        Ok(Ok(())) => connection.facts(Timeline::default()).await.context("the first question, asked again"),
+        Ok(Err(_)) | Err(_) => Ok(server),
+    }
 }
