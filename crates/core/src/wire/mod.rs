@@ -3,12 +3,14 @@
 //! Every type reads what older and newer versions wrote: unknown fields are kept or ignored, absent ones have defaults.
 
 mod content;
+mod edge;
 mod member;
 mod postgres;
 mod time;
 mod web;
 
 pub use content::{ContentFacts, Quarantined, Revision as ContentRevision};
+pub use edge::EdgeFacts;
 pub use member::{Kind, Member, MemberHead};
 pub use postgres::{FailoverRequest, HistoryLine, Lsn, PostgresFacts, PostgresStatus, Timeline, TimelineHistory};
 pub use time::{rfc3339_from_unix_ms, unix_ms_from_rfc3339};
