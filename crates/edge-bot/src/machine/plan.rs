@@ -7,7 +7,10 @@
 //! Replicas, web: who should serve is ready and the check decides; who should not any more drains, then gives its place
 //! back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use bots_core::{
     dcs::Revision,
@@ -23,7 +26,7 @@ use super::{
 /// What must be remembered between two looks.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub(super) struct Memory {
-    /// The generation whose leader was taken for healthy on our word. From then on its check decides.
+    /// The generation whose leader was seen to be up, or taken for it on our word. From then on its check decides.
     vouched: Option<Revision>,
     /// Since when a place has been draining.
     draining: BTreeMap<Place, Time>,
@@ -35,6 +38,8 @@ pub(super) struct Plan {
     pub(super) commands: Vec<Command>,
     /// Members that have no place, since all are taken.
     pub(super) homeless: Vec<(Backend, String)>,
+    /// The leader, and where it is checked, if its check overrules etcd.
+    pub(super) overruled: Option<(String, SocketAddr)>,
 }
 
 impl Memory {
@@ -60,9 +65,9 @@ impl Memory {
                 self.backend(backend, &servers, &mut draft);
             }
         }
-        let Draft { mut closing, opening, homeless, .. } = draft;
+        let Draft { mut closing, opening, homeless, overruled, .. } = draft;
         closing.extend(opening);
-        Plan { commands: closing, homeless }
+        Plan { commands: closing, homeless, overruled }
     }
 
     fn backend(&mut self, backend: Backend, servers: &[&Server], draft: &mut Draft<'_>) {
@@ -111,7 +116,8 @@ impl Memory {
                 let commands = if closes { &mut draft.closing } else { &mut draft.opening };
                 commands.push(Command::SetAdmin { place: place(), admin: quiet });
             }
-            if server.sessions > 0 {
+            // Those that have come in since the last look are shut, too.
+            if server.sessions > 0 || (server.up && server.admin == Admin::Ready) {
                 draft.closing.push(Command::ShutSessions { place: place() });
             }
             return;
@@ -119,10 +125,12 @@ impl Memory {
         if server.admin != Admin::Ready {
             draft.opening.push(Command::SetAdmin { place: place(), admin: Admin::Ready });
         }
-        if server.place.backend == Backend::Primary && !server.up {
+        if server.place.backend == Backend::Primary && server.admin != Admin::Maint {
             let generation = draft.wanted.leader.as_ref().map(|l| l.generation);
-            if self.vouched != generation {
-                self.vouched = generation;
+            let vouched = std::mem::replace(&mut self.vouched, generation) == generation;
+            if !server.up && vouched {
+                draft.overruled = Some((target.name.clone(), target.check));
+            } else if !server.up {
                 draft.opening.push(Command::SetUp { place: place() });
             }
         }
@@ -138,13 +146,14 @@ impl Memory {
         let since = *self.draining.entry(place()).or_insert(draft.now);
         let late = draft.now >= since + draft.drain_timeout;
         let at_once = server.place.backend == Backend::Primary || !server.up;
-        if server.sessions == 0 || at_once || late {
+        if at_once || (server.admin == Admin::Drain && late) {
             draft.closing.push(Command::SetAdmin { place: place(), admin: Admin::Maint });
-            if server.sessions > 0 {
-                draft.closing.push(Command::ShutSessions { place: place() });
-            }
-        } else if server.admin != Admin::Drain {
+            draft.closing.push(Command::ShutSessions { place: place() });
+        } else if server.admin == Admin::Ready {
+            // Whether it has sessions is seen after that: none can come in any more.
             draft.closing.push(Command::SetAdmin { place: place(), admin: Admin::Drain });
+        } else if server.sessions == 0 {
+            draft.closing.push(Command::SetAdmin { place: place(), admin: Admin::Maint });
         }
     }
 }
@@ -167,10 +176,11 @@ struct Draft<'w> {
     closing: Vec<Command>,
     opening: Vec<Command>,
     homeless: Vec<(Backend, String)>,
+    overruled: Option<(String, SocketAddr)>,
 }
 
 impl<'w> Draft<'w> {
     const fn new(now: Time, drain_timeout: Span, wanted: &'w Wanted) -> Self {
-        Self { now, drain_timeout, wanted, closing: Vec::new(), opening: Vec::new(), homeless: Vec::new() }
+        Self { now, drain_timeout, wanted, closing: Vec::new(), opening: Vec::new(), homeless: Vec::new(), overruled: None }
     }
 }

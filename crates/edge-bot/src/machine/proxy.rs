@@ -180,7 +180,10 @@ pub(super) struct Proxy {
     applied: Vec<Command>,
     repeat_at: Time,
     repeat_pause: Span,
-    trouble: Option<String>,
+    /// What it said against the last commands.
+    complaint: Option<String>,
+    /// Why it does not run or does not answer.
+    silence: Option<String>,
 }
 
 impl Proxy {
@@ -197,7 +200,8 @@ impl Proxy {
             applied: Vec::new(),
             repeat_at: Time::ZERO,
             repeat_pause: REPEAT_MIN,
-            trouble: None,
+            complaint: None,
+            silence: None,
         }
     }
 
@@ -223,7 +227,7 @@ impl Proxy {
     }
 
     pub(super) fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
+        self.silence.as_deref().or(self.complaint.as_deref())
     }
 
     /// The process, while it answers.
@@ -246,13 +250,13 @@ impl Proxy {
                 self.link = Link::Up;
                 self.snapshot = snapshot;
                 self.start_pause = START_RETRY_MIN;
+                self.silence = None;
                 if other {
                     self.applied.clear();
                 }
-                match complaints.into_iter().next() {
-                    Some(complaint) => self.trouble = Some(format!("the proxy refuses a command: {complaint}")),
-                    None if applied || other => self.trouble = None,
-                    None => {}
+                if applied || other {
+                    let complaint = complaints.into_iter().next();
+                    self.complaint = complaint.map(|c| format!("the proxy refuses a command: {c}"));
                 }
                 if other { Seen::Another(self.snapshot.pid) } else { Seen::Same }
             }
@@ -262,7 +266,7 @@ impl Proxy {
             }
             Look::Silent { why } => {
                 // It may be busy, or stopped by a debugger. A second one could not have its ports.
-                self.trouble = Some(format!("the proxy does not answer: {why}"));
+                self.silence = Some(format!("the proxy does not answer: {why}"));
                 self.applied.clear();
                 Seen::Nothing
             }
@@ -279,9 +283,9 @@ impl Proxy {
         match result {
             Started::Done => {
                 self.started = true;
-                self.trouble = None;
+                self.silence = None;
             }
-            Started::Failed { why } => self.trouble = Some(why),
+            Started::Failed { why } => self.silence = Some(why),
         }
     }
 
@@ -305,7 +309,7 @@ impl Proxy {
         self.started = false;
         self.snapshot = Snapshot::default();
         self.applied.clear();
-        self.trouble.get_or_insert_with(|| format!("no proxy runs: {why}"));
+        self.silence.get_or_insert_with(|| format!("no proxy runs: {why}"));
     }
 
     /// Whether commands can be sent now.

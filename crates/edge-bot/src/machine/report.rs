@@ -90,7 +90,7 @@ fn waiting_for(state: &State) -> String {
         Role::Starting if state.proxy.is_starting() => String::from("the proxy to come up"),
         Role::Starting if state.settings.start_proxy => String::from("the next try to start the proxy"),
         Role::Starting => String::from("somebody to start the proxy"),
-        Role::Keeping => state.membership.trouble().unwrap_or_else(|| String::from("etcd")),
+        Role::Keeping => String::from("etcd"),
         Role::Routing if state.wanted.held_because.is_some() => String::from("a leader that accepts writes"),
         Role::Routing => String::from("etcd or the proxy to change"),
         Role::Stopping => String::from("the proxy's end"),
@@ -102,32 +102,18 @@ fn troubles(state: &State) -> Vec<String> {
     let mut found: Vec<String> = state.membership.trouble().into_iter().collect();
     found.extend(state.proxy.trouble().map(str::to_owned));
     if state.role() == Role::Keeping {
-        found.push(String::from("the watch of etcd is broken: routes stay as they are"));
+        found.push(String::from("etcd is not watched: routes stay as they are"));
     }
     for (backend, name) in &state.homeless {
         found.push(format!(
-            "{name} has no place in the proxy's backend {backend}: raise proxy.slots and restart the proxy"
+            "{name} has no place in the proxy's backend {backend}: raise proxy.places and restart the proxy"
         ));
     }
     found.extend(state.names.unknown().map(|host| format!("the host name {host} has no address: correct it, or DNS")));
-    if state.role() == Role::Routing {
-        found.extend(contradictions(state));
-    }
-    found
-}
-
-/// Where the proxy's checks say something else than etcd.
-fn contradictions(state: &State) -> Vec<String> {
-    let mut found = Vec::new();
-    for target in state.wanted.of(Backend::Primary) {
-        let server = state.proxy.snapshot().of(Backend::Primary).find(|s| s.serve == Some(target.serve));
-        let Some(server) = server else { continue };
-        if target.open && server.admin == Admin::Ready && !server.up {
-            found.push(format!(
-                "{} leads, and the proxy's check of it at {} fails: let the proxy's machine reach its API",
-                target.name, target.check
-            ));
-        }
+    if let Some((name, check)) = state.overruled.as_ref().filter(|_| state.role() == Role::Routing) {
+        found.push(format!(
+            "{name} leads, and the proxy's check of it at {check} fails: see to it that the proxy reaches its API"
+        ));
     }
     found
 }

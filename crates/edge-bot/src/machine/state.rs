@@ -1,5 +1,7 @@
 //! Everything that an edge bot knows, and how an event changes it.
 
+use std::net::SocketAddr;
+
 use bots_core::{
     dcs::{Revision, Scope, View},
     machine::{Deadline, Machine, Span, Time},
@@ -66,6 +68,7 @@ pub struct State {
     /// What etcd asked for when it was last known.
     pub(super) wanted: Wanted,
     pub(super) homeless: Vec<(Backend, String)>,
+    pub(super) overruled: Option<(String, SocketAddr)>,
     /// Stopping: when the proxy is ended without waiting for its sessions.
     kill_at: Option<Time>,
 }
@@ -89,6 +92,7 @@ impl State {
             memory: Memory::default(),
             wanted: Wanted::default(),
             homeless: Vec::new(),
+            overruled: None,
             kill_at: None,
             settings,
         }
@@ -190,6 +194,7 @@ impl State {
                 let timeout = self.settings.drain_timeout;
                 let plan = self.memory.plan(now, &self.wanted, self.proxy.snapshot(), timeout);
                 self.homeless = plan.homeless;
+                self.overruled = plan.overruled;
                 self.proxy.apply(now, plan.commands, out);
             }
         }
