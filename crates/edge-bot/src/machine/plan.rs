@@ -181,6 +181,14 @@ struct Draft<'w> {
 
 impl<'w> Draft<'w> {
     const fn new(now: Time, drain_timeout: Span, wanted: &'w Wanted) -> Self {
-        Self { now, drain_timeout, wanted, closing: Vec::new(), opening: Vec::new(), homeless: Vec::new(), overruled: None }
+        Self {
+            now,
+            drain_timeout,
+            wanted,
+            closing: Vec::new(),
+            opening: Vec::new(),
+            homeless: Vec::new(),
+            overruled: None,
+        }
     }
 }

@@ -71,6 +71,7 @@ fn routes(state: &State) -> String {
     if state.settings.postgres.is_some() {
         parts.push(match state.routed() {
             Some((name, generation)) => format!("primary is {name} (generation {})", generation.0),
+            None if state.role() == Role::Keeping => format!("primary {}", count(Backend::Primary)),
             None => String::from("connections for the primary are held"),
         });
         if state.settings.replicas {

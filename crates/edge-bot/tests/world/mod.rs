@@ -176,7 +176,8 @@ impl World {
             load: Some(WebLoad { in_flight_milli, rps: 0, p99_us: 0 }),
             ..WebFacts::default()
         };
-        let value = Member::new(head(Kind::Web, state, "member", &format!("http://10.0.1.{number}:8008/status")), &facts);
+        let value =
+            Member::new(head(Kind::Web, state, "member", &format!("http://10.0.1.{number}:8008/status")), &facts);
         self.put(&scope("web").member(name), &value.to_json());
     }
 
