@@ -29,6 +29,7 @@ struct Proxy {
     socket: PathBuf,
     primary: SocketAddr,
     pid: u32,
+    launch: Option<Launch>,
     _dir: tempfile::TempDir,
 }
 
@@ -53,11 +54,9 @@ impl Proxy {
         };
         assert!(matches!(converse(&socket, &[]).await, Look::Absent { .. }), "nobody listens yet");
         assert_eq!(launch.start().await, Started::Done);
-        let mut proxy = Self { socket, primary, pid: 0, _dir: dir };
+        let mut proxy = Self { socket, primary, pid: 0, launch: None, _dir: dir };
         proxy.pid = proxy.look(&[]).await.pid;
-        let again = launch.start().await;
-        let Started::Failed { why } = again else { panic!("the ports are taken") };
-        assert!(why.contains("bind") && !why.contains('\n'), "{why}");
+        proxy.launch = Some(launch);
         proxy
     }
 
@@ -209,4 +208,26 @@ async fn haproxy_does_what_the_model_says() {
         panic!("it answers")
     };
     assert_eq!(complaints.len(), 1, "a place that is not there: {complaints:?}");
+}
+
+#[tokio::test]
+async fn two_proxies_never_share_their_ports() {
+    let mut proxy = Proxy::start().await;
+    let launch = proxy.launch.take().expect("started");
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let mut other = Launch { data_dir: elsewhere.path().to_owned(), ..launch.clone() };
+    let own = elsewhere.path().join("haproxy.sock").display().to_string();
+    other.env.iter_mut().filter(|(name, _)| *name == "EDGE_SOCKET").for_each(|(_, value)| value.clone_from(&own));
+    let Started::Failed { why } = other.start().await else { panic!("the ports are taken") };
+    assert!(why.contains("bind") && !why.contains('\n'), "{why}");
+
+    // One that is not heard of any more hands its ports over, and goes.
+    let lost = proxy.pid;
+    std::fs::remove_file(&proxy.socket).expect("take its socket away");
+    assert_eq!(launch.start().await, Started::Done);
+    proxy.pid = proxy.look(&[]).await.pid;
+    assert_ne!(proxy.pid, lost);
+    let gone = bots_core::shell::process::exit_of(lost);
+    // That there is no such process says it just as well.
+    let _gone_already = tokio::time::timeout(STEP, gone).await.expect("it ends in time");
 }

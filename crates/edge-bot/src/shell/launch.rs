@@ -43,7 +43,8 @@ impl Launch {
         data_dir.join("hold.lua")
     }
 
-    /// Starts it. It has bound its ports when this returns.
+    /// Starts it. It has bound its ports when this returns. One of ours that still runs, and is not heard of any more
+    /// since its socket is gone, hands its ports over and ends with its last session.
     pub async fn start(&self) -> Started {
         let config = match self.write_files() {
             Ok(config) => config,
@@ -53,7 +54,12 @@ impl Launch {
             }
         };
         let mut command = Command::new(&self.binary);
-        command.arg("-D").arg("-f").arg(&config).arg("-p").arg(self.data_dir.join("haproxy.pid"));
+        let pid_file = self.data_dir.join("haproxy.pid");
+        command.arg("-D").arg("-f").arg(&config).arg("-p").arg(&pid_file);
+        if let Some(lost) = living(&pid_file) {
+            tracing::warn!(pid = lost, "a proxy runs whose socket is gone: the new one takes its ports over");
+            command.arg("-sf").arg(lost.to_string());
+        }
         // Nothing of ours but the path: configuration may come from the environment, and passwords with it.
         command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
         command.envs(self.env.iter().map(|(name, value)| (*name, value)));
@@ -81,6 +87,15 @@ impl Launch {
             }
         }
     }
+}
+
+/// The proxy that has written this file, if it lives. Its number may be another process's by now, so the file must stand
+/// in its command line.
+fn living(pid_file: &Path) -> Option<u32> {
+    let pid = fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
+    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut words = command.split(|byte| *byte == 0);
+    words.any(|word| word == pid_file.as_os_str().as_encoded_bytes()).then_some(pid)
 }
 
 /// Whole or not at all.
