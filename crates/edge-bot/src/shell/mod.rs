@@ -2,7 +2,7 @@
 
 pub mod config;
 pub mod launch;
-mod metrics;
+pub mod metrics;
 pub mod socket;
 
 use std::{net::IpAddr, ops::ControlFlow, path::PathBuf, time::Duration};
@@ -189,7 +189,7 @@ impl Shell for Hands {
 /// The first address of a host; IPv4 before IPv6, so that the answer does not change from time to time.
 async fn resolve(host: &str) -> Option<IpAddr> {
     let looking = tokio::net::lookup_host((host, 0));
-    let found = match tokio::time::timeout(RESOLVE_DEADLINE, looking).await {
+    match tokio::time::timeout(RESOLVE_DEADLINE, looking).await {
         Ok(Ok(found)) => found.map(|socket| socket.ip()).min(),
         Ok(Err(error)) => {
             tracing::warn!(%error, host, "a host name is not found");
@@ -199,6 +199,5 @@ async fn resolve(host: &str) -> Option<IpAddr> {
             tracing::warn!(host, "a host name is not found in time");
             None
         }
-    };
-    found
+    }
 }

@@ -1,6 +1,8 @@
 //! A small world for edge machines: etcd in memory, time that stands still until it is moved, and a model of HAProxy's
 //! servers that does what 2.6 was seen to do (`tests/haproxy.rs` holds the real one to the same).
 
+#![allow(unreachable_pub, reason = "shared by tests, each of which is a crate of its own")]
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt::Write as _,
