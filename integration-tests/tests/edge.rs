@@ -57,7 +57,9 @@ async fn switches_over(fleet: &Fleet, edge: &EdgeBot, old: &str) -> Result<Strin
     let done = fleet.botctl(["switchover", MAIN, "--to", &to, "--force"]).await?;
     ensure!(done.code == Some(0), "botctl switchover ends with {:?}: {}{}", done.code, done.stdout, done.stderr);
     ensure!(fleet.new_primary(old, STEP).await? == to, "{to} leads");
+    let led = Instant::now();
     acknowledges(fleet, &to).await?;
+    println!("acknowledged no later than {} ms after etcd showed the new primary", millis(led.elapsed()));
     writer.writes_after(Instant::now(), STEP).await?;
     let (gap, refused) = (writer.longest_gap_since(began), writer.refused());
     println!("switchover through the edge: {gap} ms without a write, {refused} attempts broken");

@@ -1,17 +1,17 @@
 //! The edge machine: keeps a proxy's servers as etcd says that they should be. Pure.
 //!
 //! ```text
-//!                no proxy answers            the proxy answers,
-//!  initializing ──────────────────▶ starting ─────┬─────────────▶ routing
-//!       │                            ▲ ▲          │ etcd is known   │ ▲
-//!       │ a proxy answers: adopted   │ │          ▼                 │ │
-//!       └────────────────────────────┼─┼───────▶ keeping ◀──────────┘ │
-//!                  the proxy is gone │ └─────────┘ │  the watch is    │
-//!                                    │             │  broken          │
-//!                                    │             └──────────────────┘
-//!                                    └── routing     etcd is known
+//!                 no proxy answers              the proxy answers, etcd is watched
+//!  initializing ──────────────────▶ starting ◀──────────────────────────────────▶ routing
+//!       │                              ▲      the proxy is gone                    ▲ ▲ │
+//!       │                              │                                           │ │ │
+//!       │              proxy gone      │ proxy answers, etcd is not watched        │ │ │
+//!       │                              ▼                  etcd is watched          │ │ │
+//!       ├─ a proxy answers ─────────▶ keeping ◀────────────────────────────────────┘ │ ▼
+//!       │                                               the watch is broken          │
+//!       └─ a proxy answers, etcd is watched ─────────────────────────────────────────┘
 //!
-//!  every node ──▶ stopping (the proxy is to go with the bot) ──▶ stopped
+//!  keeping, routing ──▶ stopping (the proxy is to go with the bot) ──▶ stopped
 //!  every node ──▶ stopped: asked to stop, or another live bot has our name
 //! ```
 //!

@@ -42,6 +42,13 @@ pub(super) struct Plan {
     pub(super) overruled: Option<(String, SocketAddr)>,
 }
 
+/// When the difference is looked for, and how old what is known of the proxy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Moment {
+    pub(super) now: Time,
+    pub(super) seen_at: Time,
+}
+
 impl Memory {
     /// Another process answers, or it is not known what the last one has heard.
     pub(super) fn forget(&mut self) {
@@ -53,9 +60,9 @@ impl Memory {
         self.draining.values().min().map(|since| *since + timeout)
     }
 
-    /// The difference at `now`.
-    pub(super) fn plan(&mut self, now: Time, wanted: &Wanted, shown: &Snapshot, drain_timeout: Span) -> Plan {
-        let mut draft = Draft::new(now, drain_timeout, wanted);
+    /// The difference between what is wanted and what was shown.
+    pub(super) fn plan(&mut self, moment: Moment, wanted: &Wanted, shown: &Snapshot, drain_timeout: Span) -> Plan {
+        let mut draft = Draft::new(moment, drain_timeout, wanted);
         let shown_places: BTreeSet<&Place> = shown.servers.iter().map(|s| &s.place).collect();
         self.draining.retain(|place, _| shown_places.contains(place));
         for backend in Backend::ALL {
@@ -71,6 +78,9 @@ impl Memory {
     }
 
     fn backend(&mut self, backend: Backend, servers: &[&Server], draft: &mut Draft<'_>) {
+        if backend == Backend::Primary {
+            draft.opens_leader = self.opens_leader(servers, draft.wanted);
+        }
         let mut taken: BTreeSet<&Place> = BTreeSet::new();
         let mut newcomers = Vec::new();
         for target in draft.wanted.of(backend) {
@@ -98,6 +108,14 @@ impl Memory {
         }
     }
 
+    /// Whether the leader is about to be opened to new connections.
+    fn opens_leader(&self, servers: &[&Server], wanted: &Wanted) -> bool {
+        let Some(target) = wanted.of(Backend::Primary).iter().find(|t| t.open) else { return false };
+        let vouched = self.vouched == wanted.leader.as_ref().map(|l| l.generation);
+        let own = servers.iter().find(|s| s.serve == Some(target.serve));
+        own.is_none_or(|s| s.admin != Admin::Ready || (!s.up && !vouched))
+    }
+
     /// Brings a place to what its member should have.
     fn settle(&mut self, server: &Server, target: &Target, draft: &mut Draft<'_>) {
         let place = || server.place.clone();
@@ -109,8 +127,16 @@ impl Memory {
             draft.opening.push(Command::SetWeight { place: place(), weight: target.weight });
         }
         if !target.open {
-            // A place that comes from rest is taken for healthy until its first check.
-            let quiet = if server.up || server.admin == Admin::Maint { Admin::Drain } else { Admin::Ready };
+            // A place that comes from rest is taken for healthy until its first check. A check that failed at the last
+            // look may have passed since: nobody else stays open when the leader is opened, and nobody is let out of a
+            // drain on old news.
+            let fresh = draft.moment.seen_at == draft.moment.now;
+            let quiet = match server.admin {
+                Admin::Maint => Admin::Drain,
+                _ if server.up || draft.opens_leader => Admin::Drain,
+                Admin::Drain if !fresh => Admin::Drain,
+                Admin::Drain | Admin::Ready => Admin::Ready,
+            };
             if server.admin != quiet {
                 let closes = server.admin == Admin::Ready;
                 let commands = if closes { &mut draft.closing } else { &mut draft.opening };
@@ -143,8 +169,8 @@ impl Memory {
             self.draining.remove(&server.place);
             return;
         }
-        let since = *self.draining.entry(place()).or_insert(draft.now);
-        let late = draft.now >= since + draft.drain_timeout;
+        let since = *self.draining.entry(place()).or_insert(draft.moment.now);
+        let late = draft.moment.now >= since + draft.drain_timeout;
         let at_once = server.place.backend == Backend::Primary || !server.up;
         if at_once || (server.admin == Admin::Drain && late) {
             draft.closing.push(Command::SetAdmin { place: place(), admin: Admin::Maint });
@@ -170,7 +196,8 @@ pub(super) fn routed<'w>(wanted: &'w Wanted, shown: &Snapshot) -> Option<&'w sup
 }
 
 struct Draft<'w> {
-    now: Time,
+    moment: Moment,
+    opens_leader: bool,
     drain_timeout: Span,
     wanted: &'w Wanted,
     closing: Vec<Command>,
@@ -180,9 +207,10 @@ struct Draft<'w> {
 }
 
 impl<'w> Draft<'w> {
-    const fn new(now: Time, drain_timeout: Span, wanted: &'w Wanted) -> Self {
+    const fn new(moment: Moment, drain_timeout: Span, wanted: &'w Wanted) -> Self {
         Self {
-            now,
+            moment,
+            opens_leader: false,
             drain_timeout,
             wanted,
             closing: Vec::new(),

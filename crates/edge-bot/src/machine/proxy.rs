@@ -171,6 +171,7 @@ pub(super) struct Proxy {
     job: Option<Job>,
     jobs: u64,
     snapshot: Snapshot,
+    seen_at: Time,
     look_at: Time,
     start_at: Time,
     start_pause: Span,
@@ -193,6 +194,7 @@ impl Proxy {
             job: None,
             jobs: 0,
             snapshot: Snapshot { pid: 0, servers: Vec::new() },
+            seen_at: Time::ZERO,
             look_at: Time::ZERO,
             start_at: Time::ZERO,
             start_pause: START_RETRY_MIN,
@@ -216,6 +218,11 @@ impl Proxy {
 
     pub(super) const fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// When the snapshot was taken in.
+    pub(super) const fn seen_at(&self) -> Time {
+        self.seen_at
     }
 
     pub(super) const fn was_started(&self) -> bool {
@@ -249,6 +256,7 @@ impl Proxy {
                 let other = self.link != Link::Up || self.snapshot.pid != snapshot.pid;
                 self.link = Link::Up;
                 self.snapshot = snapshot;
+                self.seen_at = now;
                 self.start_pause = START_RETRY_MIN;
                 self.silence = None;
                 if other {
@@ -267,7 +275,6 @@ impl Proxy {
             Look::Silent { why } => {
                 // It may be busy, or stopped by a debugger. A second one could not have its ports.
                 self.silence = Some(format!("the proxy does not answer: {why}"));
-                self.applied.clear();
                 Seen::Nothing
             }
         }
@@ -336,15 +343,17 @@ impl Proxy {
         }
     }
 
-    /// Asks for commands, unless the same ones were just asked for and may only need a moment.
-    pub(super) fn apply(&mut self, now: Time, commands: Vec<Command>, out: &mut Vec<Action>) {
+    /// Asks for commands, unless the same ones were just asked for and may only need a moment. Says whether all that
+    /// there was to ask for is asked for.
+    #[must_use]
+    pub(super) fn apply(&mut self, now: Time, commands: Vec<Command>, out: &mut Vec<Action>) -> bool {
         if commands.is_empty() {
             self.applied.clear();
-            return;
+            return true;
         }
         if commands == self.applied {
             if now < self.repeat_at {
-                return;
+                return false;
             }
             self.repeat_pause = self.repeat_pause.times(2).min(REPEAT_MAX);
         } else {
@@ -355,6 +364,7 @@ impl Proxy {
         let job = self.next_job();
         self.job = Some(Job::Apply(job));
         out.push(Action::ApplyRoutes { job, commands });
+        true
     }
 
     const fn next_job(&mut self) -> JobId {

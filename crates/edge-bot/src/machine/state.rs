@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{
     Action, Backend, EdgeMachine, Event, Role,
     names::Names,
-    plan::{self, Memory},
+    plan::{self, Memory, Moment},
     proxy::{Proxy, Seen},
     report, wanted,
     wanted::Wanted,
@@ -192,10 +192,14 @@ impl State {
             self.wanted = Wanted::read(&self.settings, &self.view, &self.names);
             if self.proxy.is_free() {
                 let timeout = self.settings.drain_timeout;
-                let plan = self.memory.plan(now, &self.wanted, self.proxy.snapshot(), timeout);
+                let mut memory = self.memory.clone();
+                let moment = Moment { now, seen_at: self.proxy.seen_at() };
+                let plan = memory.plan(moment, &self.wanted, self.proxy.snapshot(), timeout);
                 self.homeless = plan.homeless;
                 self.overruled = plan.overruled;
-                self.proxy.apply(now, plan.commands, out);
+                if self.proxy.apply(now, plan.commands, out) {
+                    self.memory = memory;
+                }
             }
         }
         self.proxy.advance(now, self.settings.start_proxy, out);
