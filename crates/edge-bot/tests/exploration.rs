@@ -8,7 +8,7 @@ use bots_core::{
     dcs::Revision,
     machine::{Machine, Span},
 };
-use edge_bot::machine::{Admin, Backend, EdgeMachine, Role};
+use edge_bot::machine::{Admin, BATCHES_MAX, Backend, EdgeMachine, LOOK_INTERVAL, Role};
 use world::{World, scope};
 
 /// Enough that every pair of troubles comes together many times; a few seconds on one core.
@@ -47,6 +47,20 @@ fn a_storm_ends_with_the_leader_routed_to_and_silence() {
         let told = std::panic::catch_unwind(|| storm(seed));
         assert!(told.is_ok(), "to see it alone: SEED={seed} cargo test -p edge-bot --test exploration");
     }
+}
+
+/// A proxy that undoes what it is told is told so again, with less and less hope.
+#[test]
+fn a_stubborn_proxy_is_not_talked_to_all_the_time() {
+    let mut world = World::new();
+    world.start(true, false);
+    world.settle();
+    world.proxy.as_mut().expect("started").stubborn = true;
+    world.web("web-1", "serving", 0);
+    world.pass(Span::from_secs(60));
+    let batches = world.proxy.as_ref().expect("it runs").batches;
+    let most = BATCHES_MAX + 60_000 / u32::try_from(LOOK_INTERVAL.as_millis()).expect("small") + 10;
+    assert!((BATCHES_MAX..most).contains(&batches), "{batches} batches in a minute, where {most} are the most");
 }
 
 fn storm(seed: u64) {

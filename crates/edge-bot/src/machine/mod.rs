@@ -42,7 +42,10 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     names::{RESOLVE_AGAIN, RESOLVE_RETRY},
-    proxy::{Admin, Backend, LOOK_INTERVAL, Look, REPEAT_MAX, REPEAT_MIN, START_RETRY_MAX, Server, Snapshot, Started},
+    proxy::{
+        Admin, BATCHES_MAX, Backend, LOOK_INTERVAL, Look, REPEAT_MAX, REPEAT_MIN, START_RETRY_MAX, Server, Snapshot,
+        Started,
+    },
     state::{Settings, State},
     wanted::{WEIGHT_FULL, WEIGHT_STEP},
 };

@@ -17,6 +17,10 @@ pub const REPEAT_MIN: Span = Span::from_millis(50);
 /// How seldom commands that stay without effect are repeated: no more often than the proxy is looked at anyway.
 pub const REPEAT_MAX: Span = LOOK_INTERVAL;
 
+/// How many batches may follow each other at once without the proxy coming to what is wanted. A change of the fleet takes
+/// two or three; a proxy that undoes what it is told must not be told a thousand times a second.
+pub const BATCHES_MAX: u32 = 20;
+
 /// Between a failed start of the proxy and the next, the first time; it doubles.
 const START_RETRY_MIN: Span = Span::from_millis(500);
 
@@ -181,6 +185,8 @@ pub(super) struct Proxy {
     applied: Vec<Command>,
     repeat_at: Time,
     repeat_pause: Span,
+    /// Batches since the proxy was last seen to be as wanted.
+    batches: u32,
     /// What it said against the last commands.
     complaint: Option<String>,
     /// Why it does not run or does not answer.
@@ -202,6 +208,7 @@ impl Proxy {
             applied: Vec::new(),
             repeat_at: Time::ZERO,
             repeat_pause: REPEAT_MIN,
+            batches: 0,
             complaint: None,
             silence: None,
         }
@@ -349,9 +356,10 @@ impl Proxy {
     pub(super) fn apply(&mut self, now: Time, commands: Vec<Command>, out: &mut Vec<Action>) -> bool {
         if commands.is_empty() {
             self.applied.clear();
+            self.batches = 0;
             return true;
         }
-        if commands == self.applied {
+        if commands == self.applied || self.batches >= BATCHES_MAX {
             if now < self.repeat_at {
                 return false;
             }
@@ -359,6 +367,7 @@ impl Proxy {
         } else {
             self.repeat_pause = REPEAT_MIN;
         }
+        self.batches = self.batches.saturating_add(1);
         self.repeat_at = now + self.repeat_pause;
         self.applied.clone_from(&commands);
         let job = self.next_job();

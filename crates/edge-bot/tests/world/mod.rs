@@ -53,6 +53,10 @@ pub struct World {
 pub struct Proxy {
     pub pid: u32,
     pub silent: bool,
+    /// Undoes what it is told, now in this way and now in that.
+    pub stubborn: bool,
+    /// Batches of commands that it was given.
+    pub batches: u32,
     pub servers: Vec<Server>,
     watched: bool,
 }
@@ -236,6 +240,7 @@ impl World {
                         self.apply(command);
                     }
                 }
+                self.undo();
                 self.look(job);
             }
             Action::StartProxy { job } => {
@@ -268,6 +273,17 @@ impl World {
             Action::Exit { code, message } => {
                 self.log.push(format!("> exit {code}: {message}"));
                 self.exited = Some(code);
+            }
+        }
+    }
+
+    fn undo(&mut self) {
+        let Some(proxy) = &mut self.proxy else { return };
+        proxy.batches += 1;
+        for server in proxy.servers.iter_mut().filter(|s| proxy.stubborn && s.place.backend == Backend::Web) {
+            match proxy.batches % 2 {
+                0 => server.weight = 50,
+                _ => server.check = None,
             }
         }
     }
