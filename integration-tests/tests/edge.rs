@@ -36,7 +36,9 @@ async fn sql_finds_the_primary_wherever_it_is() -> Result<()> {
     let second = switches_over(&fleet, &edge, &first).await?;
     a_killed_bot_keeps_the_routes(&fleet, &mut edge, &second).await?;
     let third = checks_find_the_primary_without_the_bot(&fleet, &mut edge, &second).await?;
-    etcd_stops_and_the_routes_stay(&fleet, &edge).await?;
+    // All follow the new primary: one that is lost before that leaves a cluster that waits for an operator.
+    fleet.postgres_up(STEP).await?;
+    etcd_stops_and_the_routes_stay(&mut fleet, &edge).await?;
     loses_the_primarys_node(&mut fleet, &edge, &third).await?;
 
     let proxy = edge.proxy().context("the proxy lives")?;
@@ -116,7 +118,7 @@ async fn checks_find_the_primary_without_the_bot(fleet: &Fleet, edge: &mut EdgeB
 }
 
 /// etcd stops: the bot changes nothing, and says so.
-async fn etcd_stops_and_the_routes_stay(fleet: &Fleet, edge: &EdgeBot) -> Result<()> {
+async fn etcd_stops_and_the_routes_stay(fleet: &mut Fleet, edge: &EdgeBot) -> Result<()> {
     settled(edge).await?;
     let before = edge.metric("edge_proxy_commands_total").await?;
     fleet.etcd.freeze();
@@ -128,6 +130,8 @@ async fn etcd_stops_and_the_routes_stay(fleet: &Fleet, edge: &EdgeBot) -> Result
     let after = edge.metric("edge_proxy_commands_total").await?;
     ensure!(before == after, "{} commands without etcd", after - before);
     fleet.etcd.thaw();
+    let leader = fleet.postgres_up(STEP).await.context("the cluster is back with etcd")?;
+    acknowledges(fleet, &leader).await?;
     let login = fleet.superuser().at(edge.primary);
     until("writes go on once etcd is back", STEP, || async {
         login.execute("INSERT INTO kept VALUES ('after etcd')").await.map_err(|e| format!("{e:#}"))
