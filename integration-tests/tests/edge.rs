@@ -27,7 +27,7 @@ async fn sql_finds_the_primary_wherever_it_is() -> Result<()> {
     let mut edge = EdgeBot::new(&fleet.place(), EDGE, "edge-1")?;
     edge.bot.start()?;
     let first = fleet.postgres_up(Duration::from_secs(90)).await?;
-    acknowledges(&fleet, &first).await?;
+    ensure!(acknowledges(&fleet).await? == first, "{first} leads");
     let login = fleet.superuser().at(edge.primary);
     login.execute("CREATE TABLE kept (word text); INSERT INTO kept VALUES ('first')").await?;
     fleet.superuser().at(edge.replicas).wait_for("SELECT pg_is_in_recovery()", "t", STEP).await?;
@@ -38,7 +38,7 @@ async fn sql_finds_the_primary_wherever_it_is() -> Result<()> {
     let third = checks_find_the_primary_without_the_bot(&fleet, &mut edge, &second).await?;
     // All follow the new primary: one that is lost before that leaves a cluster that waits for an operator.
     fleet.postgres_up(STEP).await?;
-    etcd_stops_and_the_routes_stay(&mut fleet, &edge).await?;
+    etcd_stops_and_the_routes_stay(&fleet, &edge).await?;
     loses_the_primarys_node(&mut fleet, &edge, &third).await?;
 
     let proxy = edge.proxy().context("the proxy lives")?;
@@ -60,7 +60,7 @@ async fn switches_over(fleet: &Fleet, edge: &EdgeBot, old: &str) -> Result<Strin
     ensure!(done.code == Some(0), "botctl switchover ends with {:?}: {}{}", done.code, done.stdout, done.stderr);
     ensure!(fleet.new_primary(old, STEP).await? == to, "{to} leads");
     let led = Instant::now();
-    acknowledges(fleet, &to).await?;
+    ensure!(acknowledges(fleet).await? == to, "the edge routes to {to}");
     println!("acknowledged no later than {} ms after etcd showed the new primary", millis(led.elapsed()));
     writer.writes_after(Instant::now(), STEP).await?;
     let (gap, refused) = (writer.longest_gap_since(began), writer.refused());
@@ -87,7 +87,7 @@ async fn a_killed_bot_keeps_the_routes(fleet: &Fleet, edge: &mut EdgeBot, primar
     login.execute("INSERT INTO kept VALUES ('without the bot')").await?;
     writer.writes_after(Instant::now(), STEP).await?;
     edge.bot.start()?;
-    acknowledges(fleet, primary).await?;
+    ensure!(acknowledges(fleet).await? == primary, "{primary} leads");
     let report = edge.bot.report().await?;
     ensure!(report.doing.contains("adopted"), "it has adopted the proxy: {report:?}");
     ensure!(edge.proxy() == Some(proxy), "the proxy is the same process");
@@ -113,12 +113,12 @@ async fn checks_find_the_primary_without_the_bot(fleet: &Fleet, edge: &mut EdgeB
     println!("switchover without the edge bot: {} ms without a write", writer.longest_gap_since(began));
     ensure!(writer.finish().await?.lost == 0, "nothing is lost");
     edge.bot.start()?;
-    acknowledges(fleet, &new).await?;
+    ensure!(acknowledges(fleet).await? == new, "{new} leads");
     Ok(new)
 }
 
 /// etcd stops: the bot changes nothing, and says so.
-async fn etcd_stops_and_the_routes_stay(fleet: &mut Fleet, edge: &EdgeBot) -> Result<()> {
+async fn etcd_stops_and_the_routes_stay(fleet: &Fleet, edge: &EdgeBot) -> Result<()> {
     settled(edge).await?;
     let before = edge.metric("edge_proxy_commands_total").await?;
     fleet.etcd.freeze();
@@ -130,8 +130,6 @@ async fn etcd_stops_and_the_routes_stay(fleet: &mut Fleet, edge: &EdgeBot) -> Re
     let after = edge.metric("edge_proxy_commands_total").await?;
     ensure!(before == after, "{} commands without etcd", after - before);
     fleet.etcd.thaw();
-    let leader = fleet.postgres_up(STEP).await.context("the cluster is back with etcd")?;
-    acknowledges(fleet, &leader).await?;
     let login = fleet.superuser().at(edge.primary);
     until("writes go on once etcd is back", STEP, || async {
         login.execute("INSERT INTO kept VALUES ('after etcd')").await.map_err(|e| format!("{e:#}"))
@@ -141,13 +139,15 @@ async fn etcd_stops_and_the_routes_stay(fleet: &mut Fleet, edge: &EdgeBot) -> Re
 
 /// The primary's machine is lost: who connects meanwhile is held until another accepts writes.
 async fn loses_the_primarys_node(fleet: &mut Fleet, edge: &EdgeBot, old: &str) -> Result<()> {
-    let leader = fleet.postgres_up(STEP).await?;
-    acknowledges(fleet, &leader).await?;
+    // What etcd shows right after an outage may be about to expire: only what lasts beyond a lease counts.
+    settled(edge).await?;
+    fleet.postgres_up(STEP).await?;
+    let leader = acknowledges(fleet).await?;
     println!("before the loss {leader} leads ({old} led before etcd stopped)");
     let writer = Writer::start(&fleet.superuser().at(edge.primary)).await?;
     let killed = Instant::now();
     fleet.postgres_bot_mut(&leader)?.kill_node();
-    let new = fleet.new_primary(&leader, STEP).await?;
+    fleet.new_primary(&leader, STEP).await?;
     let led = Instant::now();
     writer.writes_after(led, STEP).await?;
     println!(
@@ -155,24 +155,30 @@ async fn loses_the_primarys_node(fleet: &mut Fleet, edge: &EdgeBot, old: &str) -
         writer.longest_gap_since(killed),
         millis(led - killed)
     );
-    acknowledges(fleet, &new).await?;
+    acknowledges(fleet).await?;
     writer.finish().await?;
     fleet.postgres_bot_mut(&leader)?.bot.start()?;
     fleet.postgres_up(STEP).await?;
     Ok(())
 }
 
-/// Waits until the edge member acknowledges that it routes to this leader, in the generation that etcd shows.
-async fn acknowledges(fleet: &Fleet, leader: &str) -> Result<()> {
+/// Waits until the edge member acknowledges the generation of the leader that etcd shows; yields the leader's name.
+async fn acknowledges(fleet: &Fleet) -> Result<String> {
     let etcd = Etcd::new(&config::Etcd::from_hosts(&fleet.etcd.hosts())).context("read the addresses of etcd")?;
     let main = Scope::new("service", MAIN)?;
-    until(&format!("the edge routes to {leader}"), STEP, || async {
+    until("the edge routes to the leader", STEP, || async {
         let (_, entries) = etcd.list(&main.prefix()).await.map_err(|e| e.to_string())?;
         let key = entries.into_iter().find(|kv| kv.key == main.leader());
         let now = fleet.store.look(EDGE).await?;
         let facts = now.members().get("edge-1").and_then(|m| m.facts::<EdgeFacts>()).unwrap_or_default();
-        let same = key.as_ref().is_some_and(|kv| kv.value == leader && facts.generation == Some(kv.created));
-        if same && facts.leader.as_deref() == Some(leader) { Ok(()) } else { Err(format!("{facts:?}; {key:?}")) }
+        match (key, facts) {
+            (Some(kv), EdgeFacts { leader: Some(leader), generation: Some(generation), .. })
+                if kv.value == leader && kv.created == generation =>
+            {
+                Ok(leader)
+            }
+            (key, facts) => Err(format!("{facts:?}; {key:?}")),
+        }
     })
     .await
 }
