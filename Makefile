@@ -78,7 +78,7 @@ fix: setup ## format, apply the lints' suggestions, rewrite transcripts and gene
 	@cargo fmt --all
 	@cargo clippy $(LOCKED) --workspace --all-targets --fix --allow-dirty --allow-staged
 	@cargo fmt --all
-	@REWRITE=1 cargo test $(LOCKED) --package postgres-bot --package content-bot --package web-bot --test machine
+	@REWRITE=1 cargo test $(LOCKED) --package postgres-bot --package content-bot --package web-bot --package edge-bot --test machine
 	@REWRITE=1 cargo test $(LOCKED) --package botctl --bin botctl
 
 .PHONY: doc

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-readonly programs=(postgres-bot content-bot web-bot botctl guestbook)
+readonly programs=(postgres-bot content-bot web-bot edge-bot botctl guestbook)
 profile=${1:-release}
 case $profile in
 release) built=release ;;

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 # The crates that have a pure half.
-readonly halves=(bots-core postgres-bot content-bot web-bot)
+readonly halves=(bots-core postgres-bot content-bot web-bot edge-bot)
 # What must not be in the tree of a pure half: runtimes, networks, clocks, randomness, the kernel.
 readonly impure='^(tokio|hyper|axum|tonic|etcd-client|git2|rand|getrandom|fastrand|rustix|mio|socket2|tracing-subscriber)([-_ ].*)?$'
 

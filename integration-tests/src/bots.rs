@@ -452,6 +452,73 @@ pub struct WebBot {
     pub url: String,
 }
 
+/// An edge bot and its HAProxy.
+#[derive(Debug)]
+pub struct EdgeBot {
+    /// The bot.
+    pub bot: Bot,
+    /// Where clients find the primary.
+    pub primary: u16,
+    /// Where clients find the replicas.
+    pub replicas: u16,
+    /// Where clients find the web bots.
+    pub web: u16,
+    data_dir: PathBuf,
+}
+
+impl EdgeBot {
+    /// A bot that routes to the scopes `main` and `web`.
+    ///
+    /// # Errors
+    /// If it cannot be set up.
+    pub fn new(place: &Place<'_>, scope: &str, name: &str) -> Result<Self> {
+        let (primary, replicas, web) = (free_port()?, free_port()?, free_port()?);
+        let data_dir = place.scratch.dir(&format!("{scope}-{name}"), None)?;
+        let rest = format!(
+            "postgres:\n  scope: main\n  primary: 127.0.0.1:{primary}\n  replicas: 127.0.0.1:{replicas}\nweb:\n  scope: web\n  \
+             listen: 127.0.0.1:{web}\nproxy:\n  places: 8\n  hold_s: 20\ndata_dir: {}\nttl_s: {}\n",
+            data_dir.display(),
+            place.ttl_s,
+        );
+        let bot = Bot::new(place, (scope, name), "edge-bot", &rest, None)?;
+        Ok(Self { bot, primary, replicas, web, data_dir })
+    }
+
+    /// The proxy's process, if it lives: by the file that it writes.
+    #[must_use]
+    pub fn proxy(&self) -> Option<u32> {
+        let pid = fs::read_to_string(self.data_dir.join("haproxy.pid")).ok()?.trim().parse().ok()?;
+        // The file may be left over, and its number another process's by now.
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let ours = String::from_utf8_lossy(&command).contains(&*self.data_dir.to_string_lossy());
+        (ours && lives(pid)).then_some(pid)
+    }
+
+    /// A figure that the bot counts.
+    ///
+    /// # Errors
+    /// If it does not answer, or counts no such thing.
+    pub async fn metric(&self, name: &str) -> Result<u64> {
+        let answer = self.bot.get("/metrics").await?;
+        let line = answer.text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|figure| figure.trim().parse().ok()).with_context(|| format!("the bot counts no {name}"))
+    }
+
+    /// Ends the proxy, which outlives its bot.
+    pub fn end_proxy(&self) {
+        if let Some(pid) = self.proxy() {
+            signal_pid(pid, Signal::KILL);
+        }
+    }
+}
+
+impl Drop for EdgeBot {
+    fn drop(&mut self) {
+        self.bot.stop();
+        self.end_proxy();
+    }
+}
+
 /// What a web bot serves.
 #[derive(Debug, Clone)]
 pub enum Serves {

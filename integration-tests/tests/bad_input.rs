@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use fleet::{
     Fleet,
-    bots::{Bot, ContentBot, PostgresBot, Serves, WebBot},
+    bots::{Bot, ContentBot, EdgeBot, PostgresBot, Serves, WebBot},
     process::{Program, workspace_binary},
 };
 
@@ -49,6 +49,14 @@ const WEB: &[Case] = &[
     case("content:\n  scope: site", "content:\n  scope: \"a b\"", "content.scope"),
 ];
 
+const EDGE: &[Case] = &[
+    case("  primary: 127.0.0.1:", "  primary: here:", "postgres.primary"),
+    case("  scope: main", "  scope: edge", "postgres.scope"),
+    case("  places: 8", "  places: 0", "proxy.places"),
+    case("  hold_s: 20", "  hold: 20", "proxy.hold"),
+    case("data_dir: ", "data_dir_: ", "data_dir"),
+];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_wrong_field_is_named() -> Result<()> {
     let fleet = Fleet::with_etcd(1).await?;
@@ -60,8 +68,10 @@ async fn every_wrong_field_is_named() -> Result<()> {
     try_all(&content.bot, CONTENT, &mut wrong).await?;
     let web = WebBot::new(&place, "web", "web-1", &Serves::Files)?;
     try_all(&web.bot, WEB, &mut wrong).await?;
+    let edge = EdgeBot::new(&place, "edge", "edge-1")?;
+    try_all(&edge.bot, EDGE, &mut wrong).await?;
     ensure!(wrong.is_empty(), "{} complaints are not right:\n{}", wrong.len(), wrong.join("\n"));
-    for scope in ["main", "site", "web"] {
+    for scope in ["main", "site", "web", "edge"] {
         let now = fleet.store.scope(scope).await?;
         ensure!(now.members().is_empty(), "a bot with a wrong configuration has joined {scope}");
     }
@@ -87,7 +97,7 @@ async fn try_all(bot: &Bot, own: &[Case], wrong: &mut Vec<String>) -> Result<()>
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_missing_file_and_a_wrong_option_are_named() -> Result<()> {
     let fleet = Fleet::with_etcd(1).await?;
-    for program in ["postgres-bot", "content-bot", "web-bot"] {
+    for program in ["postgres-bot", "content-bot", "web-bot", "edge-bot"] {
         for (args, code, names) in [
             (vec!["/nonexistent/bot.yml"], 2, "/nonexistent/bot.yml"),
             (vec!["--nonsense"], 2, "--nonsense"),

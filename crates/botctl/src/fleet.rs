@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bots_core::{
     dcs::{KeyValue, Scope},
-    wire::{ContentFacts, ContentRevision, Kind, Member, PostgresFacts, PostgresStatus, WebFacts},
+    wire::{ContentFacts, ContentRevision, EdgeFacts, Kind, Member, PostgresFacts, PostgresStatus, WebFacts},
 };
 use serde::Serialize;
 
@@ -138,7 +138,7 @@ impl ScopeView {
             Kind::Postgres => self.add_postgres(&mut row, member),
             Kind::Content => self.add_content(&mut row, member),
             Kind::Web => add_web(&mut row, member),
-            Kind::Edge => {}
+            Kind::Edge => row.trouble = member.facts::<EdgeFacts>().and_then(|facts| facts.trouble),
         }
         row
     }

@@ -1,5 +1,7 @@
 //! `botctl list`: the rows of the fleet in three formats. Pure.
 
+use bots_core::wire::Kind;
+
 use crate::{
     args::Format,
     fleet::{Fleet, Row},
@@ -56,6 +58,8 @@ fn notes(fleet: &Fleet, only: Option<&str>, rows: &[Row]) -> String {
     for (name, view) in fleet.scopes.iter().filter(|(name, _)| only.is_none_or(|o| o == name.as_str())) {
         match view.leader() {
             None if view.members.is_empty() => notes.push(format!("{name}: it has keys, but no bot is alive")),
+            // Edge bots have nothing to elect: each drives a proxy of its own.
+            None if view.members.values().all(|m| m.head.kind == Kind::Edge) => {}
             None => notes.push(format!("{name}: nobody leads")),
             Some(leader) if !view.members.contains_key(leader) => {
                 notes.push(format!("{name}: {leader} holds the leader key, but its member key is gone"));

@@ -4,12 +4,14 @@
 
 pub mod config;
 mod content;
+mod edge;
 mod member;
 mod postgres;
 mod time;
 mod web;
 
 pub use content::{ContentFacts, Quarantined, Revision as ContentRevision};
+pub use edge::EdgeFacts;
 pub use member::{Kind, Member, MemberHead};
 pub use postgres::{
     FailoverRequest, HistoryLine, Lsn, PostgresFacts, PostgresStatus, Timeline, TimelineHistory, TimelineRecord,

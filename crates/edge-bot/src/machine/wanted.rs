@@ -1,0 +1,215 @@
+//! What etcd asks for: a reading of the view, no memory.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use bots_core::{
+    dcs::{Revision, Scope, View},
+    wire::{Kind, Member, PostgresFacts, WebFacts},
+};
+use serde::Serialize;
+
+use super::{Backend, Settings, names::Names};
+
+/// The share of a server that is no busier than others.
+pub const WEIGHT_FULL: u32 = 100;
+
+/// Shares change in steps of this, so that load that wobbles does not make commands.
+pub const WEIGHT_STEP: u32 = 25;
+
+/// Postgres' port, if a URL has none.
+const POSTGRES_PORT: u16 = 5432;
+/// HTTP's port, if a URL has none.
+const HTTP_PORT: u16 = 80;
+
+/// The leader to whom connections for the primary go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Leader {
+    pub(super) name: String,
+    /// The creation revision of the leader key.
+    pub(super) generation: Revision,
+}
+
+/// A server that should stand in a backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Target {
+    pub(super) name: String,
+    pub(super) serve: SocketAddr,
+    pub(super) check: SocketAddr,
+    pub(super) weight: u32,
+    /// Primary: whether it is the leader's. Elsewhere always.
+    pub(super) open: bool,
+}
+
+/// Everything that etcd asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub(super) struct Wanted {
+    /// The leader, once it says that it accepts writes.
+    pub(super) leader: Option<Leader>,
+    /// Why there is no leader to route to, one line.
+    pub(super) held_because: Option<String>,
+    pub(super) targets: BTreeMap<Backend, Vec<Target>>,
+}
+
+#[derive(Clone)]
+struct Url {
+    host: String,
+    port: u16,
+}
+
+struct Candidate {
+    name: String,
+    serve: Url,
+    check: Url,
+    weight: u32,
+    backend: Backend,
+    open: bool,
+}
+
+impl Wanted {
+    /// Reads the view. Members whose names have no address yet are left out.
+    pub(super) fn read(settings: &Settings, view: &View, names: &Names) -> Self {
+        let mut wanted = Self::default();
+        if let Some(scope) = &settings.postgres {
+            match leader(scope, view) {
+                Ok(leader) => wanted.leader = Some(leader),
+                Err(why) => wanted.held_because = Some(why),
+            }
+        }
+        for candidate in candidates(settings, view, wanted.leader.as_ref()) {
+            let address = |url: &Url| Some(SocketAddr::new(names.address(&url.host)?, url.port));
+            let (Some(serve), Some(check)) = (address(&candidate.serve), address(&candidate.check)) else { continue };
+            let Candidate { name, weight, backend, open, .. } = candidate;
+            let targets = wanted.targets.entry(backend).or_default();
+            // Two members that claim one address: the first by name has it.
+            if targets.iter().all(|t| t.serve != serve) {
+                targets.push(Target { name, serve, check, weight, open });
+            }
+        }
+        wanted
+    }
+
+    /// What should stand in a backend.
+    pub(super) fn of(&self, backend: Backend) -> &[Target] {
+        self.targets.get(&backend).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The hosts that members give.
+pub(super) fn hosts(settings: &Settings, view: &View) -> BTreeSet<String> {
+    let all = candidates(settings, view, None).into_iter();
+    all.flat_map(|c| [c.serve.host, c.check.host]).collect()
+}
+
+/// The leader that accepts writes, or why there is none.
+fn leader(scope: &Scope, view: &View) -> Result<Leader, String> {
+    let Some(key) = view.get(&scope.leader()) else { return Err(format!("{} has no leader", scope.name())) };
+    let name = &key.value;
+    let Some(member) = view.json::<Member>(&scope.member(name)) else {
+        return Err(format!("{name} leads {} and is no member", scope.name()));
+    };
+    // Patroni before 4.0 calls it `master`.
+    if matches!(member.head.role.as_str(), "primary" | "master") && member.head.state == "running" {
+        Ok(Leader { name: name.clone(), generation: key.created })
+    } else {
+        Err(format!("{name} leads {} and is {} {}", scope.name(), member.head.role, member.head.state))
+    }
+}
+
+fn candidates(settings: &Settings, view: &View, leader: Option<&Leader>) -> Vec<Candidate> {
+    let mut found = Vec::new();
+    for (name, member) in members(settings.postgres.as_ref(), view, Kind::Postgres) {
+        let Some(facts) = member.facts::<PostgresFacts>() else { continue };
+        let urls = || Some((url(&facts.conn_url, POSTGRES_PORT)?, url(&member.head.api_url, HTTP_PORT)?));
+        let Some((serve, check)) = urls() else { continue };
+        let leads = leader.is_some_and(|l| l.name == name);
+        let no_balance = facts.tags.get("noloadbalance").is_some_and(|v| *v == true);
+        let reads = settings.replicas && !leads && member.head.role == "replica" && !no_balance;
+        if reads && matches!(member.head.state.as_str(), "running" | "streaming" | "in archive recovery") {
+            let (serve, check) = (serve.clone(), check.clone());
+            let (weight, backend) = (WEIGHT_FULL, Backend::Replicas);
+            found.push(Candidate { name: name.to_owned(), serve, check, weight, backend, open: true });
+        }
+        let (weight, backend) = (WEIGHT_FULL, Backend::Primary);
+        found.push(Candidate { name: name.to_owned(), serve, check, weight, backend, open: leads });
+    }
+    let web: Vec<(&str, Member, WebFacts)> = members(settings.web.as_ref(), view, Kind::Web)
+        .filter(|(_, member)| member.head.state == "serving")
+        .filter_map(|(name, member)| member.facts::<WebFacts>().map(|facts| (name, member, facts)))
+        .collect();
+    let loads: Vec<u64> = web.iter().filter_map(|(_, _, facts)| facts.load).map(|l| l.in_flight_milli).collect();
+    for (name, member, facts) in web {
+        let urls = || Some((url(&facts.url, HTTP_PORT)?, url(&member.head.api_url, HTTP_PORT)?));
+        let Some((serve, check)) = urls() else { continue };
+        let weight = weight(facts.load.map_or(0, |l| l.in_flight_milli), &loads);
+        found.push(Candidate { name: name.to_owned(), serve, check, weight, backend: Backend::Web, open: true });
+    }
+    found
+}
+
+fn members<'v>(scope: Option<&Scope>, view: &'v View, kind: Kind) -> impl Iterator<Item = (&'v str, Member)> {
+    let entries = scope.map(|scope| view.entries_below(&scope.members_prefix())).unwrap_or_default();
+    let read = entries.into_iter().filter_map(|(name, kv)| Some((name, Member::from_json(&kv.value)?)));
+    read.filter(move |(_, member)| member.head.kind == kind)
+}
+
+/// The share of a bot with `load` requests in flight among all `loads`, in thousandths: the mean gets the full share, one
+/// with twice the mean half of it. A request more or less than one at a time says nothing.
+fn weight(load: u64, loads: &[u64]) -> u32 {
+    const ONE_REQUEST_MILLI: u64 = 1_000;
+    let count = u64::try_from(loads.len()).unwrap_or(u64::MAX).max(1);
+    let mean = loads.iter().fold(0, |sum: u64, l| sum.saturating_add(*l)) / count;
+    let (mean, load) = (mean.max(ONE_REQUEST_MILLI), load.max(ONE_REQUEST_MILLI));
+    let share = u64::from(WEIGHT_FULL).saturating_mul(mean) / load;
+    let steps = u32::try_from(share / u64::from(WEIGHT_STEP)).unwrap_or(u32::MAX);
+    steps.saturating_mul(WEIGHT_STEP).clamp(WEIGHT_STEP, WEIGHT_FULL)
+}
+
+/// Host and port of `scheme://user@host:port/path`; the first of several hosts.
+fn url(text: &str, default_port: u16) -> Option<Url> {
+    let (_scheme, rest) = text.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let hosts = authority.rsplit_once('@').map_or(authority, |(_user, hosts)| hosts);
+    let first = hosts.split(',').next()?;
+    let (host, port) = match first.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']')?;
+            (host, rest.strip_prefix(':'))
+        }
+        None => first.rsplit_once(':').map_or((first, None), |(host, port)| (host, Some(port))),
+    };
+    let port = port.map_or(Some(default_port), |port| port.parse().ok())?;
+    (!host.is_empty() && port > 0).then(|| Url { host: host.to_owned(), port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{url, weight};
+
+    #[test]
+    fn urls_of_members_are_read() {
+        let read = |text: &str| url(text, 5432).map(|u| format!("{} {}", u.host, u.port));
+        let check = |text: &str, wanted: Option<&str>| assert_eq!(read(text).as_deref(), wanted, "{text}");
+        check("postgres://10.0.0.1:5433/postgres", Some("10.0.0.1 5433"));
+        check("postgres://pg-1/postgres", Some("pg-1 5432"));
+        check("postgresql://u:p%40@[::1]:6000/x?y=z", Some("::1 6000"));
+        check("http://pg-1.example:8008/patroni", Some("pg-1.example 8008"));
+        check("postgres://a:1,b:2/x", Some("a 1"));
+        check("10.0.0.1:5432", None);
+        check("postgres://:5432/x", None);
+        check("postgres://a:port/x", None);
+        check("", None);
+    }
+
+    #[test]
+    fn who_is_busier_than_the_others_gets_less() {
+        assert_eq!(weight(0, &[0, 0]), 100, "idle bots share alike");
+        assert_eq!(weight(900, &[100, 900]), 100, "less than a request at a time says nothing");
+        assert_eq!(weight(8_000, &[8_000, 8_000, 8_000]), 100);
+        assert_eq!(weight(12_000, &[12_000, 4_000]), 50);
+        assert_eq!(weight(4_000, &[12_000, 4_000]), 100);
+        assert_eq!(weight(1_000_000, &[1_000_000, 0, 0, 0, 0, 0, 0, 0]), 25, "nobody is starved");
+    }
+}

@@ -1,0 +1,233 @@
+//! The real HAProxy does what the model in `world` says: places, checks, drains, sessions, and the hold.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bots_core::shell::{Clock, process::send_signal, testing::free_port};
+use edge_bot::{
+    machine::{Admin, Backend, Command, Look, Place, Server, Snapshot, Started},
+    shell::{config::find_binary, launch::Launch, socket::converse},
+};
+use rustix::process::Signal;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+const STEP: Duration = Duration::from_secs(20);
+const HOLD_MS: u64 = 2_000;
+
+/// A running proxy in a folder of its own; killed when dropped.
+struct Proxy {
+    socket: PathBuf,
+    primary: SocketAddr,
+    pid: u32,
+    launch: Option<Launch>,
+    _dir: tempfile::TempDir,
+}
+
+impl Proxy {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let primary = local(free_port().expect("a port"));
+        let socket = dir.path().join("haproxy.sock");
+        let launch = Launch {
+            binary: find_binary("haproxy".as_ref()).expect("haproxy is installed"),
+            config_file: None,
+            data_dir: dir.path().to_owned(),
+            env: vec![
+                ("EDGE_SOCKET", socket.display().to_string()),
+                ("EDGE_LUA", Launch::hold_file(dir.path()).display().to_string()),
+                ("EDGE_HOLD_MS", HOLD_MS.to_string()),
+                ("EDGE_PLACES", String::from("2")),
+                ("EDGE_PRIMARY", primary.to_string()),
+                ("EDGE_REPLICAS", local(free_port().expect("a port")).to_string()),
+                ("EDGE_WEB", local(free_port().expect("a port")).to_string()),
+            ],
+        };
+        assert!(matches!(converse(&socket, &[]).await, Look::Absent { .. }), "nobody listens yet");
+        assert_eq!(launch.start().await, Started::Done);
+        let mut proxy = Self { socket, primary, pid: 0, launch: None, _dir: dir };
+        proxy.pid = proxy.look(&[]).await.pid;
+        proxy.launch = Some(launch);
+        proxy
+    }
+
+    /// Runs commands, none of which may be refused, and looks.
+    async fn look(&self, commands: &[Command]) -> Snapshot {
+        match converse(&self.socket, commands).await {
+            Look::Up { snapshot, complaints } => {
+                assert!(complaints.is_empty(), "{commands:?}: {complaints:?}");
+                snapshot
+            }
+            other @ (Look::Absent { .. } | Look::Silent { .. }) => panic!("{other:?}"),
+        }
+    }
+
+    async fn server(&self, place: &Place, commands: &[Command]) -> Server {
+        let shown = self.look(commands).await;
+        shown.servers.into_iter().find(|s| s.place == *place).expect("the place is there")
+    }
+
+    /// Waits until the server looks like that.
+    async fn until(&self, what: &str, place: &Place, good: impl Fn(&Server) -> bool) {
+        let began = Clock::now();
+        loop {
+            let server = self.server(place, &[]).await;
+            if good(&server) {
+                return;
+            }
+            assert!(Clock::now().since(began).to_std() < STEP, "{what}: not in time: {server:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.primary).await.expect("the proxy listens")
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        send_signal(self.pid, Signal::KILL).expect("it is ours");
+    }
+}
+
+/// A server that sends back what it gets, and a health check that says what it is told.
+struct Backing {
+    serve: SocketAddr,
+    check: SocketAddr,
+    healthy: Arc<AtomicBool>,
+}
+
+impl Backing {
+    async fn start() -> Self {
+        let (echo, checks) = (listener().await, listener().await);
+        let (serve, check) = (echo.local_addr().expect("bound"), checks.local_addr().expect("bound"));
+        let healthy = Arc::new(AtomicBool::new(false));
+        let says = Arc::clone(&healthy);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = echo.accept().await {
+                tokio::spawn(async move {
+                    let (mut from, mut to) = stream.split();
+                    let _cut = tokio::io::copy(&mut from, &mut to).await;
+                });
+            }
+        });
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = checks.accept().await {
+                let word = if says.load(Ordering::Relaxed) { "200 OK" } else { "503 Service Unavailable" };
+                let answer = format!("HTTP/1.0 {word}\r\ncontent-length: 0\r\n\r\n");
+                let mut request = [0; 1024];
+                let _cut = stream.read(&mut request).await;
+                let _cut = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        Self { serve, check, healthy }
+    }
+}
+
+async fn listener() -> TcpListener {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port")
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// Whether the connection is served: what is sent comes back.
+async fn served(stream: &mut TcpStream) -> bool {
+    let mut back = [0; 2];
+    let sent = stream.write_all(b"hi").await.is_ok();
+    let answered = tokio::time::timeout(STEP, stream.read_exact(&mut back)).await.expect("in time");
+    sent && answered.is_ok() && back == *b"hi"
+}
+
+#[tokio::test]
+async fn haproxy_does_what_the_model_says() {
+    let proxy = Proxy::start().await;
+    let backing = Backing::start().await;
+    let shown = proxy.look(&[]).await;
+    assert_eq!(shown.servers.len(), 6, "two places in each of three backends");
+    assert!(shown.servers.iter().all(|s| s.admin == Admin::Maint && !s.up && s.weight == 100 && s.sessions == 0));
+    let place = shown.servers.iter().find(|s| s.place.backend == Backend::Primary).expect("one").place.clone();
+    let at = || place.clone();
+
+    // Somebody connects while there is no primary: he is held, and served as soon as there is one.
+    let mut held = proxy.connect().await;
+    let address = Command::SetAddress { place: at(), serve: backing.serve, check: backing.check };
+    let quiet = proxy.server(&place, &[address, Command::SetAdmin { place: at(), admin: Admin::Drain }]).await;
+    assert_eq!((quiet.serve, quiet.check), (Some(backing.serve), Some(backing.check)));
+    assert_eq!((quiet.admin, quiet.up, quiet.sessions), (Admin::Drain, true, 0), "up until its check, and drained");
+    proxy.until("the check fails", &place, |s| !s.up).await;
+    assert_eq!(
+        proxy.server(&place, &[Command::SetAdmin { place: at(), admin: Admin::Ready }]).await.admin,
+        Admin::Ready
+    );
+    backing.healthy.store(true, Ordering::Relaxed);
+    let began = Clock::now();
+    assert!(proxy.server(&place, &[Command::SetUp { place: at() }]).await.up, "healthy on our word");
+    assert!(served(&mut held).await, "the held connection is served");
+    println!("held, and served {} after the primary was there", Clock::now().since(began));
+    assert_eq!(proxy.server(&place, &[]).await.sessions, 1);
+
+    // It stops being the leader: no new connections, and the old ones are shut.
+    let shut = [Command::SetAdmin { place: at(), admin: Admin::Drain }, Command::ShutSessions { place: at() }];
+    proxy.look(&shut).await;
+    assert!(!served(&mut held).await, "the session is shut");
+    proxy.until("no session is left", &place, |s| s.sessions == 0 && s.up && s.admin == Admin::Drain).await;
+    let began = Clock::now();
+    assert!(!served(&mut proxy.connect().await).await, "nobody is there");
+    let waited = Clock::now().since(began).as_millis();
+    assert!((HOLD_MS..HOLD_MS + 2_000).contains(&waited), "held for {waited} ms, then let go");
+
+    // The checks alone bring a ready server up and down, and shut its sessions.
+    backing.healthy.store(false, Ordering::Relaxed);
+    proxy.until("the check fails", &place, |s| !s.up).await;
+    proxy.look(&[Command::SetAdmin { place: at(), admin: Admin::Ready }]).await;
+    backing.healthy.store(true, Ordering::Relaxed);
+    let mut client = proxy.connect().await;
+    assert!(served(&mut client).await, "served once the check is good");
+    backing.healthy.store(false, Ordering::Relaxed);
+    proxy.until("the check shuts the session", &place, |s| !s.up && s.sessions == 0).await;
+    assert!(!served(&mut client).await);
+
+    // Back to rest; its weight is kept.
+    let rest = [Command::SetWeight { place: at(), weight: 25 }, Command::SetAdmin { place: at(), admin: Admin::Maint }];
+    let resting = proxy.server(&place, &rest).await;
+    assert_eq!((resting.admin, resting.up, resting.weight), (Admin::Maint, false, 25));
+    let nowhere = Place { backend: Backend::Primary, slot: String::from("nowhere") };
+    let Look::Up { complaints, .. } = converse(&proxy.socket, &[Command::SetUp { place: nowhere }]).await else {
+        panic!("it answers")
+    };
+    assert_eq!(complaints.len(), 1, "a place that is not there: {complaints:?}");
+}
+
+#[tokio::test]
+async fn two_proxies_never_share_their_ports() {
+    let mut proxy = Proxy::start().await;
+    let launch = proxy.launch.take().expect("started");
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let mut other = Launch { data_dir: elsewhere.path().to_owned(), ..launch.clone() };
+    let own = elsewhere.path().join("haproxy.sock").display().to_string();
+    other.env.iter_mut().filter(|(name, _)| *name == "EDGE_SOCKET").for_each(|(_, value)| value.clone_from(&own));
+    let Started::Failed { why } = other.start().await else { panic!("the ports are taken") };
+    assert!(why.contains("bind") && !why.contains('\n'), "{why}");
+
+    // One that is not heard of any more hands its ports over, and goes.
+    let lost = proxy.pid;
+    std::fs::remove_file(&proxy.socket).expect("take its socket away");
+    assert_eq!(launch.start().await, Started::Done);
+    proxy.pid = proxy.look(&[]).await.pid;
+    assert_ne!(proxy.pid, lost);
+    let gone = bots_core::shell::process::exit_of(lost);
+    // That there is no such process says it just as well.
+    let _gone_already = tokio::time::timeout(STEP, gone).await.expect("it ends in time");
+}

@@ -1,0 +1,245 @@
+//! The edge: SQL and pages through a real HAProxy, while primaries move, bots die and etcd stops.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bots_core::{
+    dcs::Scope,
+    shell::{Etcd, config},
+    wire::EdgeFacts,
+};
+use fleet::{
+    Fleet,
+    bots::{EdgeBot, Serves},
+    fleet::{MAIN, WEB, plain_site},
+    http::{Http, Load},
+    sql::Writer,
+    wait::{millis, until},
+};
+
+const STEP: Duration = Duration::from_secs(60);
+const EDGE: &str = "edge";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sql_finds_the_primary_wherever_it_is() -> Result<()> {
+    let mut fleet = Fleet::with_etcd(1).await?;
+    fleet.add_postgres(3)?;
+    let mut edge = EdgeBot::new(&fleet.place(), EDGE, "edge-1")?;
+    edge.bot.start()?;
+    let first = fleet.postgres_up(Duration::from_secs(90)).await?;
+    ensure!(acknowledges(&fleet).await? == first, "{first} leads");
+    let login = fleet.superuser().at(edge.primary);
+    login.execute("CREATE TABLE kept (word text); INSERT INTO kept VALUES ('first')").await?;
+    fleet.superuser().at(edge.replicas).wait_for("SELECT pg_is_in_recovery()", "t", STEP).await?;
+    fleet.superuser().at(edge.replicas).wait_for("SELECT word FROM kept", "first", STEP).await?;
+
+    let second = switches_over(&fleet, &edge, &first).await?;
+    a_killed_bot_keeps_the_routes(&fleet, &mut edge, &second).await?;
+    let third = checks_find_the_primary_without_the_bot(&fleet, &mut edge, &second).await?;
+    // All follow the new primary: one that is lost before that leaves a cluster that waits for an operator.
+    fleet.postgres_up(STEP).await?;
+    etcd_stops_and_the_routes_stay(&fleet, &edge).await?;
+    loses_the_primarys_node(&mut fleet, &edge, &third).await?;
+
+    let proxy = edge.proxy().context("the proxy lives")?;
+    ensure!(edge.bot.stop(), "the edge bot stops cleanly");
+    ensure!(edge.proxy() == Some(proxy), "the proxy outlives an orderly stop of its bot");
+    ensure!(login.ask("SELECT word FROM kept LIMIT 1").await? == "first", "and routes on");
+    drop(edge);
+    fleet.stop().await
+}
+
+/// A planned switchover: who writes through the edge waits, and loses nothing.
+async fn switches_over(fleet: &Fleet, edge: &EdgeBot, old: &str) -> Result<String> {
+    let login = fleet.superuser().at(edge.primary);
+    let writer = Writer::start(&login).await?;
+    let to = fleet.postgres.iter().map(|p| p.bot.name.clone()).find(|n| n != old).context("another")?;
+    fleet.caught_up(&to, STEP).await?;
+    let began = Instant::now();
+    let done = fleet.botctl(["switchover", MAIN, "--to", &to, "--force"]).await?;
+    ensure!(done.code == Some(0), "botctl switchover ends with {:?}: {}{}", done.code, done.stdout, done.stderr);
+    ensure!(fleet.new_primary(old, STEP).await? == to, "{to} leads");
+    let led = Instant::now();
+    ensure!(acknowledges(fleet).await? == to, "the edge routes to {to}");
+    println!("acknowledged no later than {} ms after etcd showed the new primary", millis(led.elapsed()));
+    writer.writes_after(Instant::now(), STEP).await?;
+    let (gap, refused) = (writer.longest_gap_since(began), writer.refused());
+    println!("switchover through the edge: {gap} ms without a write, {refused} attempts broken");
+    let tally = writer.finish().await?;
+    ensure!(tally.lost == 0, "a switchover lost writes: {tally:?}");
+    ensure!(gap < 10_000, "{gap} ms without a write");
+    Ok(to)
+}
+
+/// The bot is killed: nobody notices. It comes back: it changes nothing.
+async fn a_killed_bot_keeps_the_routes(fleet: &Fleet, edge: &mut EdgeBot, primary: &str) -> Result<()> {
+    settled(edge).await?;
+    let proxy = edge.proxy().context("the proxy lives")?;
+    let login = fleet.superuser().at(edge.primary);
+    let writer = Writer::start(&login).await?;
+    let killed = Instant::now();
+    edge.bot.kill();
+    until("its member key is gone", STEP, || async {
+        let now = fleet.store.look(EDGE).await?;
+        if now.members().is_empty() { Ok(()) } else { Err(now.summary()) }
+    })
+    .await?;
+    login.execute("INSERT INTO kept VALUES ('without the bot')").await?;
+    writer.writes_after(Instant::now(), STEP).await?;
+    edge.bot.start()?;
+    ensure!(acknowledges(fleet).await? == primary, "{primary} leads");
+    let report = edge.bot.report().await?;
+    ensure!(report.doing.contains("adopted"), "it has adopted the proxy: {report:?}");
+    ensure!(edge.proxy() == Some(proxy), "the proxy is the same process");
+    let commands = edge.metric("edge_proxy_commands_total").await?;
+    ensure!(commands == 0, "a restarted bot has sent {commands} commands to a proxy that was in order");
+    let (gap, refused) = (writer.longest_gap_since(killed), writer.refused());
+    println!("edge bot killed and restarted: {gap} ms without a write, {refused} attempts broken, {commands} commands");
+    ensure!(refused == 0, "writes were refused, though nothing but the bot was away");
+    ensure!(writer.finish().await?.lost == 0, "nothing is lost");
+    Ok(())
+}
+
+/// The bot is dead while the primary moves: the proxy's own checks find the new one.
+async fn checks_find_the_primary_without_the_bot(fleet: &Fleet, edge: &mut EdgeBot, old: &str) -> Result<String> {
+    edge.bot.kill();
+    let login = fleet.superuser().at(edge.primary);
+    let writer = Writer::start(&login).await?;
+    let began = Instant::now();
+    let done = fleet.botctl(["switchover", MAIN, "--force"]).await?;
+    ensure!(done.code == Some(0), "botctl switchover ends with {:?}: {}{}", done.code, done.stdout, done.stderr);
+    let new = fleet.new_primary(old, STEP).await?;
+    writer.writes_after(Instant::now(), STEP).await?;
+    println!("switchover without the edge bot: {} ms without a write", writer.longest_gap_since(began));
+    ensure!(writer.finish().await?.lost == 0, "nothing is lost");
+    edge.bot.start()?;
+    ensure!(acknowledges(fleet).await? == new, "{new} leads");
+    Ok(new)
+}
+
+/// etcd stops: the bot changes nothing, and says so.
+async fn etcd_stops_and_the_routes_stay(fleet: &Fleet, edge: &EdgeBot) -> Result<()> {
+    settled(edge).await?;
+    let before = edge.metric("edge_proxy_commands_total").await?;
+    fleet.etcd.freeze();
+    until("the bot keeps its routes", STEP, || async {
+        let report = edge.bot.report().await.map_err(|e| format!("{e:#}"))?;
+        if report.role == "keeping" { Ok(()) } else { Err(format!("{report:?}")) }
+    })
+    .await?;
+    let after = edge.metric("edge_proxy_commands_total").await?;
+    ensure!(before == after, "{} commands without etcd", after - before);
+    fleet.etcd.thaw();
+    let login = fleet.superuser().at(edge.primary);
+    until("writes go on once etcd is back", STEP, || async {
+        login.execute("INSERT INTO kept VALUES ('after etcd')").await.map_err(|e| format!("{e:#}"))
+    })
+    .await
+}
+
+/// The primary's machine is lost: who connects meanwhile is held until another accepts writes.
+async fn loses_the_primarys_node(fleet: &mut Fleet, edge: &EdgeBot, old: &str) -> Result<()> {
+    // What etcd shows right after an outage may be about to expire: only what lasts beyond a lease counts.
+    settled(edge).await?;
+    fleet.postgres_up(STEP).await?;
+    let leader = acknowledges(fleet).await?;
+    println!("before the loss {leader} leads ({old} led before etcd stopped)");
+    let writer = Writer::start(&fleet.superuser().at(edge.primary)).await?;
+    let killed = Instant::now();
+    fleet.postgres_bot_mut(&leader)?.kill_node();
+    fleet.new_primary(&leader, STEP).await?;
+    let led = Instant::now();
+    writer.writes_after(led, STEP).await?;
+    println!(
+        "loss of the primary's node: {} ms without a write through the edge; another led after {} ms",
+        writer.longest_gap_since(killed),
+        millis(led - killed)
+    );
+    acknowledges(fleet).await?;
+    writer.finish().await?;
+    fleet.postgres_bot_mut(&leader)?.bot.start()?;
+    fleet.postgres_up(STEP).await?;
+    Ok(())
+}
+
+/// Waits until the edge member acknowledges the generation of the leader that etcd shows; yields the leader's name.
+async fn acknowledges(fleet: &Fleet) -> Result<String> {
+    let etcd = Etcd::new(&config::Etcd::from_hosts(&fleet.etcd.hosts())).context("read the addresses of etcd")?;
+    let main = Scope::new("service", MAIN)?;
+    until("the edge routes to the leader", STEP, || async {
+        let (_, entries) = etcd.list(&main.prefix()).await.map_err(|e| e.to_string())?;
+        let key = entries.into_iter().find(|kv| kv.key == main.leader());
+        let now = fleet.store.look(EDGE).await?;
+        let facts = now.members().get("edge-1").and_then(|m| m.facts::<EdgeFacts>()).unwrap_or_default();
+        match (key, facts) {
+            (Some(kv), EdgeFacts { leader: Some(leader), generation: Some(generation), .. })
+                if kv.value == leader && kv.created == generation =>
+            {
+                Ok(leader)
+            }
+            (key, facts) => Err(format!("{facts:?}; {key:?}")),
+        }
+    })
+    .await
+}
+
+/// Waits until the bot has found nothing to do for as long as it takes the proxy's checks to come to a result.
+async fn settled(edge: &EdgeBot) -> Result<()> {
+    const QUIET: Duration = Duration::from_secs(5);
+    let mut last = (edge.metric("edge_proxy_commands_total").await?, Instant::now());
+    let began = Instant::now();
+    while last.1.elapsed() < QUIET {
+        ensure!(began.elapsed() < STEP, "the bot never comes to rest");
+        let commands = edge.metric("edge_proxy_commands_total").await?;
+        if commands != last.0 {
+            last = (commands, Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+/// Web bots come and go behind the edge, and no request is dropped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_come_from_whoever_serves() -> Result<()> {
+    let mut fleet = Fleet::with_etcd(1).await?;
+    fleet.store.put(WEB, "config", r#"{"scaling":{"min":2,"max":2}}"#).await?;
+    let mut edge = EdgeBot::new(&fleet.place(), EDGE, "edge-1")?;
+    edge.bot.start()?;
+    let seed = fleet.scratch.dir("seed", None)?;
+    plain_site(&seed, "words through the edge")?;
+    fleet.add_content(&seed).await?;
+    fleet.add_web(3, &Serves::Files)?;
+    let serving = fleet.serving(2, STEP).await?;
+    let page = format!("http://127.0.0.1:{}/", edge.web);
+    let http = Http::new();
+    let mut names = std::collections::BTreeSet::new();
+    until("pages come from both", STEP, || {
+        let (http, page) = (Http::new(), page.clone());
+        let asked = async move { http.get(&page).await.map_err(|e| format!("{e:#}")) };
+        async { asked.await.and_then(|a| if a.status == 200 { Ok(()) } else { Err(a.status.to_string()) }) }
+    })
+    .await?;
+    let visitors = Load::start(4, Duration::from_millis(2), vec![page.clone()]);
+    let began = Instant::now();
+    while names.len() < 2 && began.elapsed() < STEP {
+        names.insert(http.page(&page).await?.header("x-bots-name").to_owned());
+    }
+    ensure!(names.len() == 2, "pages come from {names:?}");
+
+    let leaves = serving.first().context("one serves")?.name.clone();
+    let bot = fleet.web.iter_mut().find(|w| w.bot.name == leaves).context("that bot")?;
+    let stopped = Instant::now();
+    ensure!(bot.bot.stop(), "{leaves} stops cleanly");
+    until("another has taken its place", STEP, || async {
+        let now = fleet.store.look(WEB).await?.serving();
+        if now.len() == 2 && now.iter().all(|b| b.name != leaves) { Ok(()) } else { Err(format!("{now:?}")) }
+    })
+    .await?;
+    println!("a web bot left, another took its place: {} ms", millis(stopped.elapsed()));
+    let tally = visitors.finish().await;
+    println!("{} requests through the edge, {} failed", tally.answered, tally.failed);
+    ensure!(tally.failed == 0, "requests failed: {:?}", tally.first_failure);
+    drop(edge);
+    fleet.stop().await
+}
