@@ -105,8 +105,12 @@ async fn loses_its_node(fleet: &mut Fleet, primary: &str) -> Result<String> {
     let own = login.at(fleet.postgres_bot(primary)?.port);
     let writer = Writer::start(&login).await?;
     // What the primary acknowledges from here on reaches nobody: its data will have diverged.
-    let senders = walsenders(&own).await?;
-    ensure!(senders.len() == 2, "two replicas stream: {senders:?}");
+    // They connect again after the crash, each in its own time.
+    let senders = fleet::wait::until("two replicas stream", STEP, || async {
+        let senders = walsenders(&own).await.map_err(|error| format!("{error:#}"))?;
+        if senders.len() == 2 { Ok(senders) } else { Err(format!("{senders:?}")) }
+    })
+    .await?;
     senders.iter().for_each(|pid| signal_pid(*pid, Signal::STOP));
     own.execute("INSERT INTO kept VALUES ('never replicated')").await?;
     let killed = Instant::now();
