@@ -205,6 +205,12 @@ impl Writer {
         self.shared.refused.load(Ordering::Relaxed)
     }
 
+    /// Why the last attempt that was not acknowledged was not.
+    #[must_use]
+    pub fn last_error(&self) -> String {
+        self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Stops writing and counts what is still there.
     ///
     /// # Errors
