@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::{
+    http::Http,
     ports::free_port,
     process::{Process, Program, system_binary},
     scratch::Scratch,
@@ -70,6 +72,23 @@ impl EtcdCluster {
     #[must_use]
     pub fn hosts(&self) -> String {
         self.endpoints().join(",")
+    }
+
+    /// The index of the member that leads the others.
+    ///
+    /// # Errors
+    /// If none of them says that it does.
+    pub async fn leader(&self) -> Result<usize> {
+        let http = Http::new();
+        for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.process.is_some()) {
+            let url = format!("http://127.0.0.1:{}/v3/maintenance/status", member.client_port);
+            let answer = http.send(hyper::Method::POST, &url, None, "{}".into()).await.context("ask a member of etcd for its status")?;
+            let status: Value = serde_json::from_str(&answer.text).context("the status of a member of etcd")?;
+            if status["leader"].is_string() && status["leader"] == status["header"]["member_id"] {
+                return Ok(index);
+            }
+        }
+        bail!("no member of etcd leads")
     }
 
     /// Starts a member, again if it was killed.

@@ -204,6 +204,24 @@ async fn a_lease_and_a_watch_move_on_when_their_member_freezes() {
 }
 
 #[tokio::test]
+async fn a_lease_on_which_a_lock_hangs_is_renewed_more_often() {
+    let (server, _dir) = one();
+    let mut bench = Bench::new(&server.endpoint());
+    bench.dcs.perform(DcsAction::GrantLease { ttl: TTL });
+    let (lease, _) = bench.until("lease", granted).await;
+    let every = Span::from_millis(200);
+    bench.dcs.perform(DcsAction::PaceLease { lease, every });
+    let mut last = bench.until("first renewal", renewed).await;
+    let began = Clock::now();
+    for _ in 0..4 {
+        let next = bench.until("renewal", renewed).await;
+        assert!(next >= last + every, "renewed after {}, not before {every}", next.since(last));
+        last = next;
+    }
+    assert!(Clock::now() < began + TTL, "five renewals within one TTL");
+}
+
+#[tokio::test]
 async fn a_revoked_lease_is_lost_at_the_next_renewal_and_can_be_had_again() {
     let (server, _dir) = one();
     let mut bench = Bench::new(&server.endpoint());

@@ -239,6 +239,9 @@ impl World {
                     self.log.push(format!("asks for a lease of {ttl}"));
                     self.grant_asked = true;
                 }
+                MembershipAction::Dcs(DcsAction::PaceLease { lease, every }) => {
+                    self.log.push(format!("has lease {} renewed every {every}", lease.0));
+                }
                 MembershipAction::Dcs(DcsAction::RevokeLease { lease }) => {
                     self.log.push(format!("gives lease {} back", lease.0));
                     self.dcs.revoke(lease);

@@ -191,6 +191,13 @@ pub enum DcsAction {
         /// Time to live; the store counts in whole seconds.
         ttl: Span,
     },
+    /// Renew the lease this often from now on; at first it is renewed when half of it has passed. Never answered.
+    PaceLease {
+        /// The lease.
+        lease: LeaseId,
+        /// From one renewal to the next.
+        every: Span,
+    },
     /// Give the lease back; every key bound to it goes at once. Never answered.
     RevokeLease {
         /// The lease.

@@ -116,6 +116,7 @@ impl Turn {
         if !self.s.exited {
             self.let_go_of_the_lock();
             let mut out = Vec::new();
+            self.s.membership.hold_lock(self.s.leadership.is_held(), &mut out);
             self.s.membership.advance(self.now, &mut out);
             share::publish(&mut self.s, self.now, &mut out);
             self.push_membership(out);

@@ -13,6 +13,7 @@ use super::{World, scope};
 pub(crate) fn action(action: &Action, world: &World) -> String {
     match action {
         Action::Dcs(DcsAction::GrantLease { ttl }) => format!("ask etcd for a lease of {ttl}"),
+        Action::Dcs(DcsAction::PaceLease { every, .. }) => format!("renew the lease every {every}"),
         Action::Dcs(DcsAction::RevokeLease { .. }) => String::from("give the lease back"),
         Action::Dcs(DcsAction::Transact { transaction, .. }) => self::transaction(transaction),
         Action::ProbeName { api_url } => format!("ask {api_url} who it is"),

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bots_core::{
+    membership::renewal,
     dcs::{Change, DcsAction, DcsEvent, KeyValue, LeaseId, Outcome, RequestId, Revision, Transaction, Write},
     machine::{Span, Time},
 };
@@ -65,6 +66,7 @@ enum Renewal {
     Holding {
         lease: LeaseId,
         ttl: Span,
+        every: Span,
         sent: Time,
         tries: u64,
     },
@@ -138,6 +140,7 @@ impl World {
                 self.nodes[node.0].client.renewal = Renewal::Getting { ttl, tries: 0 };
                 self.renew_after(node, Span::ZERO);
             }
+            DcsAction::PaceLease { lease, every } => self.pace(node, lease, every),
             DcsAction::RevokeLease { lease } => {
                 let client = &mut self.nodes[node.0].client;
                 if client.lease() == Some(lease) {
@@ -213,8 +216,8 @@ impl World {
             (Asked::Revocation, _) => self.job_done(node),
             (Asked::Grant { sent }, Reply::Granted { lease, ttl }) => {
                 let from = if self.plant == Some(Plant::LeaseFromReply) { local } else { sent };
-                self.nodes[node.0].client.renewal = Renewal::Holding { lease, ttl, sent, tries: 0 };
-                self.renew_at(node, sent + ttl.divided_by(2));
+                self.nodes[node.0].client.renewal = Renewal::Holding { lease, ttl, every: renewal(ttl), sent, tries: 0 };
+                self.renew_at(node, sent + renewal(ttl));
                 self.hear(node, DcsEvent::LeaseGranted { lease, valid_until: from + ttl });
             }
             (Asked::Renewal { lease, sent }, Reply::Kept { lives }) => self.kept(node, lease, sent, lives),
@@ -303,10 +306,24 @@ impl World {
         }
     }
 
+    /// The lease is renewed this often from now on; a renewal that is under way ends as it would have.
+    fn pace(&mut self, node: NodeId, of: LeaseId, wanted: Span) {
+        let Renewal::Holding { lease, every, sent, tries, .. } = &mut self.nodes[node.0].client.renewal else { return };
+        if *lease != of {
+            return;
+        }
+        *every = wanted;
+        let (due, idle) = (*sent + wanted, *tries == 0);
+        let asking = self.nodes[node.0].client.asked.values().any(|asked| matches!(asked, Asked::Renewal { .. }));
+        if idle && !asking {
+            self.renew_at(node, due);
+        }
+    }
+
     fn kept(&mut self, node: NodeId, of: LeaseId, when: Time, lives: bool) {
         let local = self.local(node);
-        let Renewal::Holding { lease, ttl, sent, tries } = &mut self.nodes[node.0].client.renewal else { return };
-        let (lease, ttl) = (*lease, *ttl);
+        let Renewal::Holding { lease, ttl, every, sent, tries } = &mut self.nodes[node.0].client.renewal else { return };
+        let (lease, ttl, every) = (*lease, *ttl, *every);
         if lease != of {
             return;
         }
@@ -314,7 +331,7 @@ impl World {
             *sent = when;
             *tries = 0;
             let from = if self.plant == Some(Plant::LeaseFromReply) { local } else { when };
-            self.renew_at(node, when + ttl.divided_by(2));
+            self.renew_at(node, when + every);
             self.hear(node, DcsEvent::LeaseRenewed { lease, valid_until: from + ttl });
         } else {
             self.nodes[node.0].client.renewal = Renewal::Idle;

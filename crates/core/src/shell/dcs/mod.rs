@@ -95,6 +95,7 @@ impl DcsHandle {
     pub fn perform(&self, action: DcsAction) {
         match action {
             DcsAction::GrantLease { ttl } => self.renewal.grant(ttl),
+            DcsAction::PaceLease { lease, every } => self.renewal.pace(lease, every),
             DcsAction::RevokeLease { lease } => {
                 self.renewal.forget(lease);
                 self.queue(Job::Revoke { lease });

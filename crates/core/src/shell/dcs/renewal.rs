@@ -5,12 +5,13 @@
 
 use std::{io, thread};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{DcsSink, Etcd};
 use crate::{
     dcs::{DcsEvent, LeaseId},
     machine::{Span, Time},
+    membership::renewal,
     shell::{clock::Clock, entropy::jitter, runtime::Pulse},
 };
 
@@ -19,6 +20,8 @@ const TRY_MIN: Span = Span::from_millis(200);
 /// The first and the longest pause between tries to get a lease.
 const GRANT_PAUSE_MIN: Span = Span::from_millis(100);
 const GRANT_PAUSE_MAX: Span = Span::from_millis(2_000);
+/// The first pause between rounds of tries to renew a lease.
+const RENEW_PAUSE_MIN: Span = Span::from_millis(50);
 /// Orders that may wait. A machine has one lease at a time and asks for another only when that is lost.
 const ORDERS_MAX: usize = 64;
 /// How often the loop is looked at again while it owes a sign of life.
@@ -32,6 +35,7 @@ pub(super) struct Renewal {
 
 enum Order {
     Grant { ttl: Span },
+    Pace { lease: LeaseId, every: Span },
     Forget { lease: LeaseId },
 }
 
@@ -46,6 +50,11 @@ impl Renewal {
 
     pub(super) fn grant(&self, ttl: Span) {
         self.order(Order::Grant { ttl });
+    }
+
+    /// Renews `lease` this often from now on.
+    pub(super) fn pace(&self, lease: LeaseId, every: Span) {
+        self.order(Order::Pace { lease, every });
     }
 
     /// Stops renewing `lease`, at once.
@@ -88,7 +97,8 @@ impl Renewer {
         while let Some(order) = next {
             next = match order {
                 Order::Grant { ttl } => self.hold(ttl).await,
-                Order::Forget { .. } => self.orders.recv().await,
+                // About a lease that is lost.
+                Order::Pace { .. } | Order::Forget { .. } => self.orders.recv().await,
             };
         }
     }
@@ -101,7 +111,8 @@ impl Renewer {
         };
         self.sink.send(DcsEvent::LeaseGranted { lease: lease.id, valid_until: lease.valid_until() }).await;
         let id = lease.id;
-        let lost = keep(&self.etcd, &self.sink, &self.pulse, lease);
+        let every = watch::Sender::new(renewal(lease.ttl));
+        let lost = keep(&self.etcd, &self.sink, &self.pulse, lease, every.subscribe());
         tokio::pin!(lost);
         loop {
             tokio::select! {
@@ -112,7 +123,10 @@ impl Renewer {
                 }
                 order = self.orders.recv() => match order {
                     // An order about another lease came late.
-                    Some(Order::Forget { lease }) if lease != id => {}
+                    Some(Order::Forget { lease } | Order::Pace { lease, .. }) if lease != id => {}
+                    Some(Order::Pace { every: wanted, .. }) => {
+                        every.send_replace(wanted);
+                    }
                     Some(Order::Forget { .. }) => break,
                     Some(Order::Grant { .. }) | None => return order,
                 },
@@ -136,12 +150,23 @@ async fn get(etcd: &Etcd, ttl: Span) -> Lease {
 }
 
 /// Renews the lease for as long as it can be; says why it could not.
-async fn keep(etcd: &Etcd, sink: &DcsSink, pulse: &Pulse, mut lease: Lease) -> String {
+async fn keep(
+    etcd: &Etcd,
+    sink: &DcsSink,
+    pulse: &Pulse,
+    mut lease: Lease,
+    mut every: watch::Receiver<Span>,
+) -> String {
     let first_try = lease.ttl.divided_by(10).max(TRY_MIN);
     loop {
-        let due = lease.sent + lease.ttl.divided_by(2);
-        tokio::time::sleep(due.since(Clock::now()).to_std()).await;
-        let (mut tries, mut try_span) = (0_u64, first_try);
+        loop {
+            let due = lease.sent + *every.borrow_and_update();
+            tokio::select! {
+                () = tokio::time::sleep(due.since(Clock::now()).to_std()) => break,
+                Ok(()) = every.changed() => {}
+            }
+        }
+        let (mut tries, mut try_span, mut pause) = (0_u64, first_try, RENEW_PAUSE_MIN);
         // The lease may live on in etcd after it has run out by our clock, so there is no last try.
         let sent = loop {
             if !loop_turns(pulse, lease.ttl, try_span).await {
@@ -154,11 +179,13 @@ async fn keep(etcd: &Etcd, sink: &DcsSink, pulse: &Pulse, mut lease: Lease) -> S
                 Err(error) => tracing::debug!(%error, "a renewal failed"),
             }
             tries += 1;
-            // Each member is asked at once; then there is a pause, so that an outage costs little, and more patience, so
-            // that a slow network is not taken for a dead one for ever.
+            // Each member is asked at once; then there is a pause, short at first, since etcd may be about to have its
+            // next leader, and long in the end, so that an outage costs little; and there is more patience, so that a slow
+            // network is not taken for a dead one for ever.
             if tries.is_multiple_of(etcd.members()) {
-                tokio::time::sleep(jitter(try_span, 30).to_std()).await;
+                tokio::time::sleep(jitter(pause, 30).to_std()).await;
                 try_span = try_span.times(2).min(lease.ttl.divided_by(3)).max(first_try);
+                pause = pause.times(2).min(try_span);
             }
         };
         lease.sent = sent;
