@@ -17,7 +17,7 @@ use bots_core::{
 };
 use disk::{Data, Disk};
 use fingerprint::fingerprint;
-use postgres_bot::machine::{Event, JobError, JobId, PeerAnswer, Postgres, PostgresBot, ProbeId, Role, Settings};
+use postgres_bot::machine::{Event, JobError, JobId, PeerAnswer, Postgres, PostgresBot, ProbeId, Role, Running, Settings};
 use serde_json::json;
 use world::{Fate, SYSTEM_ID, World, member, server, settings};
 
@@ -156,10 +156,10 @@ impl Walk {
                 world.step(Event::NameProbed { instance: None });
             }
             if std::mem::take(&mut world.inspecting) {
-                world.step(Event::DataInspected(self.disk.inspected(world.running)));
+                world.step(Event::DataInspected(self.disk.inspected(world.shown_running())));
             }
             if world.running {
-                world.observe(Postgres::Up(server(!world.writable, self.disk.timeline, self.disk.position)));
+                world.observe(Postgres::Up(server(!world.takes_writes(), self.disk.timeline, self.disk.position)));
             }
             if let Some(id) = world.probe.take() {
                 world.step(Event::PeersProbed { id, answers: BTreeMap::new() });
@@ -220,7 +220,9 @@ impl Walk {
             2 => self.world.grant(),
             3 if self.world.inspecting => {
                 self.world.inspecting = false;
-                let found = self.disk.inspected(self.world.running || random.one_in(10));
+                let left_behind = !self.world.running && random.one_in(10);
+                let running = if left_behind { Running::LeftBehind } else { self.world.shown_running() };
+                let found = self.disk.inspected(running);
                 self.world.step(Event::DataInspected(found));
             }
             3 if self.world.naming => {
@@ -271,7 +273,7 @@ impl Walk {
             1 => Postgres::Starting,
             _ => {
                 self.disk.position += self.random.pick(&[0, 0x20]);
-                Postgres::Up(server(!self.world.writable, self.disk.timeline, self.disk.position))
+                Postgres::Up(server(!self.world.takes_writes(), self.disk.timeline, self.disk.position))
             }
         };
         self.world.observe(seen);
@@ -350,13 +352,21 @@ impl Walk {
         }
     }
 
-    /// The process is gone without a word, and its server with it.
+    /// The process is gone without a word, and its server with it or not.
     fn crash_the_bot(&mut self) {
         if let Some((_, job)) = self.world.job.take() {
             self.disk.after(&job, false);
         }
-        self.world.expire();
-        self.restart();
+        if self.random.one_in(2) {
+            self.world.expire();
+        }
+        if self.random.one_in(2) {
+            return self.restart();
+        }
+        self.edges.extend(&self.world.edges);
+        let instance = format!("pg1-{}", self.random.below(1_000));
+        self.world.restart_beside_server(Settings { instance, ..self.settings.clone() });
+        self.world.list();
     }
 
     /// What cannot be: ends of jobs that nobody began, answers that nobody asked for, looks at what is not there.
@@ -373,10 +383,11 @@ impl Walk {
                 outcome: bots_core::dcs::Outcome::Unknown(String::from("who asked?")),
             }),
             _ => {
-                self.world.writable = self.world.running;
-                if !self.world.running {
+                // Promoted by hand. What was not taken over yet is looked at when it is.
+                if !self.world.running || self.world.kept.is_some() {
                     return;
                 }
+                self.world.writable = true;
                 Event::PostgresObserved(Postgres::Up(server(false, self.disk.timeline + 1, self.disk.position)))
             }
         };
@@ -481,14 +492,14 @@ fn make(a_move: Move, world: &mut World, disk: &mut Disk) -> bool {
             }
         }
         Move::Inspect if std::mem::take(&mut world.inspecting) => {
-            world.step(Event::DataInspected(disk.inspected(world.running)));
+            world.step(Event::DataInspected(disk.inspected(world.shown_running())));
         }
         Move::Probe => {
             let Some(id) = world.probe.take() else { return false };
             world.step(Event::PeersProbed { id, answers: BTreeMap::new() });
         }
         Move::Observe if world.running => {
-            world.observe(Postgres::Up(server(!world.writable, disk.timeline, disk.position)));
+            world.observe(Postgres::Up(server(!world.takes_writes(), disk.timeline, disk.position)));
         }
         Move::Exit if world.running => world.server_exits("signal 9"),
         Move::OtherLeads if leader.is_none() => world.put("leader", "pg2"),

@@ -13,7 +13,7 @@ use bots_core::{
     wire::{Lsn, PostgresFacts, Timeline},
 };
 use datadriven::TestCase;
-use postgres_bot::machine::{DataDir, Event, PeerAnswer, Postgres, PostgresBot, Role, Server, Settings};
+use postgres_bot::machine::{DataDir, Event, PeerAnswer, Postgres, PostgresBot, Role, Running, Server, Settings};
 use serde_json::json;
 use world::{Fate, SYSTEM_ID, World, member, scope, server, settings};
 
@@ -81,7 +81,11 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
         "given" => return given(world, args),
         "restart" => {
             let settings = Settings { instance: String::from("pg1-b"), ..configured(args) };
-            world.restart(settings);
+            if args.has("guarded") {
+                world.restart_beside_server(settings);
+            } else {
+                world.restart(settings);
+            }
         }
         "lease" => world.grant(),
         "lease-expires" => world.expire(),
@@ -100,7 +104,10 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
             let instance = if args.has("nobody") { None } else { Some(args.input().to_owned()) };
             world.step(Event::NameProbed { instance });
         }
-        "inspected" => world.step(Event::DataInspected(data_dir(args))),
+        "inspected" => {
+            let running = if args.has("running") { Running::LeftBehind } else { world.shown_running() };
+            world.step(Event::DataInspected(data_dir(args, running)));
+        }
         "unusable" => {
             let code = u8::try_from(args.number("code").expect("code=4")).expect("a code");
             world.step(Event::DataUnusable { why: args.input().to_owned(), code });
@@ -180,7 +187,7 @@ fn given(world: &mut World, args: &Args<'_>) -> String {
     world.put("status", &json!({"optime": position}).to_string());
     world.list();
     world.grant();
-    world.step(Event::DataInspected(present(leads, false)));
+    world.step(Event::DataInspected(present(leads, Running::No)));
     world.watch();
     while !world.asked.is_empty() || world.job.is_some() {
         world.answer(Fate::Answered);
@@ -217,18 +224,18 @@ fn answer(world: &mut World, args: &Args<'_>) -> String {
     }
 }
 
-fn data_dir(args: &Args<'_>) -> DataDir {
+fn data_dir(args: &Args<'_>, running: Running) -> DataDir {
     let system_id = args.text("id").unwrap_or(SYSTEM_ID).to_owned();
     match () {
         () if args.has("empty") => DataDir::Empty,
         () if args.has("unfinished") => {
-            DataDir::Unfinished { system_id: args.has("id").then_some(system_id), cloning: args.has("cloning") }
+            DataDir::Unfinished { system_id: args.has("id").then_some(system_id), cloning: args.has("cloning"), running }
         }
         () => DataDir::Present {
             system_id,
             timeline: Timeline(args.server().0),
             was_primary: args.has("primary"),
-            running: args.has("running"),
+            running,
         },
     }
 }

@@ -2,11 +2,11 @@
 
 mod shell_support;
 
-use std::{fs, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
-use bots_core::{machine::Span, wire::Timeline};
+use bots_core::{machine::Span, shell::clock::Clock, wire::Timeline};
 use postgres_bot::{
-    machine::{DataDir, Event, Job, JobResult, Postgres, Server, StopMode},
+    machine::{DataDir, Event, Job, JobResult, Postgres, Running, Server, StopMode},
     shell::{inspect::inspect, postmaster::Life, processes},
 };
 use rustix::process::{Signal, kill_process};
@@ -19,6 +19,19 @@ async fn looks(member: &Member) -> DataDir {
         Event::DataInspected(found) => found,
         other => panic!("{other:?}"),
     }
+}
+
+/// A member with a running server, whose bot has ended without a word.
+fn earlier_life(dir: &Path) -> Member {
+    let live = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let member = Member::new(dir, "a");
+            member.bootstraps().await;
+            member
+        })
+    };
+    std::thread::scope(|scope| scope.spawn(live).join().expect("it lives"))
 }
 
 fn started(result: JobResult) -> Server {
@@ -36,7 +49,7 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
         assert_eq!(looks(&a).await, DataDir::Empty);
 
         let JobResult::Initialized { system_id } = a.does(Job::Initialize).await else { panic!("no identifier") };
-        let unfinished = DataDir::Unfinished { system_id: Some(system_id.clone()), cloning: false };
+        let unfinished = DataDir::Unfinished { system_id: Some(system_id.clone()), cloning: false, running: Running::No };
         assert_eq!(looks(&a).await, unfinished);
         let up = started(a.does(Job::StartPrimary).await);
         assert_eq!((up.in_recovery, up.timeline), (false, Timeline(1)));
@@ -50,7 +63,7 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
             was_primary,
             running,
         };
-        assert_eq!(looks(&a).await, present(1, true, true));
+        assert_eq!(looks(&a).await, present(1, true, Running::LeftBehind));
         a.client()
             .await
             .batch_execute("CREATE TABLE t (x text); INSERT INTO t VALUES ('common')")
@@ -58,7 +71,7 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
             .expect("write");
 
         b.does(Job::Clone { source: a.as_upstream() }).await;
-        assert_eq!(looks(&b).await, present(1, false, false));
+        assert_eq!(looks(&b).await, present(1, false, Running::No));
         let up = started(b.does(Job::StartStandby { upstream: Some(a.as_upstream()) }).await);
         assert!(up.in_recovery);
         b.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
@@ -79,7 +92,7 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
         // Stopped hard: the rewind has to recover it first.
         let stopped = a.does(Job::Stop { mode: AT_ONCE }).await;
         assert_eq!(stopped, JobResult::Stopped { shutdown_checkpoint: None });
-        assert_eq!(looks(&a).await, present(1, true, false));
+        assert_eq!(looks(&a).await, present(1, true, Running::No));
         a.does(Job::Rewind { source: b.as_upstream() }).await;
         assert!(matches!(looks(&a).await, DataDir::Present { was_primary: false, .. }));
         a.does(Job::StartStandby { upstream: Some(b.as_upstream()) }).await;
@@ -201,7 +214,7 @@ fn the_death_of_a_postmaster_is_told_at_once_and_leaves_no_process() {
         a.comes_to("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%generate_series(1%' AND state = 'active' AND pid <> pg_backend_pid()", "1").await;
         let Life::Alive { pid, .. } = a.hands.postmaster.life() else { panic!("down") };
         assert!(processes::of_server(&[&a.data_dir()]).len() > 5);
-        kill_process(pid, Signal::KILL).expect("kill");
+        kill_process(pid.expect("said by its guard"), Signal::KILL).expect("kill");
         let how = a.hears("its exit", |event| if let Event::PostgresExited { how } = event { Some(how) } else { None });
         let how = tokio::time::timeout(Duration::from_secs(2), how).await.expect("at once");
         assert!(how.contains("signal: 9"), "{how}");
@@ -210,6 +223,104 @@ fn the_death_of_a_postmaster_is_told_at_once_and_leaves_no_process() {
         let up = started(a.does(Job::StartPrimary).await);
         assert_eq!((up.in_recovery, up.timeline), (false, Timeline(1)));
         a.does(Job::Stop { mode: AT_ONCE }).await;
+    });
+}
+
+#[test]
+fn a_guard_stops_a_server_whose_fence_is_not_moved_on() {
+    as_server_user("a_guard_stops_a_server_whose_fence_is_not_moved_on", || async {
+        let dir = scratch();
+        let mut a = Member::new(dir.path(), "a");
+        a.bootstraps().await;
+        let busy = a.client().await;
+        tokio::spawn(async move { busy.batch_execute("SELECT count(*) FROM generate_series(1, 10000000000)").await });
+        a.comes_to("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%generate_series(1%' AND state = 'active' AND pid <> pg_backend_pid()", "1").await;
+        // Moved on a few times, as a lease that is renewed does.
+        for _renewal in 0..4 {
+            a.hands.postmaster.set_fence(Clock::now() + Span::from_millis(600));
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            assert_eq!(a.asks("SELECT 1").await, "1");
+        }
+        let fence = Clock::now() + Span::from_millis(400);
+        a.hands.postmaster.set_fence(fence);
+        a.hands.postmaster.confirm_fence().await.expect("the guard says so");
+        let how = a.hears("its exit", |event| if let Event::PostgresExited { how } = event { Some(how) } else { None });
+        let how = how.await;
+        let late = Clock::now().since(fence);
+        assert!(how.contains("guard") && how.contains("lease"), "{how}");
+        assert!(Clock::now() > fence && late < Span::from_millis(500), "all gone {late} after the fence");
+        println!("every process gone, and told, {late} after the fence");
+        assert!(processes::of_server(&[&a.data_dir()]).is_empty());
+
+        // A fence that has passed lets nothing start.
+        let why = a.fails(Job::StartPrimary).await;
+        assert!(why.contains("guard") || why.contains("ended"), "{why}");
+        assert!(processes::of_server(&[&a.data_dir()]).is_empty());
+        a.hands.postmaster.set_fence(Clock::now() + Span::from_secs(60));
+        a.does(Job::StartPrimary).await;
+        a.does(Job::Stop { mode: AT_ONCE }).await;
+    });
+}
+
+#[test]
+fn a_server_goes_with_its_guard() {
+    as_server_user("a_server_goes_with_its_guard", || async {
+        let dir = scratch();
+        let mut a = Member::new(dir.path(), "a");
+        a.bootstraps().await;
+        a.kill_guard();
+        let how = a.hears("its exit", |event| if let Event::PostgresExited { how } = event { Some(how) } else { None });
+        let how = tokio::time::timeout(Duration::from_secs(3), how).await.expect("at once");
+        assert!(how.contains("guard"), "{how}");
+        assert!(processes::of_server(&[&a.data_dir()]).is_empty());
+        a.does(Job::StartPrimary).await;
+        a.does(Job::Stop { mode: StopMode::Fast }).await;
+    });
+}
+
+#[test]
+fn a_bot_that_comes_back_finds_its_server_as_it_was() {
+    as_server_user("a_bot_that_comes_back_finds_its_server_as_it_was", || async {
+        let dir = scratch();
+        let a = earlier_life(dir.path());
+        let session = a.client().await;
+        session.batch_execute("CREATE TEMP TABLE t (x int)").await.expect("write");
+        let mut again = a.again(dir.path());
+        let nobodys = looks(&again).await;
+        assert!(matches!(nobodys, DataDir::Present { running: Running::LeftBehind, .. }), "{nobodys:?}");
+        again.hands.postmaster.adopt(&again.hands.reporter).await;
+        let kept = looks(&again).await;
+        let guarded = Running::Guarded { fenced: true };
+        assert!(matches!(kept, DataDir::Present { running, .. } if running == guarded), "{kept:?}");
+        again.hands.postmaster.set_fence(Clock::now() + Span::from_secs(60));
+        let up = started(again.does(Job::StartPrimary).await);
+        assert!(!up.in_recovery);
+        session.batch_execute("INSERT INTO t VALUES (1)").await.expect("the session has seen nothing");
+
+        // The new bot is in charge of it as the old one was.
+        let stopped = again.does(Job::Stop { mode: StopMode::Fast }).await;
+        assert!(matches!(stopped, JobResult::Stopped { shutdown_checkpoint: Some(_) }), "{stopped:?}");
+        let how = again.hears("its end", |e| if let Event::PostgresExited { how } = e { Some(how) } else { None }).await;
+        assert_eq!(how, "shut down");
+    });
+}
+
+#[test]
+fn a_guard_that_was_left_behind_frozen_cannot_take_the_next_server() {
+    as_server_user("a_guard_that_was_left_behind_frozen_cannot_take_the_next_server", || async {
+        let dir = scratch();
+        let a = earlier_life(dir.path());
+        let guard = a.guard().expect("a guard");
+        kill_process(guard, Signal::STOP).expect("freeze");
+        // Another life of the bot, that cannot speak with the guard.
+        let again = a.again(dir.path());
+        again.does(Job::Stop { mode: AT_ONCE }).await;
+        again.does(Job::StartPrimary).await;
+        let _gone = kill_process(guard, Signal::CONT);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(again.asks("SELECT 1").await, "1");
+        assert_ne!(again.guard(), Some(guard));
+        again.does(Job::Stop { mode: AT_ONCE }).await;
     });
 }
 

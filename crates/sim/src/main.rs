@@ -48,9 +48,6 @@ struct Arguments {
     /// Print the mistakes that can be made on purpose.
     #[arg(long)]
     list_plants: bool,
-    /// Freeze bots without their servers; a simulated guard stops those in time.
-    #[arg(long)]
-    guard: bool,
     /// Go on after the first failures, and print every seed that fails.
     #[arg(long)]
     keep_going: bool,
@@ -82,7 +79,7 @@ fn main() -> ExitCode {
     }
     // A panic is an ending that is reported like any other.
     std::panic::set_hook(Box::new(|_| {}));
-    let options = Options { plant: arguments.plant, guard: arguments.guard, ..Options::default() };
+    let options = Options { plant: arguments.plant, ..Options::default() };
     match arguments.seed {
         Some(seed) => one(seed, options, arguments.trace),
         None => many(&arguments, options),
@@ -146,7 +143,7 @@ fn report(tally: &Tally, arguments: &Arguments) -> ExitCode {
         for (seed, ending) in &tally.failed {
             println!("seed {seed}: {}", say(ending));
         }
-        let shown = run(*seed, Options { trace: true, plant: arguments.plant, guard: arguments.guard, skip: None });
+        let shown = run(*seed, Options { trace: true, plant: arguments.plant, skip: None });
         println!("the last of seed {seed}:");
         for line in shown.lines.iter().skip(shown.lines.len().saturating_sub(LAST_LINES)) {
             println!("{line}");
@@ -154,8 +151,7 @@ fn report(tally: &Tally, arguments: &Arguments) -> ExitCode {
     }
     let plant = arguments.plant.and_then(|plant| PLANTS.iter().find(|(p, _)| *p == plant));
     let plant = plant.map_or_else(String::new, |(_, name)| format!(" --plant {name}"));
-    let guard = if arguments.guard { " --guard" } else { "" };
-    println!("again: sim --seed {seed} --trace{plant}{guard}");
+    println!("again: sim --seed {seed} --trace{plant}");
     ExitCode::from(ending.code())
 }
 

@@ -135,14 +135,12 @@ pub struct Plan {
     pub rewind: bool,
     /// Whether web bots supervise an app.
     pub app: bool,
-    /// A guard process stops the server of a frozen bot in time; without it, freezing a bot freezes its whole machine.
-    pub guard: bool,
 }
 
 impl Plan {
     /// What the next numbers of `rng` stand for.
     #[must_use]
-    pub fn draw(rng: &mut Rng, guard: bool) -> Self {
+    pub fn draw(rng: &mut Rng) -> Self {
         let cast = Self::cast(rng);
         // How likely a fault is part of the seed: some worlds are nearly quiet, some are mad.
         let density = rng.between(100, 550);
@@ -177,7 +175,6 @@ impl Plan {
             start_timeout_s: *rng.pick(&[300, 300, 5, 0]).unwrap_or(&300),
             rewind: rng.chance(800),
             app: rng.chance(500),
-            guard,
         }
     }
 

@@ -37,12 +37,16 @@ pub enum Plant {
     RewindSkipped,
     /// Positions of peers and of the last leader are not looked at.
     AnyReplicaWill,
+    /// The guard does not act at the fence.
+    GuardSleeps,
+    /// The fence is set later than the lease allows.
+    FenceTooLate,
     /// Content counts as prepared when its fetch begins.
     ReadyBeforeWhole,
 }
 
 /// All of them, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 14] = [
+pub const PLANTS: [(Plant, &str); 16] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -56,6 +60,8 @@ pub const PLANTS: [(Plant, &str); 14] = [
     (Plant::NeverListAgain, "never-list-again"),
     (Plant::RewindSkipped, "rewind-skipped"),
     (Plant::AnyReplicaWill, "any-replica-will"),
+    (Plant::GuardSleeps, "guard-sleeps"),
+    (Plant::FenceTooLate, "fence-too-late"),
     (Plant::ReadyBeforeWhole, "ready-before-whole"),
 ];
 

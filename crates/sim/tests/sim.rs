@@ -54,15 +54,6 @@ fn the_machines_as_they_are_hold() {
 }
 
 #[test]
-fn machines_hold_when_bots_freeze_beside_a_guard() {
-    let options = Options { guard: true, ..Options::default() };
-    run_many(0, SEEDS / 4, 2, options, |outcome| {
-        assert_eq!(outcome.ending, Ending::Well, "sim --guard --seed {}", outcome.seed);
-        true
-    });
-}
-
-#[test]
 fn the_same_seed_gives_the_same_bytes() {
     for seed in [1, 7, 42, 1_000_003] {
         let traced = Options { trace: true, ..Options::default() };

@@ -2,13 +2,13 @@
 
 use bots_core::{
     dcs::{Compare, DcsAction, Outcome, Revision, Transaction, Write},
-    machine::Span,
+    machine::{Span, Time},
     membership::RETRY_AFTER,
 };
 
 use super::{
     event::{Job, JobResult},
-    postgres::DataDir,
+    postgres::{DataDir, Postgres, Running},
     state::{Bootstrap, Phase, Primary, Recovery, Suspect, Timer},
     turn::{Happened, Turn},
 };
@@ -35,12 +35,22 @@ impl Turn {
             DataDir::Empty | DataDir::Unfinished { .. } => self.become_phase(Phase::Waiting),
             // Before anything is stopped: a server that runs there is another cluster's, too.
             DataDir::Present { .. } if self.s.is_foreign() => self.refuse_foreign(),
-            DataDir::Present { running: true, .. } => {
-                let mode = self.stop_at_once();
-                self.run(Job::Stop { mode });
-            }
-            DataDir::Present { was_primary, .. } => {
+            DataDir::Present { running, was_primary, .. } => {
                 let mine = self.s.leader() == Some(self.s.settings.name.as_str());
+                let goes_on = match running {
+                    Running::No => false,
+                    Running::LeftBehind => return self.stop_left_behind(),
+                    // A standby may go on in any case, and a primary if the lock is ours still: its guard has kept to the
+                    // old lease so far. What was on its way from the one to the other is neither.
+                    Running::Guarded { fenced: false } if !was_primary => true,
+                    Running::Guarded { fenced: true } if was_primary && mine && !self.s.is_half_promoted() => true,
+                    Running::Guarded { .. } => return self.stop_left_behind(),
+                };
+                if goes_on {
+                    self.s.postgres = Postgres::Starting;
+                    // There is one, though not of our setting.
+                    self.s.fence_set = was_primary.then_some(Time::ZERO);
+                }
                 self.become_phase(match (was_primary, mine) {
                     (true, true) if self.s.is_half_promoted() => Phase::Starting { attempts: 0 },
                     (true, true) => Phase::Recovering { step: Recovery::Reclaiming },
@@ -49,6 +59,11 @@ impl Turn {
                 });
             }
         }
+    }
+
+    fn stop_left_behind(&mut self) {
+        let mode = self.stop_at_once();
+        self.run(Job::Stop { mode });
     }
 
     /// Nothing of another cluster's data is touched (S7).
@@ -72,8 +87,13 @@ impl Turn {
             let mode = self.stop_at_once();
             return self.run(Job::Stop { mode });
         }
-        if self.s.data.is_none() {
-            return self.inspect();
+        match &self.s.data {
+            None => return self.inspect(),
+            // Of a bootstrap that was cut off, with its guard: what it has made is looked at when it is down.
+            Some(DataDir::Unfinished { running, .. }) if running.is_any() && self.s.job.is_none() => {
+                return self.stop_left_behind();
+            }
+            Some(DataDir::Empty | DataDir::Unfinished { .. } | DataDir::Present { .. }) => {}
         }
         if self.s.job.is_some() || self.s.timers.armed(Timer::Retry).is_some() || !self.s.view.is_watched() {
             return;
@@ -82,7 +102,7 @@ impl Turn {
         match (&self.s.data, recorded) {
             // A bootstrap of ours that was cut off is kept until we know that it was not recorded: another cluster is,
             // or we win the race again.
-            (Some(DataDir::Unfinished { system_id, cloning: false }), Some(recorded)) => {
+            (Some(DataDir::Unfinished { system_id, cloning: false, .. }), Some(recorded)) => {
                 let ours = system_id.as_ref() == Some(&recorded);
                 return self.run(if ours { Job::Complete } else { Job::DiscardUnfinished });
             }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use bots_core::{
     dcs::{DcsAction, DcsEvent},
-    machine::Span,
+    machine::{Span, Time},
     wire::{Lsn, Timeline},
 };
 use serde::{Deserialize, Serialize};
@@ -114,9 +114,11 @@ pub enum Job {
         /// Where from.
         source: Upstream,
     },
-    /// Start as a primary, on the timeline it is on. Ends as [`JobResult::Started`] once it takes queries.
+    /// Have the server run as a primary, on the timeline it is on: started, or taken over as it runs in its guard's care.
+    /// Ends as [`JobResult::Started`] once it takes queries. A fence must be set before.
     StartPrimary,
-    /// Start read-only, following `upstream` if there is one. Ends as [`JobResult::Started`] once it takes queries.
+    /// Have it run read-only, following `upstream` if there is one: started, or taken over as it runs in its guard's care.
+    /// Ends as [`JobResult::Started`] once it takes queries.
     StartStandby {
         /// Whom to follow.
         upstream: Option<Upstream>,
@@ -127,7 +129,7 @@ pub enum Job {
         upstream: Option<Upstream>,
     },
     /// Leave recovery and become writable, on `timeline` and no other. Ends as [`JobResult::Promoted`] once writes are
-    /// accepted.
+    /// accepted. A fence must be set before, and the guard must have said that it stands.
     Promote {
         /// A number that was taken for this.
         timeline: Timeline,
@@ -224,6 +226,12 @@ pub enum Action {
     Configure {
         /// The parameters of `postgresql.conf`, merged and complete.
         parameters: BTreeMap<String, String>,
+    },
+    /// From now on, the guard kills every process of a server that takes writes at this time, unless it is told another
+    /// before: the lease may have run out soon after.
+    SetFence {
+        /// On the machine's clock, which counts suspend.
+        at: Time,
     },
     /// Start a job. Whatever the machine asked of etcd before is asked before.
     Run {

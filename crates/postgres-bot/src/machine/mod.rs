@@ -39,7 +39,7 @@ use bots_core::machine::{Deadline, Machine, Report, Step, Time, TransitionTable}
 use self::turn::Turn;
 pub use self::{
     event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, StopMode},
-    postgres::{DataDir, Postgres, Server, Upstream},
+    postgres::{DataDir, Postgres, Running, Server, Upstream},
     role::{Role, TRANSITIONS},
     settings::{Dynamic, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},
     state::State,

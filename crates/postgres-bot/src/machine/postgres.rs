@@ -14,6 +14,8 @@ pub enum DataDir {
         system_id: Option<String>,
         /// It was being copied; otherwise it was being made new.
         cloning: bool,
+        /// A server runs on it, from before our own start.
+        running: Running,
     },
     /// A Postgres cluster.
     Present {
@@ -23,9 +25,31 @@ pub enum DataDir {
         timeline: Timeline,
         /// It last ran as a primary: there is no `standby.signal`.
         was_primary: bool,
-        /// A postmaster runs on it, left over from before.
-        running: bool,
+        /// A server runs on it, from before our own start.
+        running: Running,
     },
+}
+
+/// A server from before our own start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Running {
+    /// There is none.
+    No,
+    /// There is one that nobody looks after, or one that cannot be taken over as it is.
+    LeftBehind,
+    /// There is one in its guard's care.
+    Guarded {
+        /// It has a fence: it was told to take writes.
+        fenced: bool,
+    },
+}
+
+impl Running {
+    /// Whether any does.
+    #[must_use]
+    pub const fn is_any(self) -> bool {
+        !matches!(self, Self::No)
+    }
 }
 
 /// The server process.

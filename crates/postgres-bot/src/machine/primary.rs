@@ -110,13 +110,19 @@ impl Turn {
         let Phase::Recovering { step } = self.s.phase else { return };
         match step {
             Recovery::Reclaiming => self.reclaim(),
-            Recovery::Starting => match happened {
+            Recovery::Starting | Recovery::Adopting => match happened {
                 Happened::JobEnded { job: Job::StartPrimary, result: Ok(JobResult::Started(_)) } => {
                     self.become_phase(Phase::Primary(Primary {
                         checkpoint_due: true,
                         restarted: true,
                         ..Primary::default()
                     }));
+                }
+                Happened::JobEnded { job: Job::StartPrimary, result: Err(error) }
+                    if step == Recovery::Adopting && !self.s.postgres.is_alive() =>
+                {
+                    let how = error.why.clone();
+                    self.crashed(&how);
                 }
                 Happened::JobEnded { job: Job::StartPrimary, result } => {
                     let why = result.as_ref().err().map_or("", |error| &error.why);
@@ -139,7 +145,8 @@ impl Turn {
     /// The lock bears our name: bind it to the lease that we have now, then start in place.
     fn reclaim(&mut self) {
         if self.s.may_use_lock(self.now) {
-            self.s.phase = Phase::Recovering { step: Recovery::Starting };
+            let step = if self.s.postgres.is_alive() { Recovery::Adopting } else { Recovery::Starting };
+            self.s.phase = Phase::Recovering { step };
             self.s.timers.arm(Timer::Patience, self.now + self.s.dynamic.primary_start_timeout.max(Span::from_secs(1)));
             return self.run(Job::StartPrimary);
         }
@@ -151,6 +158,11 @@ impl Turn {
         }
         let gone = watched && !ours && !self.s.leadership.is_busy() && !self.s.leadership.is_held();
         let cut_off = !watched && self.s.membership.lease(self.now).is_none();
+        if (gone || cut_off) && self.s.postgres.is_alive() {
+            let why = if gone { "the leader lock is gone or another's" } else { "etcd is out of reach" };
+            self.s.trouble = Some(format!("Postgres was stopped: {why}"));
+            return self.fence_now(why.to_owned());
+        }
         if gone || cut_off {
             return self.become_phase(Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 });
         }

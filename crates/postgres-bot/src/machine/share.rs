@@ -14,6 +14,10 @@ use super::{
 
 /// Shares the state: at once if it is another, within a second if only its figures are.
 pub(super) fn publish(s: &mut State, now: Time, out: &mut Vec<MembershipAction>) {
+    if matches!(s.phase, Phase::Initializing) && s.data.is_none() {
+        // What the earlier life of this bot has said of its server may well be true still.
+        return;
+    }
     let (head, mut facts) = (head(s), facts(s));
     let full = Member::new(head.clone(), &facts).to_json();
     facts.xlog_location = None;
@@ -45,6 +49,9 @@ fn head(s: &State) -> MemberHead {
 /// Patroni's words for the state of the server and the role of the member.
 fn words(s: &State) -> (&'static str, &'static str) {
     match &s.phase {
+        // Nobody is to notice that its bot was started again.
+        Phase::Initializing | Phase::Recovering { .. } if s.is_kept(true) => ("running", "primary"),
+        Phase::Initializing | Phase::Starting { .. } if s.is_kept(false) => ("running", "replica"),
         Phase::Initializing | Phase::Waiting => ("stopped", "uninitialized"),
         Phase::Bootstrapping(_) => ("initializing new cluster", "uninitialized"),
         Phase::Cloning { .. } => ("creating replica", "replica"),
@@ -166,6 +173,7 @@ fn story(s: &State) -> (String, String) {
             let events = if unready { "a replica that is ready for the switchover" } else { "events" };
             (String::from("holding the lock, accepting writes"), events.to_owned())
         }
+        Phase::Recovering { .. } if s.is_kept(true) => (String::from("holding the lock, taking Postgres over as it runs"), job),
         Phase::Recovering { .. } => (String::from("holding the lock, restarting Postgres in place"), job),
         Phase::Demoting { why, .. } => {
             let why = match why {

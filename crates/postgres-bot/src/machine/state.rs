@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{
     event::{Job, JobId, ProbeId, StopMode},
-    postgres::{DataDir, Postgres, Server, Upstream},
+    postgres::{DataDir, Postgres, Running as Runs, Server, Upstream},
     role::Role,
     settings::{Dynamic, Settings},
 };
@@ -82,8 +82,11 @@ pub(super) enum DemoteStep {
 /// The steps of restarting a crashed primary in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(super) enum Recovery {
-    /// The lock is our own from before a restart of the bot: binding it to the new lease.
+    /// The lock is our own from before a restart of the bot: binding it to the new lease. The server may run, in its
+    /// guard's care, under the old one.
     Reclaiming,
+    /// The server has run on since before the restart: taking it over as it is.
+    Adopting,
     /// Starting the server.
     Starting,
 }
@@ -228,6 +231,8 @@ pub struct State {
     pub(super) trouble: Option<String>,
     /// A leaderless scope was first seen at this time.
     pub(super) leaderless_since: Option<Time>,
+    /// Where the guard of a server that was told to take writes has its fence, as far as we have asked.
+    pub(super) fence_set: Option<Time>,
     /// `InspectData` is under way.
     pub(super) inspecting: bool,
     /// The parameters that the shell was told last.
@@ -269,6 +274,7 @@ impl State {
             timers: Timers::default(),
             trouble: None,
             leaderless_since: None,
+            fence_set: None,
             inspecting: false,
             configured: None,
             shared_head: None,
@@ -374,7 +380,9 @@ impl State {
     /// Whether a server that this bot started may accept writes by what it was told to do.
     pub(super) const fn may_be_writable(&self) -> bool {
         match &self.phase {
-            Phase::Promoting { .. } | Phase::Primary(_) | Phase::Recovering { step: Recovery::Starting } => true,
+            Phase::Promoting { .. }
+            | Phase::Primary(_)
+            | Phase::Recovering { step: Recovery::Starting | Recovery::Adopting } => true,
             Phase::Demoting { why, step, .. } => {
                 !matches!(why, DemoteWhy::Fenced(_)) && !matches!(step, DemoteStep::Yielding)
             }
@@ -428,6 +436,18 @@ impl State {
     #[must_use]
     pub const fn fence_margin(&self) -> Span {
         self.membership.lease_ttl().divided_by(5)
+    }
+
+    /// The guard acts this long before the lease may have run out: what killing a server may take on a busy machine, and
+    /// any drift of clocks. Half of [`Self::fence_margin`], so that a bot that lives acts first, and more gently.
+    #[must_use]
+    pub const fn guard_margin(&self) -> Span {
+        self.fence_margin().divided_by(2)
+    }
+
+    /// Where the guard's fence belongs as long as this server may take writes.
+    pub(super) fn guard_at(&self) -> Time {
+        self.membership.valid_until().unwrap_or(Time::ZERO) - self.guard_margin()
     }
 
     pub(super) fn deadline(&self) -> Option<Deadline> {
@@ -485,6 +505,13 @@ impl State {
         self.view.value(&self.settings.scope.initialize()).filter(|id| !id.is_empty())
     }
 
+    /// The server runs on as it was before our start, as a primary or not, in its guard's care.
+    pub(super) fn is_kept(&self, primary: bool) -> bool {
+        let exited = !self.postgres.is_alive() && !matches!(self.phase, Phase::Initializing);
+        matches!(&self.data, Some(DataDir::Present { running: Runs::Guarded { fenced }, was_primary, .. })
+            if !exited && (*fenced, *was_primary) == (primary, primary))
+    }
+
     /// The system identifier of our data directory.
     pub(super) fn own_system_id(&self) -> Option<&str> {
         match &self.data {
@@ -513,6 +540,14 @@ impl State {
             && !matches!(self.phase, Phase::Promoting { .. })
         {
             return Err(format!("a promotion runs while {}", self.role()));
+        }
+        let takes_writes = match &self.phase {
+            Phase::Promoting { .. } | Phase::Primary(_) => true,
+            Phase::Recovering { step } => *step != Recovery::Reclaiming,
+            _any_other => false,
+        };
+        if takes_writes && self.postgres.is_alive() && self.fence_set.is_none() {
+            return Err(format!("a {} without a fence", self.role()));
         }
         if matches!(self.phase, Phase::Primary(_)) && self.data.as_ref().is_none_or(|d| *d == DataDir::Empty) {
             return Err(String::from("a primary without data"));

@@ -14,10 +14,10 @@ use bots_core::{
 use super::{
     PostgresBot,
     event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, StopMode},
-    postgres::{DataDir, Postgres},
+    postgres::{DataDir, Postgres, Running as Runs},
     settings::{Dynamic, effective_parameters},
     share,
-    state::{DemoteStep, DemoteWhy, Phase, Running, Stall, State, Timer},
+    state::{Bootstrap, DemoteStep, DemoteWhy, Phase, Running, Stall, State, Timer},
 };
 
 /// A turn may pass through this many roles; more is a loop, which the tests would show.
@@ -92,6 +92,7 @@ impl Turn {
             }
             Event::PostgresExited { how } => {
                 self.s.postgres = Postgres::Down;
+                self.nothing_runs();
                 Happened::Exited { how }
             }
             Event::PeersProbed { id, answers } => Happened::Probed { id, answers },
@@ -114,6 +115,7 @@ impl Turn {
             self.drive(Happened::Due(timer));
         }
         if !self.s.exited {
+            self.move_fence();
             self.let_go_of_the_lock();
             let mut out = Vec::new();
             self.s.membership.hold_lock(self.s.leadership.is_held(), &mut out);
@@ -282,9 +284,14 @@ impl Turn {
             self.out.push(Action::Cancel { id: running.id });
         }
         match job {
-            Job::StartPrimary => self.s.postgres = Postgres::Starting,
+            Job::StartPrimary => {
+                self.s.postgres = Postgres::Starting;
+                self.set_fence();
+            }
+            Job::Promote { .. } => self.set_fence(),
             Job::StartStandby { .. } => {
                 self.s.postgres = Postgres::Starting;
+                self.s.fence_set = None;
                 self.note_primary(false);
             }
             Job::Initialize
@@ -294,7 +301,6 @@ impl Turn {
             | Job::SetAside { .. }
             | Job::Clone { .. }
             | Job::Follow { .. }
-            | Job::Promote { .. }
             | Job::Checkpoint
             | Job::Stop { .. }
             | Job::Rewind { .. } => {}
@@ -325,9 +331,7 @@ impl Turn {
             }
             (Job::Stop { .. }, Ok(JobResult::Stopped { .. })) => {
                 self.s.postgres = Postgres::Down;
-                if let Some(DataDir::Present { running, .. }) = &mut self.s.data {
-                    *running = false;
-                }
+                self.nothing_runs();
             }
             (Job::DiscardUnfinished | Job::SetAside { .. }, Ok(_)) => self.s.data = Some(DataDir::Empty),
             (Job::Rewind { .. }, Ok(_)) => self.note_primary(false),
@@ -352,6 +356,33 @@ impl Turn {
             ) => self.s.trouble = None,
         }
         Happened::JobEnded { job, result }
+    }
+
+    /// No server that was there before our start is there any more.
+    const fn nothing_runs(&mut self) {
+        if let Some(DataDir::Present { running, .. } | DataDir::Unfinished { running, .. }) = &mut self.s.data {
+            *running = Runs::No;
+        }
+    }
+
+    /// Has the guard's fence where the lease allows it.
+    fn set_fence(&mut self) {
+        let at = self.s.guard_at();
+        if self.s.fence_set != Some(at) {
+            self.s.fence_set = Some(at);
+            self.out.push(Action::SetFence { at });
+        }
+    }
+
+    /// Moves the fence on with the lease, for as long as the server may take writes under it.
+    fn move_fence(&mut self) {
+        let bootstrapping = matches!(&self.s.phase, Phase::Bootstrapping(step) if !matches!(step, Bootstrap::Racing(_)));
+        let locked = self.s.leadership.fence(self.now, &self.s.membership).is_some();
+        let fenced = matches!(&self.s.phase, Phase::Demoting { why: DemoteWhy::Fenced(_), .. });
+        let ours = bootstrapping || locked && !fenced && self.s.may_be_writable();
+        if self.s.fence_set.is_some() && self.s.postgres.is_alive() && ours && self.s.membership.lease(self.now).is_some() {
+            self.set_fence();
+        }
     }
 
     /// Whether the data is a primary's from now on.

@@ -241,6 +241,7 @@ impl Config {
             run_dir: self.run_dir()?,
             log_file: log_dir.join(format!("{}-postgres.log", self.common.name)),
             binaries,
+            guard: PathBuf::from("/proc/self/exe"),
             listen: self.listen()?,
             superuser,
             replication,

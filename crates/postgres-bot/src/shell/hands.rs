@@ -43,7 +43,7 @@ struct Wanted {
 impl Hands {
     /// Nothing is started or written yet.
     pub fn new(node: Node, reporter: Arc<Reporter>) -> Self {
-        let postmaster = Arc::new(Postmaster::new(node.data_dir.clone(), node.run_dir.clone()));
+        let postmaster = Arc::new(Postmaster::new(&node));
         Self { node, postmaster, tools: Tools::default(), reporter, wanted: Mutex::default(), disk: Arc::default() }
     }
 
@@ -100,6 +100,18 @@ impl Hands {
         timelines::give_back(&self.node.data_dir)?;
         files::write_signal(&self.node, &mode)?;
         files::write_configuration(&self.node, &mode, &parameters)
+    }
+
+    /// Turns a server that an earlier life of the bot has left running to `mode`, in which it runs already.
+    ///
+    /// # Errors
+    /// If the files cannot be written.
+    pub(super) fn take_over(&self, mode: Mode) -> anyhow::Result<()> {
+        self.wanted().mode = Some(mode.clone());
+        let parameters = self.wanted().parameters.clone();
+        files::write_configuration(&self.node, &mode, &parameters)?;
+        self.postmaster.signal(Signal::HUP);
+        Ok(())
     }
 
     /// Writes what a server needs that recovers in single-user mode ahead of a rewind: no standby, and every piece of WAL

@@ -7,11 +7,12 @@ use bots_core::wire::{Lsn, Timeline};
 
 use super::{
     binaries, files,
+    guard::Fence,
     hands::Hands,
-    processes,
+    processes::{self, PidFile},
     tool::{Tools, clean_command},
 };
-use crate::machine::{DataDir, Event};
+use crate::machine::{DataDir, Event, Running};
 
 /// Not ours to use; the operator must decide.
 const FOREIGN: u8 = 3;
@@ -105,7 +106,7 @@ async fn look(hands: &Hands) -> Result<DataDir, (u8, String)> {
     if marked.is_some() || rewinding {
         let system_id = Control::read(hands, dir).await.ok().map(|control| control.system_id);
         let cloning = rewinding || marked.is_some_and(|mark| mark == files::COPYING);
-        return Ok(DataDir::Unfinished { system_id, cloning });
+        return Ok(DataDir::Unfinished { system_id, cloning, running: running(hands) });
     }
     let Some(major) = binaries::major_of(dir) else {
         return Err(unusable(String::from(
@@ -128,8 +129,20 @@ async fn look(hands: &Hands) -> Result<DataDir, (u8, String)> {
         system_id: control.system_id,
         timeline: control.timeline,
         was_primary: !hands.node.standby_signal().exists(),
-        running: !processes::of_server(&[dir]).is_empty(),
+        running: running(hands),
     })
+}
+
+/// Whether a server runs on the data, and in whose care.
+fn running(hands: &Hands) -> Running {
+    if processes::of_server(&[&hands.node.data_dir]).is_empty() {
+        return Running::No;
+    }
+    let asked_there = PidFile::read(&hands.node.data_dir).is_some_and(|file| file.port == Some(hands.node.listen.port));
+    match hands.postmaster.adopted() {
+        Some(fence) if asked_there => Running::Guarded { fenced: fence != Fence::Open },
+        Some(_) | None => Running::LeftBehind,
+    }
 }
 
 /// The names in a directory that matter.

@@ -4,6 +4,7 @@ pub mod binaries;
 pub mod config;
 mod conninfo;
 mod files;
+pub mod guard;
 pub mod hands;
 pub mod inspect;
 pub mod jobs;
@@ -89,6 +90,7 @@ impl Bot for Program {
         let state = State::new(settings);
         let reporter = Arc::new(Reporter::new(context.events.clone()));
         let hands = Arc::new(Hands::new(node, reporter));
+        hands.postmaster.adopt(&hands.reporter).await;
         let poke = Poke::default();
         tokio::spawn(observe::run(Arc::clone(&hands), poke.clone()));
         let (sender, receiver) = watch::channel(Arc::new(state.clone()));
@@ -207,6 +209,7 @@ impl Shell for PostgresShell {
                     }
                 });
             }
+            Action::SetFence { at } => self.hands.postmaster.set_fence(at),
             Action::Run { id, job } => self.run(id, job),
             Action::Cancel { id } => {
                 if let Some(task) = self.jobs.remove(&id) {

@@ -19,6 +19,8 @@ pub struct Node {
     pub log_file: PathBuf,
     /// Postgres' programs.
     pub binaries: Binaries,
+    /// The program that guards a running server: this one.
+    pub guard: PathBuf,
     /// Where the server listens.
     pub listen: Listen,
     /// Whom the bot connects as.
@@ -66,6 +68,16 @@ impl Node {
     /// The mark of a rewind that has not come to its end. Not in the data directory, whose files a rewind replaces.
     pub fn rewinding(&self) -> PathBuf {
         self.run_dir.join("rewinding")
+    }
+
+    /// Where the guard of the running server listens.
+    pub fn guard_socket(&self) -> PathBuf {
+        self.run_dir.join("guard.sock")
+    }
+
+    /// What the guard of the running server keeps locked.
+    pub fn guard_lock(&self) -> PathBuf {
+        self.run_dir.join("guard.lock")
     }
 
     /// The server starts read-only if this is there.

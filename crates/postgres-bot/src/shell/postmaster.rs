@@ -1,20 +1,28 @@
-//! The postmaster as our child: the single place where a server is started, signalled and found dead.
+//! The server and its guard: the single place where a server is started, adopted, signalled and found dead.
 //!
-//! It never outlives the bot (parent-death signal), and it is *gone* only when every process of its server is.
+//! The guard is the postmaster's parent and outlives the bot; a bot that was started again finds both as they were. The
+//! server is *gone* only when every process of it is, and its guard, too.
 
 use std::{
-    os::unix::process::CommandExt,
+    fs, io,
+    os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
-    sync::Arc,
+    process::{Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use bots_core::{machine::Time, shell::process::exit_of};
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{Pid, Signal, kill_process},
+};
 use tokio::{process::Child, sync::watch};
 
 use super::{
+    guard::{self, Ended, Fence, Link},
+    node::Node,
     processes::{self, PidFile},
     report::Reporter,
 };
@@ -23,8 +31,8 @@ use crate::machine::StopMode;
 /// How often a server that is not our child is looked at while it stops.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// What is left after a clean end (the log collector) may end on its own for this long.
-const LEFTOVERS_GRACE: Duration = Duration::from_secs(1);
+/// A guard whose server has ended is gone within this time; one that is not is killed.
+const BURIAL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Whether our server lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +41,9 @@ pub enum Life {
     Down,
     /// The postmaster does, as far as we know.
     Alive {
-        /// The postmaster.
-        pid: Pid,
-        /// It has taken queries since its start.
+        /// The postmaster, once its guard has said.
+        pid: Option<Pid>,
+        /// It has taken queries since its start, or since we adopted it.
         ready: bool,
     },
 }
@@ -46,13 +54,61 @@ pub struct Postmaster {
     data_dir: PathBuf,
     /// Where its private socket is.
     socket_dir: PathBuf,
+    /// The program that guards it.
+    guard: PathBuf,
+    guard_socket: PathBuf,
+    guard_lock: PathBuf,
+    log_file: PathBuf,
     life: watch::Sender<Life>,
+    run: Mutex<Run>,
+}
+
+/// The present run of the server.
+#[derive(Debug)]
+struct Run {
+    /// Where the machine wants the fence of a server that takes writes.
+    wanted: Fence,
+    guard: Option<Pid>,
+    link: Option<Arc<Link>>,
+    adopted: bool,
+}
+
+/// What tells that a guard has ended.
+enum Watched {
+    /// We started it.
+    Child(Child),
+    /// An earlier life of the bot did.
+    Adopted(Pid),
+}
+
+impl Watched {
+    async fn ended(&mut self) -> String {
+        match self {
+            Self::Child(child) => match child.wait().await {
+                Ok(status) => status.to_string(),
+                Err(error) => format!("its end could not be observed: {error}"),
+            },
+            Self::Adopted(pid) => {
+                let _gone_or_gone_already = exit_of(pid.as_raw_pid().unsigned_abs()).await;
+                String::from("it was started by an earlier life of the bot")
+            }
+        }
+    }
 }
 
 impl Postmaster {
     /// A server that we have not started.
-    pub fn new(data_dir: PathBuf, socket_dir: PathBuf) -> Self {
-        Self { data_dir, socket_dir, life: watch::Sender::new(Life::Down) }
+    pub fn new(node: &Node) -> Self {
+        Self {
+            data_dir: node.data_dir.clone(),
+            socket_dir: node.run_dir.clone(),
+            guard: node.guard.clone(),
+            guard_socket: node.guard_socket(),
+            guard_lock: node.guard_lock(),
+            log_file: node.log_file.clone(),
+            life: watch::Sender::new(Life::Down),
+            run: Mutex::new(Run { wanted: Fence::Open, guard: None, link: None, adopted: false }),
+        }
     }
 
     /// Whether it lives.
@@ -68,31 +124,119 @@ impl Postmaster {
         });
     }
 
-    /// Starts the postmaster. Must be called on the main thread: the kernel sends the parent-death signal when the
-    /// *thread* that forked ends.
+    /// Takes over where the fence of a server that takes writes shall be, and tells the guard if there is one.
+    pub fn set_fence(&self, at: Time) {
+        let mut run = self.run();
+        run.wanted = Fence::At(at);
+        if let Some(link) = &run.link {
+            link.move_fence(run.wanted);
+        }
+    }
+
+    /// Waits until the guard says that the fence stands where it shall: from then on the server may take writes.
     ///
     /// # Errors
-    /// If it already runs or the program cannot be started.
-    pub fn launch(self: &Arc<Self>, program: &Path, log_file: &Path, reporter: &Arc<Reporter>) -> anyhow::Result<()> {
-        if let Life::Alive { pid, .. } = self.life() {
-            bail!("Postgres already runs as process {}", pid.as_raw_nonzero());
+    /// If there is no fence or no guard, or it does not answer.
+    pub async fn confirm_fence(&self) -> anyhow::Result<()> {
+        let (wanted, link) = {
+            let run = self.run();
+            (run.wanted, run.link.clone())
+        };
+        if wanted == Fence::Open {
+            bail!("no fence is set: a server without one must not take writes");
         }
+        let link = link.context("the server has no guard")?;
+        link.move_fence(wanted);
+        link.confirm(wanted).await
+    }
+
+    /// The fence of a server that an earlier life of the bot has left in its guard's care; nothing if there is none.
+    pub fn adopted(&self) -> Option<Fence> {
+        let run = self.run();
+        let link = run.link.as_ref().filter(|_| run.adopted)?;
+        // An operator's new port needs a new start, and what cannot be asked cannot be adopted.
+        PidFile::read(&self.data_dir).filter(|file| file.pid == link.postmaster)?;
+        link.fence()
+    }
+
+    /// Looks for a server in its guard's care.
+    pub async fn adopt(self: &Arc<Self>, reporter: &Arc<Reporter>) {
+        let link = match Link::open(&self.guard_socket).await {
+            Ok(link) => Arc::new(link),
+            Err(error) => {
+                tracing::debug!(error = format!("{error:#}"), "no guard is there");
+                return;
+            }
+        };
+        tracing::info!(postmaster = link.postmaster.as_raw_pid(), "Postgres runs, in the care of its guard");
+        self.life.send_replace(Life::Alive { pid: Some(link.postmaster), ready: false });
+        let guard = link.guard;
+        self.new_run(Some(guard), Some(link), true);
+        tokio::spawn(Arc::clone(self).attend(Watched::Adopted(guard), Arc::clone(reporter)));
+    }
+
+    /// Starts the postmaster, by starting its guard; a server that will take writes with the fence that was set.
+    ///
+    /// # Errors
+    /// If it already runs or the guard cannot be started.
+    pub async fn launch(self: &Arc<Self>, program: &Path, writable: bool, reporter: &Arc<Reporter>) -> anyhow::Result<()> {
+        if self.life() != Life::Down {
+            bail!("Postgres already runs");
+        }
+        self.end_old_guard().await.context("end an old guard")?;
         processes::clear_dead_locks(&self.data_dir, &self.socket_dir)
             .context("clear the lock files of a dead server")?;
-        let log = super::files::append_only(log_file)?;
-        let mut command = super::tool::clean_command(program);
-        command.arg("-D").arg(&self.data_dir).stdin(Stdio::null());
-        command.stdout(log.try_clone().context("share the server's log file")?).stderr(log);
+        let _none_is_there = fs::remove_file(&self.guard_socket);
+        let listener = UnixListener::bind(&self.guard_socket)
+            .with_context(|| format!("listen at {}", self.guard_socket.display()))?;
+        let fence = if writable { self.run().wanted } else { Fence::Open };
+        if writable && fence == Fence::Open {
+            bail!("no fence is set: a server without one must not take writes");
+        }
+        let options = guard::Options {
+            program: program.to_owned(),
+            data_dir: self.data_dir.clone(),
+            log_file: self.log_file.clone(),
+            lock: self.guard_lock.clone(),
+            fence,
+        };
+        let mut command = super::tool::clean_command(&self.guard);
+        command.arg(guard::COMMAND).args(options.to_args()).stdin(OwnedFd::from(listener)).stdout(Stdio::null());
         // Not in our process group: Ctrl-C on a terminal is for the bot, which hands over first.
-        command.as_std_mut().process_group(0);
-        // An immediate shutdown: no more commits, and crash recovery at the next start.
-        die_with_bot(&mut command, Signal::QUIT);
-        let child = command.spawn().with_context(|| format!("start {}", program.display()))?;
-        let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).context("the postmaster ended at once")?;
-        self.life.send_replace(Life::Alive { pid, ready: false });
-        tracing::info!(pid = pid.as_raw_nonzero(), "postmaster started");
-        tokio::spawn(Arc::clone(self).watch(child, Arc::clone(reporter), log_file.to_owned()));
+        command.process_group(0);
+        // From here on there is no waiting: what was started is known.
+        let child = command.spawn().with_context(|| format!("start {} {}", self.guard.display(), guard::COMMAND))?;
+        let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).context("the guard ended at once")?;
+        self.new_run(Some(pid), None, false);
+        self.life.send_replace(Life::Alive { pid: None, ready: false });
+        tokio::spawn(Arc::clone(self).attend(Watched::Child(child), Arc::clone(reporter)));
         Ok(())
+    }
+
+    /// A guard that was left behind, frozen perhaps, would take the next server for what is left of its own.
+    async fn end_old_guard(&self) -> anyhow::Result<()> {
+        let file = match fs::File::options().read(true).write(true).open(&self.guard_lock) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error).context("open its lock"),
+        };
+        let ended = async {
+            loop {
+                match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                    Ok(()) => return Ok(()),
+                    Err(rustix::io::Errno::WOULDBLOCK) => {}
+                    Err(error) => return Err(error),
+                }
+                // Its number stands in the file for as long as it holds the lock.
+                let pid = fs::read_to_string(&self.guard_lock).ok().and_then(|text| Pid::from_raw(text.parse().ok()?));
+                if let Some(pid) = pid {
+                    tracing::warn!(pid = pid.as_raw_pid(), "an old guard is ended");
+                    let _already_gone = kill_process(pid, Signal::KILL);
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(BURIAL_PATIENCE, ended).await.context("it does not end")?.context("lock its file")
     }
 
     /// Waits until no process of the server is left.
@@ -103,7 +247,7 @@ impl Postmaster {
 
     /// Sends a signal to the postmaster, if it lives.
     pub fn signal(&self, signal: Signal) {
-        if let Life::Alive { pid, .. } = self.life() {
+        if let Life::Alive { pid: Some(pid), .. } = self.life() {
             let _already_gone = kill_process(pid, signal);
         }
     }
@@ -115,7 +259,9 @@ impl Postmaster {
             StopMode::Immediate { .. } => Signal::QUIT,
         };
         match self.life() {
-            Life::Alive { .. } => self.signal(signal),
+            Life::Alive { pid: Some(_), .. } => self.signal(signal),
+            // It has hardly begun; without its guard it ends.
+            Life::Alive { pid: None, .. } => self.kill_guard(),
             Life::Down => self.signal_left_behind(signal),
         }
         match mode {
@@ -127,6 +273,12 @@ impl Postmaster {
                     self.all_gone().await;
                 }
             }
+        }
+    }
+
+    fn kill_guard(&self) {
+        if let Some(guard) = self.run().guard {
+            let _already_gone = kill_process(guard, Signal::KILL);
         }
     }
 
@@ -150,51 +302,111 @@ impl Postmaster {
         }
     }
 
-    /// Waits for the end of the postmaster, then makes sure of every other process, then tells the machine.
-    async fn watch(self: Arc<Self>, mut child: Child, reporter: Arc<Reporter>, log_file: PathBuf) {
-        let shared_memory = || PidFile::read(&self.data_dir).and_then(|file| file.shared_memory);
-        let mut segment = shared_memory();
-        let status = loop {
-            tokio::select! {
-                status = child.wait() => break status,
-                // Known only once the server has written it, and gone again after a clean end.
-                () = tokio::time::sleep(LOOK_EVERY), if segment.is_none() => segment = shared_memory(),
+    /// Waits for the end of the server or of its guard, then makes sure of the other and of every process, then tells the
+    /// machine.
+    async fn attend(self: Arc<Self>, mut guard: Watched, reporter: Arc<Reporter>) {
+        let link = match self.linked(&mut guard).await {
+            Ok(link) => Some(link),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "the guard is of no use");
+                self.kill_guard();
+                None
             }
         };
-        let clean = status.as_ref().is_ok_and(ExitStatus::success);
-        let dirs = [self.data_dir.as_path()];
-        if clean {
-            let ended = async {
-                while !processes::of_server(&dirs).is_empty() {
-                    tokio::time::sleep(LOOK_EVERY).await;
+        let (mut segment, mut how) = (None, None);
+        if let Some(link) = &link {
+            segment = self.shared_memory();
+            let postmaster = exit_of(link.postmaster.as_raw_pid().unsigned_abs());
+            tokio::pin!(postmaster);
+            loop {
+                tokio::select! {
+                    status = guard.ended() => {
+                        how = Some(format!("its guard ended: {status}"));
+                        break;
+                    }
+                    _ended_or_gone_already = &mut postmaster => break,
+                    // Known only once the server has written it, and gone again after a clean end.
+                    () = tokio::time::sleep(LOOK_EVERY), if segment.is_none() => segment = self.shared_memory(),
                 }
-            };
-            let _killed_below = tokio::time::timeout(LEFTOVERS_GRACE, ended).await;
+            }
+            // The guard buries its server, and says how it ended.
+            let said = tokio::time::timeout(BURIAL_PATIENCE, link.last_word()).await;
+            how = said.ok().flatten().map(|ended| self.describe(&ended)).or(how);
         }
+        self.bury(segment).await;
+        self.kill_guard();
+        let _unkillable = tokio::time::timeout(BURIAL_PATIENCE, guard.ended()).await;
+        let how = how.unwrap_or_else(|| self.with_last_words(String::from("it ended, and its guard did not say how")));
+        self.new_run(None, None, false);
+        self.life.send_replace(Life::Down);
+        tracing::info!(how, "every process of Postgres is gone");
+        reporter.exited(how).await;
+    }
+
+    /// The line to the guard; a new one is opened to a guard that was just started.
+    async fn linked(&self, guard: &mut Watched) -> anyhow::Result<Arc<Link>> {
+        if let Some(link) = self.run().link.clone() {
+            return Ok(link);
+        }
+        let link = tokio::select! {
+            link = Link::open(&self.guard_socket) => Arc::new(link?),
+            status = guard.ended() => bail!("the guard ended: {status}"),
+        };
+        let mut run = self.run();
+        if link.fence().is_some_and(|fence| fence != Fence::Open && fence != run.wanted) {
+            link.move_fence(run.wanted);
+        }
+        run.link = Some(Arc::clone(&link));
+        drop(run);
+        self.life.send_modify(|life| {
+            if let Life::Alive { pid, .. } = life {
+                *pid = Some(link.postmaster);
+            }
+        });
+        tracing::info!(pid = link.postmaster.as_raw_pid(), guard = link.guard.as_raw_pid(), "postmaster started");
+        Ok(link)
+    }
+
+    fn shared_memory(&self) -> Option<i64> {
+        PidFile::read(&self.data_dir).and_then(|file| file.shared_memory)
+    }
+
+    /// Makes sure that nothing of the server is left.
+    async fn bury(&self, segment: Option<i64>) {
+        let dirs = [self.data_dir.as_path()];
         processes::kill_all(&dirs).await;
         while segment.is_some_and(|id| processes::attached(id) > 0) {
             tracing::warn!(segment, "somebody is still attached to the shared memory of the server that ended");
             processes::kill_all(&dirs).await;
             tokio::time::sleep(LOOK_EVERY * 10).await;
         }
-        let how = match status {
-            Ok(status) if status.success() => String::from("shut down"),
-            Ok(status) => describe(status, &log_file),
-            Err(error) => format!("its end could not be observed: {error}"),
-        };
-        self.life.send_replace(Life::Down);
-        tracing::info!(how, "every process of Postgres is gone");
-        reporter.exited(how).await;
+    }
+
+    fn describe(&self, ended: &Ended) -> String {
+        match ended {
+            Ended::Cleanly => String::from("shut down"),
+            Ended::Fenced => String::from("stopped by its guard: the lease was not renewed in time"),
+            Ended::Died(how) => self.with_last_words(how.clone()),
+        }
+    }
+
+    /// With the last words of the server's log.
+    fn with_last_words(&self, how: String) -> String {
+        let words = super::files::last_words(&self.log_file);
+        if words.is_empty() { how } else { format!("{how}: {words}") }
+    }
+
+    fn new_run(&self, guard: Option<Pid>, link: Option<Arc<Link>>, adopted: bool) {
+        let mut run = self.run();
+        *run = Run { wanted: run.wanted, guard, link, adopted };
+    }
+
+    fn run(&self) -> MutexGuard<'_, Run> {
+        self.run.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How a server ended, with the last words of its log.
-fn describe(status: ExitStatus, log_file: &Path) -> String {
-    let words = super::files::last_words(log_file);
-    if words.is_empty() { status.to_string() } else { format!("{status}: {words}") }
-}
-
-/// Makes the child get `signal` when the thread that starts it ends: nothing that the bot started acts without it.
+/// Makes the child get `signal` when the thread that starts it ends: no tool that the bot started acts without it.
 #[expect(unsafe_code, reason = "the parent-death signal can only be set between fork and exec, where std wants unsafe")]
 pub fn die_with_bot(command: &mut tokio::process::Command, signal: Signal) {
     let bot = rustix::process::getpid();

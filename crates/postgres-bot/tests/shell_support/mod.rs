@@ -12,9 +12,13 @@ use std::{
     time::Duration,
 };
 
-use bots_core::shell::{
-    runtime::{Queue, queue},
-    testing::free_port,
+use bots_core::{
+    machine::Span,
+    shell::{
+        clock::Clock,
+        runtime::{Queue, queue},
+        testing::free_port,
+    },
 };
 use postgres_bot::{
     machine::{Event, Job, JobResult, Upstream},
@@ -24,9 +28,11 @@ use postgres_bot::{
         hands::Hands,
         jobs,
         observe::{self, Poke},
+        processes,
         report::Reporter,
     },
 };
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
@@ -113,14 +119,35 @@ pub struct Member {
 
 impl Member {
     pub fn new(dir: &Path, name: &str) -> Self {
-        let port = free_port().expect("a port");
+        Self::at(dir, name, free_port().expect("a port"))
+    }
+
+    /// Another life of the same member, which knows nothing of this one.
+    pub fn again(&self, dir: &Path) -> Self {
+        Self::at(dir, &self.hands.node.name, self.port)
+    }
+
+    fn at(dir: &Path, name: &str, port: u16) -> Self {
         let config: Config = serde_json::from_value(document(dir, name, port)).expect("a configuration");
         config.check().expect("a good configuration");
         let node = config.node(Binaries::find(None, &config.data_dir().expect("a path")).expect("programs"));
+        let mut node = node.expect("a node");
+        node.guard = bot_program();
         let (events, queue) = queue();
         fs::create_dir_all(dir.join(name)).expect("a folder");
-        let hands = Arc::new(Hands::new(node.expect("a node"), Arc::new(Reporter::new(events))));
+        let hands = Arc::new(Hands::new(node, Arc::new(Reporter::new(events))));
+        // No test takes as long, and none that fails leaves a server for ever.
+        hands.postmaster.set_fence(Clock::now() + Span::from_secs(120));
         Self { hands, queue, port }
+    }
+
+    /// The guard of its server.
+    pub fn guard(&self) -> Option<Pid> {
+        Pid::from_raw(fs::read_to_string(self.hands.node.guard_lock()).ok()?.parse().ok()?)
+    }
+
+    pub fn kill_guard(&self) {
+        kill_process(self.guard().expect("a guard"), Signal::KILL).expect("kill");
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -197,5 +224,17 @@ impl Member {
         };
         let waited = tokio::time::timeout(Duration::from_secs(20), wait).await;
         assert!(waited.is_ok(), "{query} does not come to {wanted}");
+    }
+}
+
+/// A test that fails leaves nothing running: a standby's guard has no fence.
+impl Drop for Member {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for pid in self.guard().into_iter().chain(processes::of_server(&[&self.data_dir()])) {
+            let _already_gone = kill_process(pid, Signal::KILL);
+        }
     }
 }

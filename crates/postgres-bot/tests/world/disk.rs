@@ -1,7 +1,7 @@
 //! What is on disk as the jobs leave it: what an inspection would find.
 
 use bots_core::wire::Timeline;
-use postgres_bot::machine::{DataDir, Job};
+use postgres_bot::machine::{DataDir, Job, Running};
 
 use crate::world::SYSTEM_ID;
 
@@ -22,10 +22,12 @@ pub(crate) enum Data {
 }
 
 impl Disk {
-    pub(crate) fn inspected(&self, running: bool) -> DataDir {
+    pub(crate) fn inspected(&self, running: Running) -> DataDir {
         match self.data {
             Data::Empty => DataDir::Empty,
-            Data::Unfinished { cloning } => DataDir::Unfinished { system_id: Some(SYSTEM_ID.to_owned()), cloning },
+            Data::Unfinished { cloning } => {
+                DataDir::Unfinished { system_id: Some(SYSTEM_ID.to_owned()), cloning, running }
+            }
             Data::Standby | Data::Primary => DataDir::Present {
                 system_id: SYSTEM_ID.to_owned(),
                 timeline: Timeline(self.timeline),

@@ -10,11 +10,12 @@ use crate::{disk::Disk, world::World};
 /// Two states of the world with one fingerprint do the same from here on: moments count from now, numbers by their order.
 pub(crate) fn fingerprint(world: &World, disk: &Disk) -> u64 {
     let text = format!(
-        "{:?} {:?} {disk:?} {} {} {} {:?}",
+        "{:?} {:?} {disk:?} {} {} {:?} {} {:?}",
         world.state,
         world.asked,
         world.renewing,
         world.running,
+        world.kept,
         world.shown == world.dcs.revision(),
         world.dcs.list("/"),
     );

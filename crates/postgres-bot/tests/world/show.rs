@@ -28,6 +28,7 @@ pub(crate) fn action(action: &Action, world: &World) -> String {
             let gone = known.keys().filter(|k| !parameters.contains_key(*k)).map(|k| format!(" {k} unset"));
             format!("configure{}", news.chain(gone).collect::<String>())
         }
+        Action::SetFence { at } => format!("the guard's fence: {} from now", at.since(world.now)),
         Action::Run { job, .. } => format!("run: {job}"),
         Action::Cancel { .. } => {
             format!("give up: {}", world.job.as_ref().map_or_else(String::new, |(_, job)| job.to_string()))

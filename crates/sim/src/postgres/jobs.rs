@@ -82,6 +82,9 @@ impl World {
 
     fn start_server(&mut self, node: NodeId, primary: bool, upstream: Option<Upstream>) {
         let serial = self.body(node).jobs;
+        if self.body(node).process != Process::Down && std::mem::take(&mut self.body_mut(node).kept) {
+            return self.take_over(node, serial, upstream);
+        }
         let startable = match self.body(node).disk.contents {
             Contents::Present => true,
             Contents::Unfinished { cloning } => primary && !cloning && self.body(node).disk.system_id.is_some(),
@@ -96,6 +99,21 @@ impl World {
         body.disk.standby = !primary;
         body.disk.upstream = upstream.map(|up| up.name);
         self.launch(node, primary, time, fails);
+    }
+
+    /// The server runs on as it was. One that is on its way up or down ends the job when it comes there.
+    fn take_over(&mut self, node: NodeId, serial: u64, upstream: Option<Upstream>) {
+        let body = self.body_mut(node);
+        let upstream = upstream.map(|up| up.name);
+        let turned = std::mem::replace(&mut body.disk.upstream, upstream.clone()) != upstream;
+        let (up, standby) = (matches!(body.process, Process::Up { .. }), body.disk.standby);
+        if turned && standby {
+            self.drop_link(node);
+        }
+        if up {
+            let time = self.job_time(3, 60);
+            self.job_after(node, time, serial);
+        }
     }
 
     fn promote(&mut self, node: NodeId, serial: u64, timeline: Timeline) {
@@ -140,7 +158,10 @@ impl World {
         let fail = |why: &str| Err(why.to_owned());
         match &running.job {
             Job::Stop { .. } => Ok(JobResult::Stopped { shutdown_checkpoint: None }),
-            Job::StartPrimary | Job::StartStandby { .. } => fail("nothing to start"),
+            Job::StartPrimary | Job::StartStandby { .. } => match self.body(node).facts() {
+                Some(facts) => Ok(JobResult::Started(facts)),
+                None => fail("nothing to start"),
+            },
             Job::Promote { .. } => fail("the server does not leave recovery"),
             Job::Rewind { source } => self.rewind(node, source, running.source_run, failed),
             Job::Complete => {

@@ -7,8 +7,11 @@ mod process;
 mod streaming;
 mod wal;
 
-use bots_core::wire::{Lsn, Timeline};
-use postgres_bot::machine::{DataDir, Job, JobId, Postgres, Server};
+use bots_core::{
+    machine::Time,
+    wire::{Lsn, Timeline},
+};
+use postgres_bot::machine::{DataDir, Job, JobId, Postgres, Running, Server};
 
 pub(crate) use self::process::End;
 pub use self::wal::Wal;
@@ -112,6 +115,12 @@ pub struct PostgresBody {
     told: Postgres,
     /// The end of the process is decided already.
     ending: bool,
+    /// When its guard kills it, on the machine's own clock; nothing if it takes no writes.
+    pub fence: Option<Time>,
+    /// Where the bot wants the fence of the next server that takes writes.
+    wanted_fence: Option<Time>,
+    /// It runs on since before its bot was started, which has not taken it over yet.
+    kept: bool,
 }
 
 /// Something that a server or a job on it comes to.
@@ -191,10 +200,14 @@ impl PostgresBody {
 
     /// What a look at the data directory shows.
     fn inspected(&self) -> DataDir {
-        let running = self.process != Process::Down;
+        let running = match (self.process, self.kept) {
+            (Process::Down, _) => Running::No,
+            (_, true) => Running::Guarded { fenced: self.fence.is_some() },
+            (_, false) => Running::LeftBehind,
+        };
         match (self.disk.contents, &self.disk.system_id) {
             (Contents::Empty, _) | (Contents::Present, None) => DataDir::Empty,
-            (Contents::Unfinished { cloning }, id) => DataDir::Unfinished { system_id: id.clone(), cloning },
+            (Contents::Unfinished { cloning }, id) => DataDir::Unfinished { system_id: id.clone(), cloning, running },
             (Contents::Present, Some(id)) => DataDir::Present {
                 system_id: id.clone(),
                 timeline: self.disk.control_timeline,

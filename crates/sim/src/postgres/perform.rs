@@ -39,6 +39,7 @@ impl World {
                 self.server_after(node, delay, ServerItem::Observe { life });
             }
             Action::Configure { parameters: _ } => {}
+            Action::SetFence { at } => self.set_fence(node, at),
             Action::Run { id, job } => self.run_job(node, id, job),
             Action::Cancel { id } => {
                 if self.body(node).job.as_ref().is_some_and(|running| running.id == id) {

@@ -1,11 +1,15 @@
 //! The life of a server's process: starting, opening, promoting, stopping, dying.
 
-use bots_core::{machine::Span, wire::Lsn};
+use bots_core::{
+    machine::{Span, Time},
+    wire::Lsn,
+};
 use postgres_bot::machine::{Event, Job, JobResult, Postgres, StopMode};
 
 use super::{PostgresBody, Process, ServerItem};
 use crate::{
     check::Seen,
+    plant::Plant,
     world::{Frozen, NodeId, World},
 };
 
@@ -14,6 +18,12 @@ const SENDER_TIMEOUT: Span = Span::from_secs(5);
 
 /// Without anybody to kill what lingers, the processes of a server that lost its bot take at most this long to die.
 const ORPHANS_DIE_MS: u64 = 120;
+
+/// A guard takes at most this long to kill every process of its server.
+const GUARD_KILLS_MS: u64 = 60;
+
+/// A fence that is set this much later than the bot wants it is of no use.
+const FENCE_TOO_LATE: Span = Span::from_millis(2_000);
 
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +43,10 @@ impl World {
         body.told = Postgres::Starting;
         body.ending = fails;
         body.link = None;
+        body.kept = false;
+        body.fence = if primary { body.wanted_fence } else { None };
         let run = body.run;
+        self.arm_guard(node);
         if fails {
             self.server_after(node, how_long, ServerItem::Gone { run, end: End::Died("exit status: 1") });
         } else {
@@ -143,6 +156,7 @@ impl World {
         let body = self.body_mut(node);
         body.process = Process::Down;
         body.link = None;
+        (body.fence, body.kept) = (None, false);
         body.told = Postgres::Down;
         let name = self.nodes[node.0].name.clone();
         self.say(format_args!("{name}: Postgres is gone: {end:?}"));
@@ -185,18 +199,54 @@ impl World {
         }
     }
 
-    /// The bot died: the postmaster gets the parent-death signal, and jobs do.
+    /// The bot died, and what it was at with it. The server goes on in its guard's care, unless that was killed, too.
     pub(crate) fn server_loses_bot(&mut self, node: NodeId) {
         self.abandon_job(node);
+        let guard_dies = self.rng.chance(200);
         let body = self.body_mut(node);
         body.told = Postgres::Down;
         if body.process == Process::Down {
             return;
         }
+        if !guard_dies {
+            body.kept = true;
+            return;
+        }
         body.ending = true;
         let run = body.run;
         let delay = self.rng.span(1, ORPHANS_DIE_MS);
-        self.server_after(node, delay, ServerItem::Gone { run, end: End::Died("its bot died") });
+        self.server_after(node, delay, ServerItem::Gone { run, end: End::Died("its guard died") });
+    }
+
+    /// The bot moves the fence, or says where that of the next server that takes writes shall be.
+    pub(super) fn set_fence(&mut self, node: NodeId, at: Time) {
+        let at = if self.plant == Some(Plant::FenceTooLate) { at + FENCE_TOO_LATE } else { at };
+        let body = self.body_mut(node);
+        body.wanted_fence = Some(at);
+        if body.process != Process::Down {
+            body.fence = Some(at);
+            self.arm_guard(node);
+        }
+    }
+
+    fn arm_guard(&mut self, node: NodeId) {
+        let (run, fence) = (self.body(node).run, self.body(node).fence);
+        if let Some(fence) = fence {
+            let at = self.nodes[node.0].clock.global(fence);
+            self.at(at, crate::world::Item::Server { node, item: ServerItem::Guard { run } });
+        }
+    }
+
+    /// The guard looks at its clock.
+    pub(super) fn guard_acts(&mut self, node: NodeId, run: u64) {
+        let body = self.body(node);
+        let due = body.fence.is_some_and(|fence| self.nodes[node.0].clock.local(self.now) >= fence);
+        if body.run != run || body.process == Process::Down || !due || self.plant == Some(Plant::GuardSleeps) {
+            return;
+        }
+        self.body_mut(node).ending = true;
+        let delay = self.rng.span(1, GUARD_KILLS_MS);
+        self.server_after(node, delay, ServerItem::Gone { run, end: End::Died("its guard stopped it") });
     }
 
     /// A promotion that is cut off may have got as far as removing `standby.signal`, and no further.
@@ -211,6 +261,7 @@ impl World {
         let body = self.body_mut(node);
         body.process = Process::Down;
         body.link = None;
+        (body.fence, body.kept) = (None, false);
         self.standbys_notice_end(node);
     }
 
@@ -224,22 +275,6 @@ impl World {
         let run = body.run;
         self.server_after(node, Span::ZERO, ServerItem::Gone { run, end: End::Died("signal: 9 (SIGKILL)") });
         true
-    }
-
-    /// The bot stands still: the guard stops the server when the lease that it knows runs out.
-    pub(crate) fn guard_takes_over(&mut self, node: NodeId) {
-        let n = &self.nodes[node.0];
-        let Some(state) = n.postgres_state() else { return };
-        let Some(until) = state.membership().valid_until() else { return };
-        let at = n.clock.global(until - state.fence_margin());
-        let run = self.body(node).run;
-        self.at(at, crate::world::Item::Server { node, item: ServerItem::Guard { run } });
-    }
-
-    pub(super) fn guard_acts(&mut self, node: NodeId, run: u64) {
-        if self.nodes[node.0].frozen == Frozen::Bot && self.body(node).run == run && self.body(node).may_take_writes() {
-            self.server_after(node, Span::from_millis(20), ServerItem::Gone { run, end: End::Died("its guard") });
-        }
     }
 
     /// Whether two servers can talk: the network lets them, and both move.

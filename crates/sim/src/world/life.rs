@@ -78,18 +78,15 @@ impl World {
         self.start_later(node, pause);
     }
 
-    /// The machine stands still, or its bot alone if a guard looks after the server.
+    /// The machine stands still, or the bot of a server alone.
     pub(super) fn freeze(&mut self, node: NodeId, pause: Span) {
         if self.nodes[node.0].frozen != Frozen::No || self.nodes[node.0].brain.is_none() {
             return;
         }
-        let alone = self.plan.guard && self.nodes[node.0].postgres().is_some();
+        let alone = self.nodes[node.0].postgres().is_some() && self.rng.chance(500);
         self.nodes[node.0].frozen = if alone { Frozen::Bot } else { Frozen::Machine };
         let (name, power) = (self.nodes[node.0].name.clone(), self.nodes[node.0].power);
         self.say(format_args!("{name} stands still for {pause}"));
-        if alone {
-            self.guard_takes_over(node);
-        }
         self.after(pause, Item::Thaw { node, power });
     }
 
@@ -113,9 +110,7 @@ impl World {
     fn slept_through_its_lease(&self, node: NodeId) -> bool {
         let n = &self.nodes[node.0];
         let Some(body) = n.postgres().filter(|body| body.may_take_writes()) else { return false };
-        let Some(state) = n.postgres_state() else { return body.may_take_writes() };
-        let fence = state.membership().valid_until().map(|until| until - state.fence_margin());
-        fence.is_none_or(|fence| n.clock.local(self.now) >= fence)
+        body.fence.is_none_or(|fence| n.clock.local(self.now) >= fence)
     }
 
     /// Asks a bot to end in good order.

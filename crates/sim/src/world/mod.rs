@@ -132,8 +132,6 @@ pub struct Options {
     pub trace: bool,
     /// Make this mistake.
     pub plant: Option<Plant>,
-    /// Freeze bots without their servers; a guard stops those in time.
-    pub guard: bool,
     /// Do not look at the requirements that begin with this: to see what else would catch a mistake.
     pub skip: Option<&'static str>,
 }
@@ -178,7 +176,7 @@ impl World {
     #[must_use]
     pub fn new(seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
-        let plan = Plan::draw(&mut rng.fork(), options.guard);
+        let plan = Plan::draw(&mut rng.fork());
         let nodes = node::cast(&plan, &mut rng.fork());
         let mut world = Self {
             now: Time::ZERO,

@@ -22,6 +22,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 pub(super) async fn run(hands: &Arc<Hands>, timeline: Timeline) -> anyhow::Result<JobResult> {
     let connection = Connection::open(&hands.node, DEADLINE).await?;
     let before = connection.facts(Timeline::default()).await?;
+    // Before it can take the first write.
+    hands.postmaster.confirm_fence().await.context("the guard")?;
     if before.in_recovery {
         hands.on_disk(move |hands| timelines::take(&hands.node.data_dir, timeline.0)).await?;
         let asked = connection.client().query_one("SELECT pg_promote(false)", &[]).await;

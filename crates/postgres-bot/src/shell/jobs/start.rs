@@ -65,9 +65,15 @@ pub(super) async fn settle_standby(hands: &Arc<Hands>) -> anyhow::Result<()> {
 
 async fn bring_up(hands: &Arc<Hands>, mode: Mode) -> anyhow::Result<Server> {
     let node = &hands.node;
-    hands.on_disk(move |hands| hands.prepare(mode)).await?;
-    hands.reporter.starting();
-    hands.postmaster.launch(&node.binaries.program("postgres"), &node.log_file, &hands.reporter)?;
+    if hands.postmaster.life() == Life::Down {
+        let writable = mode == Mode::Primary;
+        hands.on_disk(move |hands| hands.prepare(mode)).await?;
+        hands.reporter.starting();
+        hands.postmaster.launch(&node.binaries.program("postgres"), writable, &hands.reporter).await?;
+    } else {
+        // Left running by an earlier life of the bot.
+        hands.on_disk(move |hands| hands.take_over(mode)).await?;
+    }
     tokio::select! {
         up = ready(hands) => Ok(up),
         () = hands.postmaster.gone() => {
@@ -99,7 +105,7 @@ async fn ready(hands: &Hands) -> Server {
 /// What stands in the file may be an earlier server's word.
 fn says_ready(hands: &Hands) -> bool {
     let Life::Alive { pid, .. } = hands.postmaster.life() else { return false };
-    PidFile::read(&hands.node.data_dir).is_some_and(|file| file.pid == pid && file.status == "ready")
+    PidFile::read(&hands.node.data_dir).is_some_and(|file| Some(file.pid) == pid && file.status == "ready")
 }
 
 async fn first_answer(hands: &Hands) -> anyhow::Result<Server> {

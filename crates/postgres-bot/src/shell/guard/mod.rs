@@ -1,0 +1,23 @@
+//! `postgres-bot guard`: a small process that is the parent of one run of the server, and outlives the bot.
+//!
+//! It knows one number, the *fence*: the moment at which the lease that lets the server take writes may have run out, less
+//! a margin. The bot moves the fence on with every renewal. A bot that is killed, frozen or stuck does not, and then the
+//! guard kills every process of the server in time. A bot that comes back before that finds the server as it was. A standby
+//! has no fence: it goes on for as long as nobody stops it.
+//!
+//! No threads, no runtime, no configuration, no etcd: what is not here cannot hang. If the guard itself dies, the kernel
+//! tells the postmaster to stop at once.
+
+mod line;
+mod link;
+mod process;
+
+pub use self::{
+    line::{Ended, Fence},
+    link::Link,
+    process::{Options, run},
+};
+
+/// The first argument that makes `postgres-bot` a guard.
+pub const COMMAND: &str = "guard";
+
