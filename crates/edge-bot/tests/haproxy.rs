@@ -23,6 +23,8 @@ use tokio::{
 };
 
 const STEP: Duration = Duration::from_secs(20);
+/// How often other ports are tried if somebody else takes those that were free.
+const STARTS_MAX: usize = 5;
 /// A second longer than the checks take to bring a server up: the hold does not race with them by chance.
 const HOLD_MS: u64 = 3_000;
 
@@ -48,6 +50,17 @@ struct Proxy {
 
 impl Proxy {
     async fn start() -> Self {
+        for _ in 0..STARTS_MAX {
+            match Self::start_on_free_ports().await {
+                Ok(proxy) => return proxy,
+                Err(why) => assert!(why.contains("Address already in use"), "{why}"),
+            }
+        }
+        panic!("its ports were taken {STARTS_MAX} times");
+    }
+
+    /// A port that is free may be taken by the time that the proxy binds it.
+    async fn start_on_free_ports() -> Result<Self, String> {
         let dir = tempfile::tempdir().expect("a folder");
         let primary = local(free_port().expect("a port"));
         let socket = dir.path().join("haproxy.sock");
@@ -66,11 +79,11 @@ impl Proxy {
             ],
         };
         assert!(matches!(converse(&socket, &[]).await, Look::Absent { .. }), "nobody listens yet");
-        assert_eq!(launch.start().await, Started::Done);
-        let mut proxy = Self { socket, primary, pid: 0, launch: None, _dir: dir };
-        proxy.pid = proxy.look(&[]).await.pid;
-        proxy.launch = Some(launch);
-        proxy
+        if let Started::Failed { why } = launch.start().await {
+            return Err(why);
+        }
+        let Look::Up { snapshot, .. } = converse(&socket, &[]).await else { panic!("it answers") };
+        Ok(Self { socket, primary, pid: snapshot.pid, launch: Some(launch), _dir: dir })
     }
 
     /// Runs commands, none of which may be refused, and looks.
