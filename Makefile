@@ -49,11 +49,6 @@ test: build ## every test: machines, conformance, simulation, and real servers
 	@RUST_TEST_THREADS=2 cargo $(TEST) $(LOCKED) --workspace
 	@$(MAKE) --silent run-sim
 
-.PHONY: test-edge
-test-edge: build ## the edge bot on a real HAProxy (see .config/nextest.toml for why these stand aside)
-	@cargo nextest run $(LOCKED) --ignore-default-filter --package edge-bot --package integration-tests \
-		--filterset 'binary(haproxy) | binary(edge)'
-
 .PHONY: sim
 sim: setup ## the simulator: SEEDS=10000 seeds, the first of them FROM=0
 	@cargo build $(LOCKED) --package bots-sim --bin sim
