@@ -323,26 +323,41 @@ impl PostgresBot {
     pub fn kill_node(&mut self) {
         // The bot is frozen first, so that it does not see its server die and act on it.
         let _not_running = self.bot.freeze();
+        if let Some(guard) = self.guard() {
+            signal_pid(guard, Signal::STOP);
+        }
         if let Some(postmaster) = self.postmaster() {
             let backends = children_of(postmaster);
             signal_pid(postmaster, Signal::KILL);
             backends.into_iter().for_each(|pid| signal_pid(pid, Signal::KILL));
         }
         self.bot.kill_group();
-        self.end_postmaster();
+        self.end_server();
+    }
+
+    /// The process that guards the server, if it lives: by the file that it keeps beside the data folder.
+    #[must_use]
+    pub fn guard(&self) -> Option<u32> {
+        let lock = self.data_dir.with_extension("run").join("guard.lock");
+        let pid = fs::read_to_string(lock).ok()?.trim().parse().ok()?;
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let ours = String::from_utf8_lossy(&command).contains(&*self.data_dir.to_string_lossy());
+        (ours && lives(pid)).then_some(pid)
     }
 
     /// Asks bot and server to stop; says whether both went by themselves.
     pub fn stop(&mut self) -> bool {
+        // One whose bot was killed before runs on, as it should.
+        let was_running = self.bot.is_running();
         let clean = self.bot.stop();
-        let left = self.postmaster().is_some();
-        self.end_postmaster();
+        let left = was_running && self.postmaster().is_some();
+        self.end_server();
         clean && !left
     }
 
     /// No server outlives its harness, whatever became of its bot.
-    fn end_postmaster(&self) {
-        if let Some(pid) = self.postmaster() {
+    fn end_server(&self) {
+        for pid in self.postmaster().into_iter().chain(self.guard()) {
             signal_pid(pid, Signal::KILL);
         }
     }
