@@ -82,7 +82,10 @@ impl EtcdCluster {
         let http = Http::new();
         for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.process.is_some()) {
             let url = format!("http://127.0.0.1:{}/v3/maintenance/status", member.client_port);
-            let answer = http.send(hyper::Method::POST, &url, None, "{}".into()).await.context("ask a member of etcd for its status")?;
+            let answer = http
+                .send(hyper::Method::POST, &url, None, "{}".into())
+                .await
+                .context("ask a member of etcd for its status")?;
             let status: Value = serde_json::from_str(&answer.text).context("the status of a member of etcd")?;
             if status["leader"].is_string() && status["leader"] == status["header"]["member_id"] {
                 return Ok(index);

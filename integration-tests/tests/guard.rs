@@ -108,7 +108,8 @@ async fn outlived(fate: Fate) -> Result<()> {
     fleet.postgres_up(STEP).await?;
     let acknowledged = writers.finish().await?;
     let (both, gap) = (two_writable(&acknowledged), longest_gap(&acknowledged, moment));
-    let last = acknowledged.iter().filter(|write| write.port == old_port && write.at > moment).map(|write| write.at).max();
+    let last =
+        acknowledged.iter().filter(|write| write.port == old_port && write.at > moment).map(|write| write.at).max();
     let first = acknowledged.iter().find(|write| write.port == new_port).map(|write| write.at);
     println!(
         "old primary wrote for {} ms more; the next led after {} ms; {} ms without a write",

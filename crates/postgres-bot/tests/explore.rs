@@ -17,7 +17,9 @@ use bots_core::{
 };
 use disk::{Data, Disk};
 use fingerprint::fingerprint;
-use postgres_bot::machine::{Event, JobError, JobId, PeerAnswer, Postgres, PostgresBot, ProbeId, Role, Running, Settings};
+use postgres_bot::machine::{
+    Event, JobError, JobId, PeerAnswer, Postgres, PostgresBot, ProbeId, Role, Running, Settings,
+};
 use serde_json::json;
 use world::{Fate, SYSTEM_ID, World, member, server, settings};
 

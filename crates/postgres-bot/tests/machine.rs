@@ -228,9 +228,11 @@ fn data_dir(args: &Args<'_>, running: Running) -> DataDir {
     let system_id = args.text("id").unwrap_or(SYSTEM_ID).to_owned();
     match () {
         () if args.has("empty") => DataDir::Empty,
-        () if args.has("unfinished") => {
-            DataDir::Unfinished { system_id: args.has("id").then_some(system_id), cloning: args.has("cloning"), running }
-        }
+        () if args.has("unfinished") => DataDir::Unfinished {
+            system_id: args.has("id").then_some(system_id),
+            cloning: args.has("cloning"),
+            running,
+        },
         () => DataDir::Present {
             system_id,
             timeline: Timeline(args.server().0),

@@ -49,7 +49,8 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
         assert_eq!(looks(&a).await, DataDir::Empty);
 
         let JobResult::Initialized { system_id } = a.does(Job::Initialize).await else { panic!("no identifier") };
-        let unfinished = DataDir::Unfinished { system_id: Some(system_id.clone()), cloning: false, running: Running::No };
+        let unfinished =
+            DataDir::Unfinished { system_id: Some(system_id.clone()), cloning: false, running: Running::No };
         assert_eq!(looks(&a).await, unfinished);
         let up = started(a.does(Job::StartPrimary).await);
         assert_eq!((up.in_recovery, up.timeline), (false, Timeline(1)));
@@ -300,7 +301,8 @@ fn a_bot_that_comes_back_finds_its_server_as_it_was() {
         // The new bot is in charge of it as the old one was.
         let stopped = again.does(Job::Stop { mode: StopMode::Fast }).await;
         assert!(matches!(stopped, JobResult::Stopped { shutdown_checkpoint: Some(_) }), "{stopped:?}");
-        let how = again.hears("its end", |e| if let Event::PostgresExited { how } = e { Some(how) } else { None }).await;
+        let how =
+            again.hears("its end", |e| if let Event::PostgresExited { how } = e { Some(how) } else { None }).await;
         assert_eq!(how, "shut down");
     });
 }

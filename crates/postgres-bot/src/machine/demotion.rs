@@ -138,7 +138,8 @@ impl Turn {
         if matches!(self.s.phase, Phase::Stopping { .. }) {
             return;
         }
-        let left = matches!(self.s.data, Some(DataDir::Present { running, .. }) if running.is_any()) && !self.s.is_foreign();
+        let left =
+            matches!(self.s.data, Some(DataDir::Present { running, .. }) if running.is_any()) && !self.s.is_foreign();
         let running = self.s.postgres.is_alive() || left;
         let busy = self.s.job.is_some();
         let writable = self.s.may_be_writable();

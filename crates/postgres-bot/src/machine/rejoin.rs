@@ -46,7 +46,9 @@ impl Turn {
         if self.s.job.is_some() || self.s.timers.armed(Timer::Retry).is_some() {
             return;
         }
-        if self.s.postgres.is_alive() || matches!(self.s.data, Some(DataDir::Present { running, .. }) if running.is_any()) {
+        if self.s.postgres.is_alive()
+            || matches!(self.s.data, Some(DataDir::Present { running, .. }) if running.is_any())
+        {
             let mode = self.stop_at_once();
             return self.run(Job::Stop { mode });
         }

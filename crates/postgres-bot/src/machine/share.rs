@@ -173,7 +173,9 @@ fn story(s: &State) -> (String, String) {
             let events = if unready { "a replica that is ready for the switchover" } else { "events" };
             (String::from("holding the lock, accepting writes"), events.to_owned())
         }
-        Phase::Recovering { .. } if s.is_kept(true) => (String::from("holding the lock, taking Postgres over as it runs"), job),
+        Phase::Recovering { .. } if s.is_kept(true) => {
+            (String::from("holding the lock, taking Postgres over as it runs"), job)
+        }
         Phase::Recovering { .. } => (String::from("holding the lock, restarting Postgres in place"), job),
         Phase::Demoting { why, .. } => {
             let why = match why {

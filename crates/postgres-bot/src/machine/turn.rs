@@ -376,11 +376,16 @@ impl Turn {
 
     /// Moves the fence on with the lease, for as long as the server may take writes under it.
     fn move_fence(&mut self) {
-        let bootstrapping = matches!(&self.s.phase, Phase::Bootstrapping(step) if !matches!(step, Bootstrap::Racing(_)));
+        let bootstrapping =
+            matches!(&self.s.phase, Phase::Bootstrapping(step) if !matches!(step, Bootstrap::Racing(_)));
         let locked = self.s.leadership.fence(self.now, &self.s.membership).is_some();
         let fenced = matches!(&self.s.phase, Phase::Demoting { why: DemoteWhy::Fenced(_), .. });
         let ours = bootstrapping || locked && !fenced && self.s.may_be_writable();
-        if self.s.fence_set.is_some() && self.s.postgres.is_alive() && ours && self.s.membership.lease(self.now).is_some() {
+        if self.s.fence_set.is_some()
+            && self.s.postgres.is_alive()
+            && ours
+            && self.s.membership.lease(self.now).is_some()
+        {
             self.set_fence();
         }
     }

@@ -7,7 +7,7 @@ use std::{
     fs, io,
     os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
-    process::{Stdio},
+    process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -179,7 +179,12 @@ impl Postmaster {
     ///
     /// # Errors
     /// If it already runs or the guard cannot be started.
-    pub async fn launch(self: &Arc<Self>, program: &Path, writable: bool, reporter: &Arc<Reporter>) -> anyhow::Result<()> {
+    pub async fn launch(
+        self: &Arc<Self>,
+        program: &Path,
+        writable: bool,
+        reporter: &Arc<Reporter>,
+    ) -> anyhow::Result<()> {
         if self.life() != Life::Down {
             bail!("Postgres already runs");
         }

@@ -12,8 +12,8 @@ use bots_core::{
     wire::{Kind, Lsn, Member, MemberHead, PostgresFacts, Timeline},
 };
 use postgres_bot::machine::{
-    Action, Event, Job, JobError, JobId, JobResult, Postgres, PostgresBot, ProbeId, Role, Running, Server, Settings, State,
-    StopMode, Tags,
+    Action, Event, Job, JobError, JobId, JobResult, Postgres, PostgresBot, ProbeId, Role, Running, Server, Settings,
+    State, StopMode, Tags,
 };
 use serde_json::json;
 

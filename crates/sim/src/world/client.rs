@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bots_core::{
-    membership::renewal,
     dcs::{Change, DcsAction, DcsEvent, KeyValue, LeaseId, Outcome, RequestId, Revision, Transaction, Write},
     machine::{Span, Time},
+    membership::renewal,
 };
 
 use super::{BotEvent, Item, NodeId, World};
@@ -216,7 +216,8 @@ impl World {
             (Asked::Revocation, _) => self.job_done(node),
             (Asked::Grant { sent }, Reply::Granted { lease, ttl }) => {
                 let from = if self.plant == Some(Plant::LeaseFromReply) { local } else { sent };
-                self.nodes[node.0].client.renewal = Renewal::Holding { lease, ttl, every: renewal(ttl), sent, tries: 0 };
+                self.nodes[node.0].client.renewal =
+                    Renewal::Holding { lease, ttl, every: renewal(ttl), sent, tries: 0 };
                 self.renew_at(node, sent + renewal(ttl));
                 self.hear(node, DcsEvent::LeaseGranted { lease, valid_until: from + ttl });
             }
@@ -322,7 +323,9 @@ impl World {
 
     fn kept(&mut self, node: NodeId, of: LeaseId, when: Time, lives: bool) {
         let local = self.local(node);
-        let Renewal::Holding { lease, ttl, every, sent, tries } = &mut self.nodes[node.0].client.renewal else { return };
+        let Renewal::Holding { lease, ttl, every, sent, tries } = &mut self.nodes[node.0].client.renewal else {
+            return;
+        };
         let (lease, ttl, every) = (*lease, *ttl, *every);
         if lease != of {
             return;

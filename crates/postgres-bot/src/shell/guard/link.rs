@@ -1,11 +1,6 @@
 //! The bot's end of the line to the guard: moves the fence without waiting, and hears how the server ended.
 
-use std::{
-    io::Write,
-    os::unix::net::UnixStream as StdStream,
-    path::Path,
-    time::Duration,
-};
+use std::{io::Write, os::unix::net::UnixStream as StdStream, path::Path, time::Duration};
 
 use anyhow::{Context, bail};
 use rustix::process::Pid;

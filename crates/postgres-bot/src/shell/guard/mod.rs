@@ -20,4 +20,3 @@ pub use self::{
 
 /// The first argument that makes `postgres-bot` a guard.
 pub const COMMAND: &str = "guard";
-

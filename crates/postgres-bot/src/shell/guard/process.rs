@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode, ExitStatus, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -24,12 +24,10 @@ use bots_core::{
     shell::clock::Clock,
 };
 use rustix::{
-    fs::{FlockOperation, flock},
     event::{PollFd, PollFlags, poll},
+    fs::{FlockOperation, flock},
     process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, wait},
-    time::{
-        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-    },
+    time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime},
 };
 
 use super::line::{Ended, Fence, FromGuard, ToGuard};
@@ -39,7 +37,7 @@ use crate::shell::processes;
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// What is left after a clean end (the log collector) may end on its own for this long.
-const LEFTOVERS_GRACE: Duration = Duration::from_secs(1);
+const LEFTOVERS_GRACE: Span = Span::from_secs(1);
 
 /// A bot that does not read its lines for this long is not written to.
 const WRITE_PATIENCE: Duration = Duration::from_millis(100);
@@ -135,7 +133,8 @@ impl Guard {
         let end = pidfd_open(postmaster, PidfdFlags::empty()).context("watch the postmaster");
         // Without an eye on it, it must not run.
         let end = end.inspect_err(|_| _ = kill_process(postmaster, Signal::KILL))?;
-        let mut guard = Self { fence: options.fence, options, listener, bot: None, postmaster, end, timer, _lock: lock };
+        let mut guard =
+            Self { fence: options.fence, options, listener, bot: None, postmaster, end, timer, _lock: lock };
         guard.set_fence(guard.fence).inspect_err(|_| _ = kill_process(postmaster, Signal::KILL))?;
         Ok(guard)
     }
@@ -194,8 +193,8 @@ impl Guard {
     /// The postmaster has ended: so does everything of it.
     fn bury(mut self, status: ExitStatus) -> ExitCode {
         if status.success() {
-            let until = Instant::now() + LEFTOVERS_GRACE;
-            while Instant::now() < until && !self.left().is_empty() && !self.fence_is_there() {
+            let until = Clock::now() + LEFTOVERS_GRACE;
+            while Clock::now() < until && !self.left().is_empty() && !self.fence_is_there() {
                 thread::sleep(LOOK_EVERY);
             }
         }
@@ -339,10 +338,7 @@ fn once_at(at: Time) -> Itimerspec {
     let millis = at.as_millis();
     let secs = i64::try_from(millis / 1_000).unwrap_or(i64::MAX);
     let nanos = i64::try_from(millis % 1_000 * 1_000_000).unwrap_or(0);
-    Itimerspec {
-        it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
-        it_value: Timespec { tv_sec: secs, tv_nsec: nanos },
-    }
+    Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: Timespec { tv_sec: secs, tv_nsec: nanos } }
 }
 
 /// For people; whoever should read it may be gone.
