@@ -58,6 +58,14 @@ sim: setup ## the simulator: SEEDS=10000 seeds, the first of them FROM=0
 run-sim:
 	@$(BIN)/sim --seeds $(SEEDS) --from $(FROM)
 
+# How long `make chaos` goes on, and what decides its faults.
+MINUTES ?= 2
+SEED ?= 1
+
+.PHONY: chaos
+chaos: build ## kills and freezes bots, guards, servers and etcd under writing clients: MINUTES=2 SEED=1
+	@$(BIN)/chaos --seconds $$(( $(MINUTES) * 60 )) --seed $(SEED)
+
 .PHONY: bench-idle
 bench-idle: build ## what each bot costs when nothing happens
 	@$(BIN)/bench-idle

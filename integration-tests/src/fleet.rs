@@ -93,6 +93,12 @@ impl Fleet {
         &self.logs
     }
 
+    /// Leaves the logs, and all else below the scratch folder, behind.
+    pub fn keep_logs(&mut self) -> &Path {
+        self.scratch.keep();
+        &self.logs
+    }
+
     /// Starts `count` more Postgres bots.
     ///
     /// # Errors

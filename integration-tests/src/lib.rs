@@ -4,6 +4,7 @@
 //! conditions and never for luck, and leaves no process behind.
 
 pub mod bots;
+pub mod chaos;
 pub mod demo;
 pub mod etcd;
 pub mod fleet;
