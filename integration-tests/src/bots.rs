@@ -298,6 +298,15 @@ impl PostgresBot {
         Ok(Self { bot, port, data_dir })
     }
 
+    /// The processes of the keeper alone: the bot, and the guard that it may have.
+    ///
+    /// # Errors
+    /// If the bot does not run.
+    pub fn keeper_processes(&mut self) -> Result<Vec<u32>> {
+        let guard = self.guard();
+        Ok([self.bot.process()?.pid()].into_iter().chain(guard).collect())
+    }
+
     /// The server's process, if it lives: by the file that it keeps in its data folder.
     #[must_use]
     pub fn postmaster(&self) -> Option<u32> {

@@ -1,6 +1,6 @@
 //! `make bench-idle`: what each bot costs when nothing happens: memory, processor time, requests to etcd.
 
-use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -66,14 +66,16 @@ async fn run(args: &Args) -> Result<()> {
     tokio::time::sleep(QUIET_BEFORE).await;
     healthy(&mut fleet).await?;
     print(&format!("  measuring for {} s\n", args.seconds))?;
-    let before = used_by_all(&mut fleet).await?;
+    let guards: BTreeMap<String, u32> =
+        fleet.postgres.iter().filter_map(|node| Some((node.bot.name.clone(), node.guard()?))).collect();
+    let before = used_by_all(&mut fleet, &guards).await?;
     let began = std::time::Instant::now();
     tokio::time::sleep(Duration::from_secs(args.seconds)).await;
-    let after = used_by_all(&mut fleet).await?;
+    let after = used_by_all(&mut fleet, &guards).await?;
     let minutes = began.elapsed().as_secs_f64() / 60.0;
     let mut lines = Vec::new();
     for (bot, (before, after)) in fleet.bots().zip(before.into_iter().zip(after)) {
-        lines.push(line(bot, before, after, minutes).await?);
+        lines.push(line(bot, &guards, before, after, minutes).await?);
     }
     if let Some(folder) = args.report.parent() {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
@@ -84,31 +86,35 @@ async fn run(args: &Args) -> Result<()> {
     fleet.stop().await
 }
 
-async fn used_by_all(fleet: &mut Fleet) -> Result<Vec<Used>> {
+async fn used_by_all(fleet: &mut Fleet, guards: &BTreeMap<String, u32>) -> Result<Vec<Used>> {
     let mut all = Vec::new();
     for bot in fleet.bots() {
-        all.push(used(bot).await?);
+        all.push(used(bot, guards).await?);
     }
     Ok(all)
 }
 
-/// What the bot's own process has used: not its server's, not its app's.
-async fn used(bot: &mut Bot) -> Result<Used> {
-    let pid = bot.process()?.pid();
-    let ticks = cpu_ticks(pid)?;
+/// The bot's own processes: with the guard that it may have, without its server or its app.
+fn processes(bot: &mut Bot, guards: &BTreeMap<String, u32>) -> Result<Vec<u32>> {
+    Ok([bot.process()?.pid()].into_iter().chain(guards.get(&bot.name).copied()).collect())
+}
+
+/// What they have used.
+async fn used(bot: &mut Bot, guards: &BTreeMap<String, u32>) -> Result<Used> {
+    let ticks = processes(bot, guards)?.into_iter().map(cpu_ticks).sum::<Result<u64>>()?;
     let metrics = bot.get("/metrics").await?.text;
     let counted = metrics.lines().filter(|line| line.starts_with("bots_etcd_requests_total"));
     let counts = counted.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok());
     Ok(Used { ticks, etcd_requests: counts.sum() })
 }
 
-async fn line(bot: &mut Bot, before: Used, after: Used, minutes: f64) -> Result<Line> {
-    let pid = bot.process()?.pid();
+async fn line(bot: &mut Bot, guards: &BTreeMap<String, u32>, before: Used, after: Used, minutes: f64) -> Result<Line> {
+    let pss_kib = processes(bot, guards)?.into_iter().map(pss_kib).sum::<Result<u64>>()?;
     Ok(Line {
         scope: bot.scope.clone(),
         bot: bot.name.clone(),
         state: bot.report().await?.role,
-        pss_kib: pss_kib(pid)?,
+        pss_kib,
         cpu_seconds_per_minute: round((after.ticks - before.ticks) as f64 / TICKS_PER_SECOND / minutes),
         etcd_requests_per_minute: round((after.etcd_requests - before.etcd_requests) as f64 / minutes),
     })

@@ -307,7 +307,9 @@ impl Contender {
     pub(crate) async fn used(&mut self) -> Result<Used> {
         let mut ticks = Vec::new();
         for member in &mut self.fleet.postgres {
-            ticks.push(cpu_ticks(member.bot.process()?.pid())?);
+            for pid in member.keeper_processes()? {
+                ticks.push(cpu_ticks(pid)?);
+            }
         }
         Ok(Used { at: Instant::now(), ticks, etcd_requests: self.etcd_requests().await? })
     }
@@ -318,7 +320,9 @@ impl Contender {
         let minutes = (now.at - before.at).as_secs_f64() / 60.0;
         let mut pss = 0;
         for member in &mut self.fleet.postgres {
-            pss += pss_kib(member.bot.process()?.pid())?;
+            for pid in member.keeper_processes()? {
+                pss += pss_kib(pid)?;
+            }
         }
         let each = |total: f64| round(total / MEMBERS as f64);
         let ticks = now.ticks.iter().sum::<u64>() - before.ticks.iter().sum::<u64>();
