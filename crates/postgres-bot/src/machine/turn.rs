@@ -176,7 +176,7 @@ impl Turn {
         let Some(at) = self.s.fence_at() else { return };
         let why = if self.now >= at {
             String::from("the lease was not renewed in time")
-        } else if !self.s.leadership.is_held() && !self.s.leadership.is_busy() {
+        } else if !self.s.leadership.is_held() && (!self.s.leadership.is_busy() || self.s.leadership.is_yielding()) {
             String::from("the leader lock is gone or another's")
         } else {
             return;
