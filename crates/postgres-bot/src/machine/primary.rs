@@ -323,7 +323,9 @@ impl Turn {
                 Some(kv) => Compare::ModifiedAt(kv.key.clone(), kv.modified),
                 None => Compare::Absent(scope.history()),
             };
-            let puts = vec![Write::put(scope.history(), text), Write::put(scope.timelines(), record)];
+            // With the promotion, what an earlier leader has handed over is history too: nobody waits for it to come back.
+            let status = Write::put(scope.status(), status_text(position));
+            let puts = vec![Write::put(scope.history(), text), Write::put(scope.timelines(), record), status];
             return self.write_under_lock(Writing::History, vec![unchanged], puts);
         }
         if shared != Some(position) && self.s.timers.armed(Timer::ShareStatus).is_none() {
