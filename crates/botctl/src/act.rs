@@ -20,6 +20,7 @@ use crate::{
     failure::{Failure, one_line},
     fleet::Fleet,
     history, list,
+    member::{self, Login},
     store::Store,
     switchover::{Plan, Progress},
     text,
@@ -35,6 +36,7 @@ const REDRAW_INTERVAL: Duration = Duration::from_secs(1);
 /// Carries out a command.
 pub(crate) async fn act(args: Args) -> Result<(), Failure> {
     let store = Store::new(&args)?;
+    let login = Login::new(&args)?;
     let format = args.format;
     match args.command {
         Command::List { scope, watch: false } => list_once(&store, scope.as_deref(), format).await,
@@ -48,6 +50,10 @@ pub(crate) async fn act(args: Args) -> Result<(), Failure> {
             let scope = store.scope(&scope)?;
             Box::pin(switch_over(&store, &scope, to.as_deref(), force, Span::from_secs(timeout), format)).await
         }
+        Command::Restart { bot, pending, timeout, force } => {
+            member::restart(&store, &login, &bot, pending, timeout, force).await
+        }
+        Command::Reinit { bot, from_leader, force } => member::reinit(&store, &login, &bot, from_leader, force).await,
         Command::Config(Config::Show { scope }) => show_config(&store, &store.scope(&scope)?, format).await,
         Command::Config(Config::Edit { scope, set, unset, force }) => {
             edit_config(&store, &store.scope(&scope)?, &set, &unset, force).await
@@ -278,7 +284,7 @@ async fn edit_by_hand(old: &Value) -> Result<Value, Failure> {
 }
 
 /// Asks, and fails unless the answer is yes.
-fn confirm(question: &str) -> Result<(), Failure> {
+pub(crate) fn confirm(question: &str) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::usage(format!("{question} Nobody is there to answer: add --force to mean yes")));
     }
@@ -291,7 +297,7 @@ fn confirm(question: &str) -> Result<(), Failure> {
     }
 }
 
-fn print(text: &str) -> Result<(), Failure> {
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     // A reader that has seen enough (`botctl list | head`) is no failure worth words.

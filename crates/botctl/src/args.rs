@@ -20,6 +20,12 @@ pub(crate) struct Args {
     /// The file that holds the password of that user
     #[arg(long, env = "BOTCTL_ETCD_PASSWORD_FILE", value_name = "FILE", global = true)]
     pub(crate) etcd_password_file: Option<std::path::PathBuf>,
+    /// The user of the bots' API, if it asks for one
+    #[arg(long, env = "BOTCTL_API_USERNAME", value_name = "NAME", global = true)]
+    pub(crate) api_username: Option<String>,
+    /// The file that holds the password of that user
+    #[arg(long, env = "BOTCTL_API_PASSWORD_FILE", value_name = "FILE", global = true)]
+    pub(crate) api_password_file: Option<std::path::PathBuf>,
     /// The namespace of the fleet
     #[arg(long, env = "BOTCTL_NAMESPACE", default_value = bots_core::dcs::DEFAULT_NAMESPACE, global = true)]
     pub(crate) namespace: String,
@@ -75,6 +81,31 @@ pub(crate) enum Command {
         /// How long to wait for the end, in seconds
         #[arg(long, default_value_t = 60, value_name = "SECONDS")]
         timeout: u64,
+    },
+    /// Restart the server of a Postgres bot, and wait until it is up
+    Restart {
+        /// The bot, as `name` or `scope/name`
+        bot: String,
+        /// Only if a change of its configuration waits for it
+        #[arg(long)]
+        pending: bool,
+        /// How long the start may take, in seconds; a primary that takes longer hands over
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
+        /// Do not ask before acting
+        #[arg(long)]
+        force: bool,
+    },
+    /// Delete the data of a replica, copy it anew, and show how far the copy is
+    Reinit {
+        /// The bot, as `name` or `scope/name`
+        bot: String,
+        /// Copy the leader, also if another member offers itself
+        #[arg(long)]
+        from_leader: bool,
+        /// Do not ask before acting; a copy that is under way is given up for a new one
+        #[arg(long)]
+        force: bool,
     },
     /// The dynamic configuration of a scope
     #[command(subcommand)]

@@ -147,6 +147,7 @@ impl ScopeView {
         let Some(facts) = member.facts::<PostgresFacts>() else { return };
         row.timeline = facts.timeline.map(|t| t.0);
         row.pending_restart = facts.pending_restart;
+        row.state = crate::member::progress(member);
         if row.leader {
             return;
         }

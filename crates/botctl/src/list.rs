@@ -56,6 +56,12 @@ fn cells(row: &Row) -> Vec<String> {
 fn notes(fleet: &Fleet, only: Option<&str>, rows: &[Row]) -> String {
     let mut notes = Vec::new();
     for (name, view) in fleet.scopes.iter().filter(|(name, _)| only.is_none_or(|o| o == name.as_str())) {
+        let config = view.json::<serde_json::Value>("config").unwrap_or_default();
+        if config.get("pause").is_some_and(bots_core::wire::tags::is_true) {
+            notes.push(format!(
+                "{name}: paused: nobody takes the lead, and no server is started, but on an operator's word"
+            ));
+        }
         match view.leader() {
             None if view.members.is_empty() => notes.push(format!("{name}: it has keys, but no bot is alive")),
             // Edge bots have nothing to elect: each drives a proxy of its own.

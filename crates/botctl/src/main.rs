@@ -10,6 +10,7 @@ mod failure;
 mod fleet;
 mod history;
 mod list;
+mod member;
 mod store;
 mod switchover;
 mod text;

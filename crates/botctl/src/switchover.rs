@@ -2,7 +2,7 @@
 
 use bots_core::{
     dcs::{Compare, Scope, Transaction, Write},
-    wire::{FailoverRequest, Kind, Member, PostgresFacts},
+    wire::{FailoverRequest, Kind, Member, PostgresFacts, tags},
 };
 
 use crate::{failure::Failure, fleet::ScopeView};
@@ -82,7 +82,7 @@ impl Plan {
 
 fn may_lead(name: &str, member: &Member) -> Result<(), String> {
     let facts = member.facts::<PostgresFacts>().unwrap_or_default();
-    if facts.tags.get("nofailover").and_then(serde_json::Value::as_bool) == Some(true) {
+    if tags::nofailover(&facts.tags) {
         return Err(format!("{name} has the tag nofailover"));
     }
     match facts.replication_state.as_deref() {

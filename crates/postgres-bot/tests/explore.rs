@@ -13,19 +13,21 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use bots_core::{
     dcs::LeaseId,
     machine::{Machine, Span},
-    wire::{Lsn, PostgresFacts, Timeline, TimelineRecord},
+    wire::{Lsn, PostgresFacts, ScheduledRestart, Timeline, TimelineRecord},
 };
 use disk::{Data, Disk};
 use fingerprint::fingerprint;
 use postgres_bot::machine::{
-    Event, JobError, JobId, PeerAnswer, Postgres, PostgresBot, ProbeId, Role, Running, Settings,
+    Command, Event, JobError, JobId, PeerAnswer, Postgres, PostgresBot, ProbeId, Restart, Role, Running, Settings,
 };
 use serde_json::json;
 use world::{Fate, SYSTEM_ID, World, member, server, settings};
 
 /// Walks, and steps in each; `EXPLORE_WALKS` sets another number of walks.
-const WALKS: u64 = 1200;
-const STEPS: usize = 400;
+const WALKS: u64 = 1400;
+const STEPS: usize = 300;
+/// See [`STEPS`].
+const STEPS_AS_LEADER: usize = 60;
 /// Half a second each: the longest wait is that for a data directory that could not be set aside.
 const SETTLE_ROUNDS_MAX: usize = 200;
 /// States of the small world; `EXPLORE_STATES` sets another bound.
@@ -90,9 +92,11 @@ impl Walk {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed.wrapping_mul(0x1000_0001));
         let mut settings = settings("pg1");
-        settings.tags.nofailover = random.one_in(12);
-        settings.use_pg_rewind = !random.one_in(6);
-        settings.remove_data_directory_on_rewind_failure = random.one_in(6);
+        if random.one_in(12) {
+            settings.tags.0.insert(String::from("nofailover"), json!(true));
+        }
+        settings.use_pg_rewind = Some(!random.one_in(6));
+        settings.remove_data_directory_on_rewind_failure = Some(random.one_in(6));
         let timeout = random.pick(&[0, 3, 300]);
         settings.bootstrap_config = json!({"ttl": random.pick(&[2, 5, 30]), "primary_start_timeout": timeout});
         let data =
@@ -109,14 +113,17 @@ impl Walk {
     }
 
     fn run(mut self) -> BTreeSet<(Role, Role)> {
-        for _ in 0..STEPS {
-            if self.world.exited {
-                self.restart();
+        // Few walks come to lead by themselves; after the first healing most do.
+        for steps in [STEPS, STEPS_AS_LEADER] {
+            for _ in 0..steps {
+                if self.world.exited {
+                    self.restart();
+                }
+                self.happen();
+                self.world.log.clear();
             }
-            self.happen();
-            self.world.log.clear();
+            self.heal();
         }
-        self.heal();
         self.edges.extend(&self.world.edges);
         self.edges
     }
@@ -138,7 +145,7 @@ impl Walk {
         self.settle(Role::Replica);
         self.world.delete("members/pg2");
         self.world.delete("leader");
-        self.settle(if self.settings.tags.nofailover { Role::Replica } else { Role::Primary });
+        self.settle(if self.settings.tags.nofailover() { Role::Replica } else { Role::Primary });
     }
 
     /// Everything goes well until the bot is where it should be.
@@ -200,7 +207,7 @@ impl Walk {
             72..82 => self.others_act(),
             82..88 => self.lease_acts(),
             88..96 => self.server_acts(),
-            96 if self.random.one_in(6) => self.world.step(Event::ShutdownRequested),
+            96 if self.random.one_in(2) => self.world.step(Event::ShutdownRequested),
             96 => self.crash_the_bot(),
             _ if self.plausible => self.answer_something(),
             _ => self.nonsense(),
@@ -260,6 +267,7 @@ impl Walk {
                 timeline: Timeline(u32::try_from(self.random.below(4)).expect("small")),
                 position: Lsn(self.disk.position + 0x40 - self.random.below(3) * 0x40),
                 may_lead: !self.random.one_in(4),
+                priority: self.random.pick(&[1, 1, 2]),
             };
             answers.insert(String::from("pg2"), answer);
         }
@@ -308,6 +316,7 @@ impl Walk {
         let random = &mut self.random;
         let free = self.world.dcs.get("/service/main/leader").is_none();
         match random.below(12) {
+            11 if random.one_in(2) => self.operator_acts(),
             0 | 1 if free || !self.plausible => self.world.put("leader", "pg2"),
             2 | 3 if random.one_in(2) => self.world.delete("leader"),
             4..7 => {
@@ -323,6 +332,15 @@ impl Walk {
             }
             7 => self.world.delete("members/pg2"),
             8 => {
+                if random.one_in(2) {
+                    // Somebody who could take over.
+                    let facts = PostgresFacts {
+                        timeline: Some(Timeline(self.disk.timeline)),
+                        replication_state: Some(String::from("streaming")),
+                        ..PostgresFacts::default()
+                    };
+                    self.world.put("members/pg2", &member("pg2", "replica", "running", facts).to_json());
+                }
                 let wish = random.pick(&[
                     json!({"leader": "pg1"}),
                     json!({"leader": "pg1", "member": "pg2"}),
@@ -343,7 +361,10 @@ impl Walk {
                 let ttl = random.pick(&[2, 5, 60]);
                 self.world.put(
                     "config",
-                    &json!({"ttl": ttl, "primary_start_timeout": random.pick(&[0, 2, 300])}).to_string(),
+                    &json!({
+                        "ttl": ttl, "primary_start_timeout": random.pick(&[0, 2, 300]), "pause": random.one_in(10),
+                    })
+                    .to_string(),
                 );
             }
             _ if random.one_in(8) => {
@@ -352,6 +373,20 @@ impl Walk {
             }
             _ => {}
         }
+    }
+
+    /// An operator asks something of this member.
+    fn operator_acts(&mut self) {
+        let wish = ScheduledRestart { timeout: self.random.pick(&[None, Some(2)]), ..ScheduledRestart::default() };
+        let later = Some(1_767_225_600_000 + self.world.now.as_millis() + self.random.below(20_000));
+        let at_unix_ms = self.random.pick(&[None, None, None, later]);
+        let command = match self.random.below(6) {
+            0..3 => Command::Restart(Restart { wish, at_unix_ms, below_version: None }),
+            3 => Command::DropRestart,
+            force => Command::Reinitialize { force: force == 4, from_leader: self.random.one_in(2) },
+        };
+        let id = self.world.next_command();
+        self.world.step(Event::Commanded { id, command });
     }
 
     /// The process is gone without a word, and its server with it or not.

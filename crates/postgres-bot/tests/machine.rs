@@ -10,10 +10,12 @@ use std::{
 use bots_core::{
     dcs::Outcome,
     machine::{Machine, Span},
-    wire::{Lsn, PostgresFacts, Timeline},
+    wire::{Lsn, ParameterChange, PostgresFacts, ScheduledRestart, Timeline, rfc3339_from_unix_ms},
 };
 use datadriven::TestCase;
-use postgres_bot::machine::{DataDir, Event, PeerAnswer, Postgres, PostgresBot, Role, Running, Server, Settings};
+use postgres_bot::machine::{
+    Command, CommandId, DataDir, Event, PeerAnswer, Postgres, PostgresBot, Restart, Role, Running, Server, Settings,
+};
 use serde_json::json;
 use world::{Fate, SYSTEM_ID, World, member, scope, server, settings};
 
@@ -126,7 +128,10 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
                 () if args.has("down") => Postgres::Down,
                 () => {
                     let up = server(args.has("standby"), timeline, position);
-                    Postgres::Up(Server { streaming: args.has("streaming"), ..up })
+                    let change = ParameterChange { old_value: String::from("100"), new_value: String::from("200") };
+                    let pending_restart =
+                        args.text("pending").map(|name| (name.to_owned(), change)).into_iter().collect();
+                    Postgres::Up(Server { streaming: args.has("streaming"), pending_restart, ..up })
                 }
             });
         }
@@ -135,6 +140,18 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
         "advance" => world.pass(Span::from_millis(args.number("ms").expect("ms=500"))),
         "freeze" => world.now += Span::from_millis(args.number("ms").expect("ms=60000")),
         "fire" => world.step(PostgresBot::timer_fired()),
+        "restart-postgres" => return command(world, Command::Restart(restart_wish(args))),
+        "drop-restart" => return command(world, Command::DropRestart),
+        "reinitialize" => {
+            let (force, from_leader) = (args.has("force"), args.has("from_leader"));
+            return command(world, Command::Reinitialize { force, from_leader });
+        }
+        "reload" => return command(world, Command::Reload(configured(args).live())),
+        "answers" => return answers(world),
+        "copied" => {
+            let kb = |name: &str| args.number(name).expect("done=1 total=2") * 1_024;
+            world.step(Event::CopyProgressed { bytes_done: kb("done"), bytes_total: kb("total") });
+        }
         "shutdown" => world.step(Event::ShutdownRequested),
         "leader" if args.has("gone") => world.delete("leader"),
         "leader" => world.put("leader", args.text("name").expect("name=pg2")),
@@ -149,11 +166,45 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
     String::new()
 }
 
+/// A restart, at once or at a second of the first day of 2026.
+fn restart_wish(args: &Args<'_>) -> Restart {
+    // 2026-01-01T00:00:00Z
+    let at_unix_ms = args.number("at_s").map(|secs| 1_767_225_600_000 + secs * 1_000);
+    let wish = ScheduledRestart {
+        schedule: at_unix_ms.map(rfc3339_from_unix_ms).unwrap_or_default(),
+        role: args.text("role").map(str::to_owned),
+        restart_pending: args.has("pending"),
+        timeout: args.number("timeout"),
+        ..ScheduledRestart::default()
+    };
+    Restart { wish, at_unix_ms, below_version: args.number("below").and_then(|n| u32::try_from(n).ok()) }
+}
+
+/// Gives a command; says what is answered at once.
+fn command(world: &mut World, command: Command) -> String {
+    let id = world.next_command();
+    world.step(Event::Commanded { id, command });
+    world.state.answer(id).map_or_else(|| String::from("(no answer yet)\n"), |answer| format!("answer: {answer:?}\n"))
+}
+
+/// All answers so far.
+fn answers(world: &World) -> String {
+    let known = (1..20).filter_map(|n| Some((n, world.state.answer(CommandId(n))?)));
+    known.map(|(n, answer)| format!("{n}: {answer:?}\n")).collect()
+}
+
 fn configured(args: &Args<'_>) -> Settings {
     let mut settings = settings(args.text("name").unwrap_or("pg1"));
-    settings.tags.nofailover = args.has("nofailover");
-    settings.use_pg_rewind = !args.has("no_rewind");
-    settings.remove_data_directory_on_rewind_failure = args.has("remove_data");
+    for tag in ["nofailover", "clonefrom"] {
+        if args.has(tag) {
+            settings.tags.0.insert(tag.to_owned(), json!(true));
+        }
+    }
+    if let Some(priority) = args.number("priority") {
+        settings.tags.0.insert(String::from("failover_priority"), json!(priority));
+    }
+    settings.use_pg_rewind = args.has("no_rewind").then_some(false);
+    settings.remove_data_directory_on_rewind_failure = args.has("remove_data").then_some(true);
     if !args.input().is_empty() {
         settings.bootstrap_config = serde_json::from_str(args.input()).expect("a configuration");
     }
@@ -250,6 +301,7 @@ fn probed(world: &mut World, args: &Args<'_>) {
         position: Lsn(hex(&said[1])),
         is_primary: said.iter().any(|word| word == "primary"),
         may_lead: !said.iter().any(|word| word == "nolead"),
+        priority: said.iter().find_map(|word| word.strip_prefix("first")?.parse().ok()).unwrap_or(1),
     };
     let peers = args.0.args.iter().filter(|(_, said)| said.len() >= 2);
     let answers: BTreeMap<String, PeerAnswer> = peers.map(|(name, said)| (name.clone(), answer(said))).collect();
@@ -260,8 +312,10 @@ fn put_member(world: &mut World, args: &Args<'_>) {
     let (timeline, position) = args.server();
     let role = args.text("role").unwrap_or("replica");
     let mut tags = serde_json::Map::new();
-    if args.has("nofailover") {
-        tags.insert(String::from("nofailover"), json!(true));
+    for tag in ["nofailover", "clonefrom"] {
+        if args.has(tag) {
+            tags.insert(tag.to_owned(), json!(true));
+        }
     }
     let facts = PostgresFacts {
         timeline: Some(Timeline(timeline)),

@@ -34,6 +34,8 @@ pub enum Fault {
     CrashPostmaster,
     /// An operator asks for a switchover.
     Switchover,
+    /// An operator restarts a server, has one made anew, or pauses the cluster or resumes it.
+    Operator,
     /// The branch is moved to a commit that is no descendant; the old one vanishes.
     ForcePush,
     /// The git server does not answer.
@@ -47,7 +49,7 @@ pub enum Fault {
 }
 
 /// All faults, in the order of their declaration.
-pub const FAULTS: [Fault; 17] = [
+pub const FAULTS: [Fault; 18] = [
     Fault::KillBot,
     Fault::PowerLoss,
     Fault::Freeze,
@@ -60,6 +62,7 @@ pub const FAULTS: [Fault; 17] = [
     Fault::CompactStore,
     Fault::CrashPostmaster,
     Fault::Switchover,
+    Fault::Operator,
     Fault::ForcePush,
     Fault::OriginDown,
     Fault::BadCommit,

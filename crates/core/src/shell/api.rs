@@ -11,7 +11,7 @@ use axum::{
         IntoResponse, Response, Sse,
         sse::{Event, KeepAlive},
     },
-    routing::get,
+    routing::{MethodRouter, get},
 };
 use futures_util::{Stream, StreamExt};
 use hyper_util::{
@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     config::RestApi,
+    http,
     metrics::Metrics,
     runtime::Exit,
     status::{Status, StatusHub},
@@ -84,8 +85,7 @@ impl Api {
         let guard = match &config.authentication {
             Some(credentials) => {
                 let secret = credentials.secret("restapi.authentication").map_err(Exit::usage)?;
-                let pair = format!("{}:{}", credentials.username, secret.expose());
-                Guard::Basic(format!("Basic {}", base64(pair.as_bytes())))
+                Guard::Basic(http::basic_authorization(&credentials.username, &secret))
             }
             None if config.listen.ip().is_loopback() => Guard::Loopback,
             None => {
@@ -107,11 +107,14 @@ impl Api {
         Ok(Self { listener, guard: Arc::new(guard) })
     }
 
-    /// Begins to serve `common` and `routes` behind the guard, and `self_authenticated` without it.
+    /// Begins to serve `common` and `routes` behind the guard, and `self_authenticated` without it. A path that is in both
+    /// `common` and `routes` is that of `routes`.
     #[must_use]
     pub fn serve(self, common: Router, routes: Router, self_authenticated: Router) -> Server {
-        let guarded =
-            common.merge(routes).layer(middleware::from_fn_with_state(Arc::clone(&self.guard), check_credentials));
+        let guard = middleware::from_fn_with_state(Arc::clone(&self.guard), check_credentials);
+        // A path that nobody has needs no password to be not found.
+        let routes = if routes.has_routes() { routes.route_layer(guard.clone()) } else { routes };
+        let guarded = routes.fallback_service(common.route_layer(guard));
         let stop = CancellationToken::new();
         let all = guarded
             .merge(self_authenticated)
@@ -143,12 +146,17 @@ pub fn router(hub: &StatusHub, metrics: &Metrics) -> Router {
     let metrics = metrics.clone();
     Router::new()
         .route("/status", get(|State(hub): State<StatusHub>| async move { Json(hub.status()) }))
-        .route("/health", get(|State(hub): State<StatusHub>| async move { answer(&hub, hub.health().healthy) }))
-        .route("/liveness", get(|State(hub): State<StatusHub>| async move { answer(&hub, hub.health().alive) }))
-        .route("/readiness", get(|State(hub): State<StatusHub>| async move { answer(&hub, hub.health().ready) }))
+        .route("/health", check(|hub| hub.health().healthy))
+        .route("/liveness", check(|hub| hub.health().alive))
+        .route("/readiness", check(|hub| hub.health().ready))
         .route("/events", get(changes))
         .route("/metrics", get(|| async move { ([(header::CONTENT_TYPE, OPENMETRICS)], metrics.text()) }))
         .with_state(hub.clone())
+}
+
+fn check(holds: fn(&StatusHub) -> bool) -> MethodRouter<StatusHub> {
+    let asked = move |State(hub): State<StatusHub>| async move { answer(&hub, holds(&hub)) };
+    get(asked).options(asked)
 }
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -239,29 +247,4 @@ fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_DEADLINE)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let group = chunk.iter().fold(0_usize, |n, b| n << 8 | usize::from(*b)) << (8 * (3 - chunk.len()));
-        for place in 0..4 {
-            let digit = char::from(DIGITS[group >> (18 - 6 * place) & 63]);
-            out.push(if place <= chunk.len() { digit } else { '=' });
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::base64;
-
-    #[test]
-    fn base64_is_rfc_4648s() {
-        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
-            assert_eq!(base64(plain.as_bytes()), coded);
-        }
-    }
 }

@@ -67,6 +67,8 @@ pub trait Bot: Sized {
 pub struct Context<E> {
     /// The common part of the configuration.
     pub common: Common,
+    /// The file or directory that the configuration was read from, if any.
+    pub config_path: Option<PathBuf>,
     /// What tells this process from any other of the same name.
     pub instance: String,
     /// The wall time at [`Time::ZERO`], in milliseconds since 1970.
@@ -144,7 +146,9 @@ pub fn run<B: Bot>() -> ExitCode {
             }
             Err(exit) => exit,
         },
-        Ok(Command::Run(path)) => configure::<B>(path).and_then(start::<B>).unwrap_or_else(|exit| exit),
+        Ok(Command::Run(path)) => {
+            configure::<B>(path.clone()).and_then(|config| start::<B>(config, path)).unwrap_or_else(|exit| exit)
+        }
         Err(exit) => exit,
     };
     if exit.code != 0 {
@@ -182,7 +186,11 @@ fn help<B: Bot>() -> String {
     )
 }
 
-fn configure<B: Bot>(path: Option<PathBuf>) -> Result<B::Config, Exit> {
+/// Reads and checks the configuration: at the start, and whenever it is to be read again.
+///
+/// # Errors
+/// Code 2, with one line that names the field and the fix.
+pub fn configure<B: Bot>(path: Option<PathBuf>) -> Result<B::Config, Exit> {
     let config: B::Config =
         config::load(path.as_deref(), &config::process_env()).map_err(|e| Exit::usage(e.to_string()))?;
     let common = B::common(&config);
@@ -194,20 +202,20 @@ fn configure<B: Bot>(path: Option<PathBuf>) -> Result<B::Config, Exit> {
     Ok(config)
 }
 
-fn start<B: Bot>(config: B::Config) -> Result<Exit, Exit> {
+fn start<B: Bot>(config: B::Config, path: Option<PathBuf>) -> Result<Exit, Exit> {
     telemetry::init(&B::common(&config).log);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Exit::failure(format!("cannot start the runtime: {e}")))?;
-    let exit = runtime.block_on(Box::pin(live::<B>(config)));
+    let exit = runtime.block_on(Box::pin(live::<B>(config, path)));
     // Blocking work that is still under way must not keep a bot from ending.
     runtime.shutdown_background();
     exit
 }
 
 /// From the configuration to the end.
-async fn live<B: Bot>(config: B::Config) -> Result<Exit, Exit> {
+async fn live<B: Bot>(config: B::Config, config_path: Option<PathBuf>) -> Result<Exit, Exit> {
     let common = B::common(&config).clone();
     for field in common.unknown.keys() {
         tracing::warn!(field, "a configuration field that this bot does not know is ignored");
@@ -237,6 +245,7 @@ async fn live<B: Bot>(config: B::Config) -> Result<Exit, Exit> {
         .map_err(|e| Exit::usage(e.to_string()))?;
     let context = Context {
         common: common.clone(),
+        config_path,
         instance,
         epoch_unix_ms: Clock::epoch_unix_ms(),
         events: events.clone(),

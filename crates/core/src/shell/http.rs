@@ -8,6 +8,8 @@ use hyper::{HeaderMap, Method, Request, Uri, header};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::config::Secret;
+
 /// The largest answer that [`get`] takes in. A status is a few kilobytes.
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -80,6 +82,32 @@ pub async fn get(url: &str, deadline: Duration) -> Result<(u16, Bytes), HttpErro
     Ok((answer.status, answer.body))
 }
 
+/// POSTs JSON to `url` within `deadline`: status and body, whatever the status is.
+///
+/// # Errors
+/// If there is no complete answer in time.
+pub async fn post(
+    url: &str,
+    authorization: Option<&str>,
+    json: String,
+    deadline: Duration,
+) -> Result<(u16, Bytes), HttpError> {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    if let Some(value) = authorization.and_then(|text| header::HeaderValue::from_str(text).ok()) {
+        headers.insert(header::AUTHORIZATION, value);
+    }
+    let answer = request(Method::POST, url, headers, Bytes::from(json), deadline, BODY_BYTES_MAX).await?;
+    Ok((answer.status, answer.body))
+}
+
+/// The `Authorization` header of somebody with a password.
+#[must_use]
+pub fn basic_authorization(username: &str, password: &Secret) -> String {
+    let pair = format!("{username}:{}", password.expose());
+    format!("Basic {}", base64(pair.as_bytes()))
+}
+
 /// Sends a request and takes in the whole answer, within `deadline` and up to `body_limit` bytes.
 ///
 /// # Errors
@@ -147,5 +175,30 @@ async fn exchange(
         answer = &mut answered => answer,
         // The connection may end first, with the answer already read.
         _ended = connection => answered.await,
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let group = chunk.iter().fold(0_usize, |n, b| n << 8 | usize::from(*b)) << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            let digit = char::from(DIGITS[group >> (18 - 6 * place) & 63]);
+            out.push(if place <= chunk.len() { digit } else { '=' });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    #[test]
+    fn base64_is_rfc_4648s() {
+        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+            assert_eq!(base64(plain.as_bytes()), coded);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The values of a Postgres scope, in Patroni's shapes, and the numbers that Postgres counts with.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -68,12 +68,63 @@ pub struct PostgresFacts {
     /// A configuration change waits for a restart.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pending_restart: bool,
+    /// Which parameters that change is about.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pending_restart_reason: BTreeMap<String, ParameterChange>,
+    /// A restart that an operator has set a time for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled_restart: Option<ScheduledRestart>,
+    /// The member goes by the cluster's `pause`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pause: bool,
+    /// How far the copy is that the member is being made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copying: Option<CopyProgress>,
     /// `false` until the first checkpoint after a promotion; absent otherwise. Who rewinds waits for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_after_promote: Option<bool>,
     /// The member's tags.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub tags: serde_json::Map<String, serde_json::Value>,
+}
+
+/// What a parameter is, and what it will be after a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ParameterChange {
+    /// The value that the server runs with.
+    pub old_value: String,
+    /// The value that its files hold.
+    pub new_value: String,
+}
+
+/// A restart that an operator has set a time for, with the conditions that must hold by then.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ScheduledRestart {
+    /// When (RFC 3339).
+    pub schedule: String,
+    /// Only a member with this role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// Only a server older than this version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres_version: Option<String>,
+    /// Only if a parameter waits for a restart.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restart_pending: bool,
+    /// How long the start may take, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u64>,
+}
+
+/// How far a copy of another member is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CopyProgress {
+    /// Bytes that have arrived.
+    pub bytes_done: u64,
+    /// Bytes that the source has announced; it may grow meanwhile.
+    pub bytes_total: u64,
+    /// The same as a percentage.
+    pub percent: u64,
 }
 
 /// The `status` key.

@@ -115,7 +115,7 @@ impl Turn {
             }
             (Some(DataDir::Empty | DataDir::Unfinished { .. }) | None, _) => {}
         }
-        if let Some(source) = self.s.upstream() {
+        if let Some(source) = self.s.copy_source() {
             self.become_phase(Phase::Cloning { source: source.name.clone() });
             return self.run(Job::Clone { source });
         }
@@ -134,7 +134,7 @@ impl Turn {
             }
             return;
         }
-        if self.s.leader().is_some() || self.s.settings.tags.nofailover {
+        if self.s.leader().is_some() || self.s.settings.tags.nofailover() {
             return;
         }
         let request = self.s.membership.next_request();

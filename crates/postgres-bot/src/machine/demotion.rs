@@ -114,6 +114,7 @@ impl Turn {
             // What is left of a bootstrap is writable until it is down.
             Phase::Waiting => self.s.postgres.is_alive(),
             Phase::Initializing | Phase::Cloning { .. } | Phase::Starting { .. } | Phase::Replica { .. } => false,
+            Phase::Restarting { primary, .. } => *primary,
             Phase::Rejoining { .. } => was_primary && !self.s.is_half_promoted(),
             Phase::Bootstrapping(_)
             | Phase::Candidate(_)

@@ -24,7 +24,7 @@ impl Turn {
     /// Why this member does not stand for leader at the moment; nothing if it may.
     pub(super) fn bar_to_standing(&self) -> Option<String> {
         let s = &self.s;
-        if s.settings.tags.nofailover {
+        if s.settings.tags.nofailover() {
             return Some(String::from("its tag nofailover is set"));
         }
         if !s.view.is_complete() || !s.view.is_watched() {
@@ -39,6 +39,9 @@ impl Turn {
         let Some(server) = s.server() else { return Some(String::from("its server does not answer")) };
         if let Some(named) = self.named_first() {
             return Some(format!("a switchover names {named}, which goes first"));
+        }
+        if s.dynamic.pause && !s.pause.led_last && !self.is_named() {
+            return Some(String::from("the cluster is paused, and no operator has named it"));
         }
         if s.is_foreign() {
             return Some(String::from("its data belongs to another cluster"));
@@ -76,6 +79,18 @@ impl Turn {
         request.is_some_and(|r| r.leader.is_none() && r.member.as_ref() == Some(&self.s.settings.name))
     }
 
+    /// An operator's request that is due names this member.
+    fn is_named(&self) -> bool {
+        let request: Option<FailoverRequest> = self.s.view.json(&self.s.settings.scope.failover());
+        request.is_some_and(|r| r.member.as_ref() == Some(&self.s.settings.name) && self.has_come(&r))
+    }
+
+    /// Whether a request is not for later.
+    fn has_come(&self, request: &FailoverRequest) -> bool {
+        let at = request.scheduled_at.as_deref().and_then(bots_core::wire::unix_ms_from_rfc3339);
+        at.is_none_or(|at| at <= self.s.settings.epoch_unix_ms + self.now.as_millis())
+    }
+
     /// How far our data goes along the cluster's history; nothing if it does not lie on it.
     fn position_in_history(&self) -> Option<Lsn> {
         let server = self.s.server()?;
@@ -91,7 +106,11 @@ impl Turn {
     /// Until when another member, named by a switchover, has the first go; nothing if none has.
     fn named_first_until(&self) -> Option<Time> {
         let request: FailoverRequest = self.s.view.json(&self.s.settings.scope.failover())?;
-        let named = request.member.filter(|member| *member != self.s.settings.name)?;
+        let named = request
+            .member
+            .clone()
+            .filter(|_| self.has_come(&request))
+            .filter(|member| *member != self.s.settings.name)?;
         let until = self.s.leaderless_since? + self.s.dynamic.ttl;
         (self.now < until && self.s.member(&named).is_some()).then_some(until)
     }
@@ -193,13 +212,24 @@ impl Turn {
     fn stands_behind(&self, answers: &BTreeMap<String, PeerAnswer>) -> Option<String> {
         let server = self.s.server()?;
         let ours = self.s.place(server.timeline, server.position);
+        let priority = self.s.settings.tags.failover_priority();
+        // A preference, not a condition: who cannot take the lock in time has had the chance. And no chance to come back
+        // at once for the leader that has just given it away.
+        let until = self.s.leaderless_since.map(|since| since + self.s.dynamic.ttl);
+        let in_time = until.is_some_and(|until| self.now < until);
+        let status: PostgresStatus = self.s.view.json(&self.s.settings.scope.status()).unwrap_or_default();
+        let preferred = |name: &String| in_time && status.handed_over_by.as_ref() != Some(name);
         answers.iter().find_map(|(name, peer)| {
             if peer.is_primary {
                 return Some(format!("{name} still accepts writes"));
             }
             // Data that does not lie on the cluster's history is ahead of nothing, however far it goes.
-            let ahead = peer.may_lead && self.s.place(peer.timeline, peer.position) > ours;
-            ahead.then(|| format!("{name} is ahead: {} on timeline {}", peer.position, peer.timeline))
+            let theirs = self.s.place(peer.timeline, peer.position);
+            if peer.may_lead && theirs > ours {
+                return Some(format!("{name} is ahead: {} on timeline {}", peer.position, peer.timeline));
+            }
+            let goes_first = peer.may_lead && theirs == ours && peer.priority > priority && preferred(name);
+            goes_first.then(|| format!("{name} holds the same and has the failover_priority {}", peer.priority))
         })
     }
 

@@ -9,7 +9,11 @@ use bots_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::postgres::{DataDir, Postgres, Upstream};
+use super::{
+    operator::{Command, CommandId},
+    postgres::{DataDir, Postgres, Upstream},
+    settings::Rules,
+};
 
 /// Ties the end of a job to its start; an end with another number is old news.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -58,6 +62,20 @@ pub enum Event {
         /// The answers by member; who did not answer is missing.
         answers: BTreeMap<String, PeerAnswer>,
     },
+    /// An operator asks something of this member.
+    Commanded {
+        /// The number that the answer shall bear.
+        id: CommandId,
+        /// What.
+        command: Command,
+    },
+    /// A copy under way has come this far.
+    CopyProgressed {
+        /// Bytes that have arrived.
+        bytes_done: u64,
+        /// Bytes that the source has announced.
+        bytes_total: u64,
+    },
     /// A job came to its end.
     JobEnded {
         /// Which.
@@ -78,6 +96,8 @@ pub struct PeerAnswer {
     pub position: Lsn,
     /// It must not lead, by its own tag or state.
     pub may_lead: bool,
+    /// Its `failover_priority`: who of several that hold the same goes first.
+    pub priority: u32,
 }
 
 /// How to stop a server.
@@ -226,6 +246,8 @@ pub enum Action {
     Configure {
         /// The parameters of `postgresql.conf`, merged and complete.
         parameters: BTreeMap<String, String>,
+        /// The lines of `pg_hba.conf` and `pg_ident.conf` that are not our own.
+        rules: Rules,
     },
     /// From now on, the guard kills every process of a server that takes writes at this time, unless it is told another
     /// before: the lease may have run out soon after.

@@ -14,6 +14,8 @@
 //!     ▲                │  │         └────────────────┬────────────────► demoting
 //!     └── crashed ─────┘  └──── lock lost, fenced, switchover ─────────────┘
 //!
+//!   an operator's restart: replica ──► restarting ──► starting, primary ──► restarting ──► recovering
+//!
 //!   every role ──► stopping ──► (exit)
 //! ```
 //!
@@ -21,12 +23,17 @@
 
 mod bootstrap;
 mod demotion;
+mod dynamic;
 mod election;
 mod event;
+mod operator;
+mod pause;
 mod postgres;
 mod primary;
+mod reinit;
 mod rejoin;
 mod replica;
+mod restart;
 mod role;
 mod settings;
 mod share;
@@ -38,10 +45,12 @@ use bots_core::machine::{Deadline, Machine, Report, Step, Time, TransitionTable}
 
 use self::turn::Turn;
 pub use self::{
+    dynamic::Dynamic,
     event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, StopMode},
+    operator::{Answer, Command, CommandId, Refusal, Restart},
     postgres::{DataDir, Postgres, Running, Server, Upstream},
     role::{Role, TRANSITIONS},
-    settings::{Dynamic, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},
+    settings::{Live, Rules, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},
     state::State,
 };
 

@@ -1,6 +1,8 @@
 //! What the machine knows of its server and its data directory: facts, as the shell observed them.
 
-use bots_core::wire::{Lsn, Timeline};
+use std::collections::BTreeMap;
+
+use bots_core::wire::{Lsn, ParameterChange, Timeline};
 use serde::{Deserialize, Serialize};
 
 /// The data directory as last inspected.
@@ -81,8 +83,10 @@ pub struct Server {
     pub replayed: Lsn,
     /// Replica: a WAL receiver is connected.
     pub streaming: bool,
-    /// A parameter waits for a restart.
-    pub pending_restart: bool,
+    /// The parameters that wait for a restart.
+    pub pending_restart: BTreeMap<String, ParameterChange>,
+    /// The version that runs, as Postgres counts: 150002 for 15.2; zero if not known.
+    pub version: u32,
 }
 
 impl Postgres {

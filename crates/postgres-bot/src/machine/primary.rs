@@ -5,7 +5,7 @@ use bots_core::{
     dcs::{Compare, DcsAction, Outcome, RequestId, Revision, Transaction, Write},
     machine::{Span, Time},
     membership::RETRY_AFTER,
-    wire::{FailoverRequest, HistoryLine, Lsn, PostgresStatus, Timeline, TimelineRecord, rfc3339_from_unix_ms},
+    wire::{FailoverRequest, HistoryLine, Lsn, PostgresStatus, Timeline, TimelineRecord, rfc3339_from_unix_ms, tags},
 };
 
 use super::{
@@ -28,9 +28,6 @@ const CRASH_WINDOW: Span = Span::from_secs(600);
 /// and telling of it takes a second or two.
 const SWITCHOVER_PATIENCE: Span = Span::from_secs(5);
 
-/// The `history` key keeps this many lines, so that it stays far below etcd's limit of 1.5 MiB a value.
-const HISTORY_LINES_MAX: usize = 1_000;
-
 /// Why a switchover is not possible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Bar {
@@ -43,11 +40,15 @@ enum Bar {
 impl Turn {
     /// Serving writes.
     pub(super) fn drive_primary(&mut self, happened: &Happened) {
-        if let Happened::Exited { how } = happened {
+        let ended = match happened {
+            Happened::Exited { how } => Some(how.as_str()),
+            _other => (self.s.postgres == Postgres::Down).then_some("the server is down"),
+        };
+        if let Some(how) = ended {
+            if self.rests_in_pause(how) {
+                return;
+            }
             return self.crashed(how);
-        }
-        if self.s.postgres == Postgres::Down {
-            return self.crashed("the server is down");
         }
         let Phase::Primary(primary) = &mut self.s.phase else { return };
         match happened {
@@ -254,12 +255,18 @@ impl Turn {
         if self.s.tried == Some(asked_at) || fence.is_some_and(|fence| asked_at < fence.created) {
             return Some(Bar::No(String::from("it was tried, and this member leads again")));
         }
+        if self.s.dynamic.pause && request.scheduled_at.is_some() {
+            return Some(Bar::No(String::from("the cluster is paused")));
+        }
+        if self.s.dynamic.pause && request.member.is_none() {
+            return Some(Bar::No(String::from("in a pause, a member must be named")));
+        }
         let ours = self.s.server()?.timeline;
         let fit = |name: &str| -> Option<Bar> {
             let Some((member, facts)) = self.s.member(name) else {
                 return Some(Bar::No(format!("{name} is not a member")));
             };
-            let nofailover = facts.tags.get("nofailover").is_some_and(|v| v == true);
+            let nofailover = tags::nofailover(&facts.tags);
             let streaming = facts.replication_state.as_deref() == Some("streaming");
             if nofailover {
                 Some(Bar::No(format!("{name} has the tag nofailover")))
@@ -325,7 +332,7 @@ impl Turn {
                     |line: &HistoryLine| history.0.iter().find(|old| (old.0, old.1) == (line.0, line.1)).cloned();
                 history.0 = self.s.unrecorded.iter().map(|line| known(line).unwrap_or_else(|| line.clone())).collect();
             }
-            let surplus = history.0.len().saturating_sub(HISTORY_LINES_MAX);
+            let surplus = history.0.len().saturating_sub(self.s.dynamic.max_timelines_history);
             history.0.drain(..surplus);
             let text = serde_json::to_string(&history).unwrap_or_default();
             let by = self.s.settings.name.clone();
@@ -335,7 +342,9 @@ impl Turn {
                 Some(kv) => Compare::ModifiedAt(kv.key.clone(), kv.modified),
                 None => Compare::Absent(scope.history()),
             };
-            let puts = vec![Write::put(scope.history(), text), Write::put(scope.timelines(), record)];
+            // With the promotion, what an earlier leader has handed over is history too: nobody waits for it to come back.
+            let status = Write::put(scope.status(), status_text(position));
+            let puts = vec![Write::put(scope.history(), text), Write::put(scope.timelines(), record), status];
             return self.write_under_lock(Writing::History, vec![unchanged], puts);
         }
         if shared != Some(position) && self.s.timers.armed(Timer::ShareStatus).is_none() {

@@ -64,16 +64,21 @@ impl Turn {
             return self.become_phase(Phase::Recovering { step: Recovery::Reclaiming });
         }
         let leaderless = self.s.leader().is_none() || !watched;
+        if leaderless && self.give_reinit_up() {
+            return self.drive_rejoining(&Happened::Nothing);
+        }
+        let hands_off = self.s.dynamic.pause && !self.s.is_reinitializing();
         // Data is changed only for a leader that is known to lead.
-        match (suspect, self.rewind_source().filter(|_| watched)) {
+        match (suspect, self.rewind_source().filter(|_| watched && !hands_off)) {
             // Nobody to differ from: stand for leader with what we have, which may be more than anybody has.
             // But not with what a rewind may have left half done.
             (Suspect::No, _) | (Suspect::Maybe, None) if (leaderless && failures == 0) || suspect == Suspect::No => {
                 self.become_phase(Phase::Starting { attempts: 0 });
             }
-            (Suspect::Maybe, Some(source)) if self.s.settings.use_pg_rewind => self.run(Job::Rewind { source }),
+            (Suspect::Maybe, Some(source)) if self.s.uses_rewind() => self.run(Job::Rewind { source }),
             (Suspect::Maybe | Suspect::Hopeless, Some(_)) => {
-                let remove = self.s.settings.remove_data_directory_on_rewind_failure;
+                let remove = self.s.may_remove_data();
+                self.commit_to_reinit();
                 self.run(Job::SetAside { remove });
             }
             (Suspect::No | Suspect::Maybe | Suspect::Hopeless, _) => {}

@@ -54,7 +54,7 @@ impl Turn {
             | Happened::Answered { .. }
             | Happened::Due(_) => {}
         }
-        if self.s.job.is_none() && self.s.timers.armed(Timer::Retry).is_none() {
+        if self.s.job.is_none() && self.s.timers.armed(Timer::Retry).is_none() && !self.s.pause.left_down {
             if self.s.is_foreign() {
                 return self.refuse_foreign();
             }
@@ -100,13 +100,15 @@ impl Turn {
         }
         let Some(upstream) = self.s.upstream() else { return };
         // A rewind that found nothing to do knows better.
-        if self.diverged_from(&upstream.name) && !self.is_rewound() {
+        if self.diverged_from(&upstream.name) && !self.is_rewound() && !self.s.dynamic.pause {
             return self.become_phase(Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 });
         }
         if !matches!(&self.s.phase, Phase::Replica { following: Some(following) } if *following == upstream) {
             return self.run(Job::Follow { upstream: Some(upstream) });
         }
-        self.mind_stall(probed, upstream);
+        if !self.s.dynamic.pause {
+            self.mind_stall(probed, upstream);
+        }
     }
 
     /// Looks into a server that follows in name only. If the leader can be reached, the data is at fault: it is rewound,
@@ -169,6 +171,7 @@ impl Turn {
     pub(super) fn server_gone(&mut self, happened: &Happened) -> bool {
         if let Happened::Exited { how } = happened {
             self.s.trouble = Some(format!("Postgres exited by itself: {how}"));
+            self.s.pause.left_down |= self.s.dynamic.pause;
             if let Some(running) = self.s.job.take() {
                 self.out.push(Action::Cancel { id: running.id });
             }

@@ -20,6 +20,7 @@ pub(super) fn publish(s: &mut State, now: Time, out: &mut Vec<MembershipAction>)
     }
     let (head, mut facts) = (head(s), facts(s));
     let full = Member::new(head.clone(), &facts).to_json();
+    facts.copying = None;
     facts.xlog_location = None;
     facts.receive_lsn = None;
     facts.replay_lsn = None;
@@ -52,9 +53,11 @@ fn words(s: &State) -> (&'static str, &'static str) {
         // Nobody is to notice that its bot was started again.
         Phase::Initializing | Phase::Recovering { .. } if s.is_kept(true) => ("running", "primary"),
         Phase::Initializing | Phase::Starting { .. } if s.is_kept(false) => ("running", "replica"),
+        Phase::Waiting if s.is_reinitializing() => ("creating replica", "replica"),
         Phase::Initializing | Phase::Waiting => ("stopped", "uninitialized"),
         Phase::Bootstrapping(_) => ("initializing new cluster", "uninitialized"),
         Phase::Cloning { .. } => ("creating replica", "replica"),
+        Phase::Starting { .. } if s.pause.left_down => ("stopped", "replica"),
         Phase::Starting { .. } => ("starting", "replica"),
         Phase::Replica { .. } | Phase::Candidate(_) => match s.postgres {
             Postgres::Up(_) => ("running", "replica"),
@@ -67,14 +70,19 @@ fn words(s: &State) -> (&'static str, &'static str) {
             Postgres::Starting => ("starting", "primary"),
             Postgres::Down => ("crashed", "primary"),
         },
+        Phase::Restarting { primary: true, .. } => ("restarting", "primary"),
+        Phase::Restarting { primary: false, .. } => ("restarting", "replica"),
+        Phase::Recovering { .. } if s.is_restarting() => ("restarting", "primary"),
         Phase::Recovering { .. } => ("crashed", "primary"),
         Phase::Demoting { .. } => ("stopping", "demoted"),
+        Phase::Rejoining { .. } if s.is_reinitializing() => ("creating replica", "replica"),
         Phase::Rejoining { .. } => ("stopped", "replica"),
         Phase::Stopping { .. } => ("stopping", "replica"),
     }
 }
 
-fn facts(s: &State) -> PostgresFacts {
+/// The kind's own part of the member key.
+pub(super) fn facts(s: &State) -> PostgresFacts {
     let server = s.server();
     let standby = server.filter(|server| server.in_recovery);
     PostgresFacts {
@@ -84,7 +92,11 @@ fn facts(s: &State) -> PostgresFacts {
         receive_lsn: standby.map(|server| server.received),
         replay_lsn: standby.map(|server| server.replayed),
         replication_state: standby.filter(|server| server.streaming).map(|_| String::from("streaming")),
-        pending_restart: server.is_some_and(|server| server.pending_restart),
+        pending_restart: server.is_some_and(|server| !server.pending_restart.is_empty()),
+        pending_restart_reason: server.map(|server| server.pending_restart.clone()).unwrap_or_default(),
+        scheduled_restart: s.scheduled_restart().cloned(),
+        pause: s.dynamic.pause,
+        copying: s.operator.copying,
         checkpoint_after_promote: match &s.phase {
             Phase::Primary(primary) if primary.checkpoint_due => Some(false),
             _any_other => None,
@@ -108,13 +120,16 @@ pub(super) fn report(s: &State, now: Time) -> Report {
                 report = report.why_not("promote", because);
             }
         }
+        Phase::Rejoining { .. } if s.is_reinitializing() => {
+            report = report.why_not("start", "an operator wants its data made anew");
+        }
         Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 } => {
             report = report.why_not("start", "its data may have left the leader's path");
         }
         Phase::Rejoining { suspect: Suspect::Maybe | Suspect::Hopeless, .. } => {
             report = report.why_not("start", "its data may be half rewound");
         }
-        Phase::Waiting if s.settings.tags.nofailover => {
+        Phase::Waiting if s.settings.tags.nofailover() => {
             report = report.why_not("bootstrap", "its tag nofailover is set");
         }
         Phase::Waiting if s.view.value(&s.settings.scope.initialize()).is_some() => {
@@ -153,7 +168,14 @@ fn story(s: &State) -> (String, String) {
             (String::from("nobody has made the cluster yet: asking to be the one"), String::from("the answer of etcd"))
         }
         Phase::Bootstrapping(_) => (String::from("making a new cluster, as the only member that may"), job),
-        Phase::Cloning { source } => (format!("copying {source}"), job),
+        Phase::Cloning { source } => {
+            let how_far = s.operator.copying.map(|copy| format!(", {} % of {} bytes", copy.percent, copy.bytes_total));
+            (format!("copying {source}{}", how_far.unwrap_or_default()), job)
+        }
+        Phase::Starting { .. } if s.pause.left_down => (
+            String::from("stopped: Postgres ended in a pause of the cluster, and is left so"),
+            String::from("an operator to restart it, or the end of the pause"),
+        ),
         Phase::Starting { attempts } => (format!("starting Postgres read-only ({attempts} failed tries)"), job),
         Phase::Replica { .. } => {
             let streaming = s.server().is_some_and(|server| server.streaming);
@@ -176,6 +198,7 @@ fn story(s: &State) -> (String, String) {
         Phase::Recovering { .. } if s.is_kept(true) => {
             (String::from("holding the lock, taking Postgres over as it runs"), job)
         }
+        Phase::Restarting { .. } => (String::from("restarting Postgres, as an operator asked"), job),
         Phase::Recovering { .. } => (String::from("holding the lock, restarting Postgres in place"), job),
         Phase::Demoting { why, .. } => {
             let why = match why {
@@ -190,6 +213,7 @@ fn story(s: &State) -> (String, String) {
         }
         Phase::Rejoining { suspect, .. } => {
             let how = match suspect {
+                _any if s.is_reinitializing() => "to delete its data and copy the leader, as an operator asked",
                 Suspect::No => "to start following",
                 Suspect::Maybe => "to rewind",
                 Suspect::Hopeless => "to put its data aside and copy the leader",

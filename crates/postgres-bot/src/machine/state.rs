@@ -5,15 +5,18 @@ use bots_core::{
     leadership::Leadership,
     machine::{Deadline, Span, Time, Timers},
     membership::Membership,
-    wire::{Lsn, Member, PostgresFacts, Timeline},
+    wire::{Lsn, Member, PostgresFacts, Timeline, tags},
 };
 use serde::Serialize;
 
 use super::{
+    dynamic::Dynamic,
     event::{Job, JobId, ProbeId, StopMode},
+    operator::Operator,
+    pause::Pause,
     postgres::{DataDir, Postgres, Running as Runs, Server, Upstream},
     role::Role,
-    settings::{Dynamic, Settings},
+    settings::{Rules, Settings},
 };
 
 /// What the machine waits for with a clock in hand.
@@ -34,6 +37,10 @@ pub(super) enum Timer {
     ShareStatus,
     /// A replica that still does not stream is to be looked into.
     Stalled,
+    /// An operator has scheduled a restart for then.
+    ScheduledRestart,
+    /// A restart on an operator's word has taken long enough.
+    RestartPatience,
 }
 
 /// A running job.
@@ -102,6 +109,15 @@ pub(super) enum Suspect {
     Hopeless,
 }
 
+/// The steps down of a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(super) enum RestartStep {
+    /// A checkpoint first, so that the stop is short.
+    Checkpointing,
+    /// Stopping the server.
+    Stopping,
+}
+
 /// The phase: the role, with what belongs to it alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) enum Phase {
@@ -124,6 +140,11 @@ pub(super) enum Phase {
         timeline: Timeline,
     },
     Primary(Primary),
+    Restarting {
+        /// It holds the lock, and its server takes writes until it is down.
+        primary: bool,
+        step: RestartStep,
+    },
     Recovering {
         step: Recovery,
     },
@@ -235,8 +256,8 @@ pub struct State {
     pub(super) fence_set: Option<Time>,
     /// `InspectData` is under way.
     pub(super) inspecting: bool,
-    /// The parameters that the shell was told last.
-    pub(super) configured: Option<std::collections::BTreeMap<String, String>>,
+    /// The parameters and rules that the shell was told last.
+    pub(super) configured: Option<(std::collections::BTreeMap<String, String>, Rules)>,
     /// The member value without its figures, as shared last.
     pub(super) shared_head: Option<String>,
     /// The switchover that we acted on last, by the revision of the request: none is tried twice.
@@ -247,6 +268,12 @@ pub struct State {
     pub(super) stall: Stall,
     /// When the server crashed under us as a primary, lately.
     pub(super) crashes: Vec<Time>,
+    /// What operators have asked of this member.
+    pub(super) operator: Operator,
+    /// What a pause must know.
+    pub(super) pause: Pause,
+    /// The last copy from a member other than the leader failed: the next one is the leader's.
+    pub(super) copy_leader: bool,
     /// The exit code and the line for the operator, if it is not an end that was asked for.
     pub(super) farewell: Option<(u8, String)>,
     /// `Exit` was asked for: nothing more is.
@@ -282,6 +309,9 @@ impl State {
             unrecorded: Vec::new(),
             stall: Stall::default(),
             crashes: Vec::new(),
+            operator: Operator::default(),
+            pause: Pause::default(),
+            copy_leader: false,
             farewell: None,
             exited: false,
             dynamic,
@@ -302,6 +332,7 @@ impl State {
             Phase::Candidate(_) => Role::Candidate,
             Phase::Promoting { .. } => Role::Promoting,
             Phase::Primary(_) => Role::Primary,
+            Phase::Restarting { .. } => Role::Restarting,
             Phase::Recovering { .. } => Role::Recovering,
             Phase::Demoting { .. } => Role::Demoting,
             Phase::Rejoining { .. } => Role::Rejoining,
@@ -383,6 +414,7 @@ impl State {
             Phase::Promoting { .. }
             | Phase::Primary(_)
             | Phase::Recovering { step: Recovery::Starting | Recovery::Adopting } => true,
+            Phase::Restarting { primary, .. } => *primary,
             Phase::Demoting { why, step, .. } => {
                 !matches!(why, DemoteWhy::Fenced(_)) && !matches!(step, DemoteStep::Yielding)
             }
@@ -500,6 +532,22 @@ impl State {
             .then(|| Upstream { name: name.to_owned(), conn_url: facts.conn_url })
     }
 
+    /// Whom to copy: a member that offers itself and follows the leader closely, the leader otherwise.
+    pub(super) fn copy_source(&self) -> Option<Upstream> {
+        let leader = self.upstream()?;
+        if self.copy_leader || self.copies_leader_only() {
+            return Some(leader);
+        }
+        let leaders = self.member(&leader.name).and_then(|(_, facts)| facts.timeline);
+        let offers = self.peers().filter_map(|(name, member)| {
+            let facts: PostgresFacts = member.facts()?;
+            let streams = facts.replication_state.as_deref() == Some("streaming") && facts.timeline == leaders;
+            let fit = member.head.state == "running" && streams && tags::is_set(&facts.tags, "clonefrom");
+            fit.then(|| (facts.xlog_location, Upstream { name: name.to_owned(), conn_url: facts.conn_url }))
+        });
+        Some(offers.max_by_key(|(position, _)| *position).map_or(leader, |(_, offer)| offer))
+    }
+
     /// The system identifier that the cluster recorded.
     pub(super) fn cluster_system_id(&self) -> Option<&str> {
         self.view.value(&self.settings.scope.initialize()).filter(|id| !id.is_empty())
@@ -525,13 +573,21 @@ impl State {
         matches!((self.own_system_id(), self.cluster_system_id()), (Some(own), Some(recorded)) if own != recorded)
     }
 
+    /// What the member key says of the server.
+    #[must_use]
+    pub fn facts(&self) -> PostgresFacts {
+        super::share::facts(self)
+    }
+
     /// The member's tags as others see them: who must not lead says so, lest others wait for it.
     #[must_use]
     pub fn tags(&self) -> serde_json::Map<String, serde_json::Value> {
-        match serde_json::to_value(&self.settings.tags) {
-            Ok(serde_json::Value::Object(map)) => map,
-            Ok(_) | Err(_) => serde_json::Map::new(),
-        }
+        tags::shown(&self.settings.tags.0)
+    }
+
+    /// A rewind is tried before a new copy.
+    pub(super) fn uses_rewind(&self) -> bool {
+        self.settings.use_pg_rewind.or(self.dynamic.use_pg_rewind).unwrap_or(true)
     }
 
     pub(super) fn invariants(&self) -> Result<(), String> {

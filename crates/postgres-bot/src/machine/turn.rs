@@ -13,9 +13,9 @@ use bots_core::{
 
 use super::{
     PostgresBot,
+    dynamic::{Dynamic, effective_parameters, effective_rules},
     event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, StopMode},
     postgres::{DataDir, Postgres, Running as Runs},
-    settings::{Dynamic, effective_parameters},
     share,
     state::{Bootstrap, DemoteStep, DemoteWhy, Phase, Running, Stall, State, Timer},
 };
@@ -71,6 +71,10 @@ impl Turn {
             }
             Event::DataInspected(found) => {
                 self.s.inspecting = false;
+                if matches!((&self.s.phase, &found), (Phase::Initializing, DataDir::Present { was_primary: true, .. }))
+                {
+                    self.s.pause.led_last = true;
+                }
                 self.s.data = Some(found);
                 Happened::Nothing
             }
@@ -97,6 +101,14 @@ impl Turn {
             }
             Event::PeersProbed { id, answers } => Happened::Probed { id, answers },
             Event::JobEnded { id, result } => self.job_ended(id, result),
+            Event::Commanded { id, command } => {
+                self.take_command(id, command);
+                Happened::Nothing
+            }
+            Event::CopyProgressed { bytes_done, bytes_total } => {
+                self.copy_progressed(bytes_done, bytes_total);
+                Happened::Nothing
+            }
         };
         self.settle(happened);
     }
@@ -108,12 +120,18 @@ impl Turn {
     fn settle(&mut self, happened: Happened) {
         self.note_leader();
         self.configure();
+        self.note_pause();
         self.drive(happened);
         while !self.s.exited
             && let Some(timer) = self.s.timers.take_due(self.now)
         {
-            self.drive(Happened::Due(timer));
+            match timer {
+                Timer::ScheduledRestart => self.restart_is_due(),
+                Timer::RestartPatience => self.restart_takes_long(),
+                of_the_role => self.drive(Happened::Due(of_the_role)),
+            }
         }
+        self.mind_restart();
         if !self.s.exited {
             self.move_fence();
             self.let_go_of_the_lock();
@@ -144,6 +162,7 @@ impl Turn {
                 Phase::Candidate(_) => self.drive_candidate(&happened),
                 Phase::Promoting { .. } => self.drive_promoting(&happened),
                 Phase::Primary(_) => self.drive_primary(&happened),
+                Phase::Restarting { .. } => self.drive_restarting(&happened),
                 Phase::Recovering { .. } => self.drive_recovering(&happened),
                 Phase::Demoting { .. } => self.drive_demoting(&happened),
                 Phase::Rejoining { .. } => self.drive_rejoining(&happened),
@@ -179,7 +198,7 @@ impl Turn {
         let Some(at) = self.s.fence_at() else { return };
         let why = if self.now >= at {
             String::from("the lease was not renewed in time")
-        } else if !self.s.leadership.is_held() && !self.s.leadership.is_busy() {
+        } else if !self.s.leadership.is_held() && (!self.s.leadership.is_busy() || self.s.leadership.is_yielding()) {
             String::from("the leader lock is gone or another's")
         } else {
             return;
@@ -272,9 +291,12 @@ impl Turn {
             self.s.membership.set_ttl(self.s.dynamic.ttl);
         }
         let parameters = effective_parameters(&self.s.settings, &self.s.dynamic);
-        if self.s.configured.as_ref() != Some(&parameters) {
-            self.s.configured = Some(parameters.clone());
-            self.out.push(Action::Configure { parameters });
+        let rules = effective_rules(&self.s.settings, &self.s.dynamic);
+        let wanted = (parameters, rules);
+        if self.s.configured.as_ref() != Some(&wanted) {
+            let (parameters, rules) = wanted.clone();
+            self.s.configured = Some(wanted);
+            self.out.push(Action::Configure { parameters, rules });
         }
     }
 
@@ -282,6 +304,9 @@ impl Turn {
     pub(super) fn run(&mut self, job: Job) {
         if let Some(running) = self.s.job.take() {
             self.out.push(Action::Cancel { id: running.id });
+        }
+        if !self.s.is_restarting() && matches!(job, Job::StartPrimary | Job::StartStandby { .. }) {
+            self.forget_scheduled_restart();
         }
         match job {
             Job::StartPrimary => {
@@ -335,7 +360,16 @@ impl Turn {
             }
             (Job::DiscardUnfinished | Job::SetAside { .. }, Ok(_)) => self.s.data = Some(DataDir::Empty),
             (Job::Rewind { .. }, Ok(_)) => self.note_primary(false),
-            (Job::Complete | Job::Clone { .. }, Ok(_)) => self.s.data = None,
+            (Job::Complete, Ok(_)) => self.s.data = None,
+            (Job::Clone { .. }, Ok(_)) => {
+                self.s.data = None;
+                self.s.copy_leader = false;
+                self.reinit_done();
+            }
+            (Job::Clone { source }, Err(_)) => {
+                self.s.copy_leader = self.s.leader() != Some(source.name.as_str());
+                self.s.operator.copying = None;
+            }
             (_any_other_job, _its_end) => {}
         }
         match (&job, &result) {

@@ -3,7 +3,6 @@
 //! What Patroni knows and we do not act on yet is accepted with one line in the log each; what nobody knows is an error.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -16,7 +15,7 @@ use super::{
     binaries::Binaries,
     node::{Listen, Login, Node},
 };
-use crate::machine::{Settings, Tags};
+use crate::machine::{Rules, Settings, Tags};
 
 /// The longest path of a socket that the kernel takes, less `/.s.PGSQL.65535` and the lock file's ending.
 const RUN_DIR_LEN_MAX: usize = 107 - 20;
@@ -82,11 +81,9 @@ pub struct Postgresql {
     /// Rewind rather than copy anew.
     pub use_pg_rewind: Option<bool>,
     /// Delete what cannot be rewound.
-    #[serde(default)]
-    pub remove_data_directory_on_rewind_failure: bool,
+    pub remove_data_directory_on_rewind_failure: Option<bool>,
     /// The same, by another of Patroni's names.
-    #[serde(default)]
-    pub remove_data_directory_on_diverged_timelines: bool,
+    pub remove_data_directory_on_diverged_timelines: Option<bool>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
@@ -200,7 +197,11 @@ impl Config {
         let (host, port) = self.connect_address().unwrap_or_default();
         let bracketed = if host.contains(':') { format!("[{host}]") } else { host };
         let postgresql = &self.postgresql;
-        let cluster_wide = self.cluster_wide("use_pg_rewind").and_then(Value::as_bool);
+        let hba = [&postgresql.pg_hba, &self.bootstrap.pg_hba].into_iter().find(|lines| !lines.is_empty());
+        let remove = [
+            postgresql.remove_data_directory_on_rewind_failure,
+            postgresql.remove_data_directory_on_diverged_timelines,
+        ];
         Settings {
             scope: self.common.scope(),
             name: self.common.name.clone(),
@@ -209,13 +210,29 @@ impl Config {
             api_url: format!("{}/patroni", self.common.api_url()),
             conn_url: format!("postgres://{bracketed}:{port}/postgres"),
             epoch_unix_ms,
-            tags: self.member_tags(),
+            tags: Tags(self.tags.clone()),
             parameters: postgresql.parameters.iter().filter_map(text).collect(),
             bootstrap_config: Value::Object(self.bootstrap.dcs.clone()),
-            use_pg_rewind: postgresql.use_pg_rewind.or(cluster_wide).unwrap_or(true),
-            remove_data_directory_on_rewind_failure: postgresql.remove_data_directory_on_rewind_failure
-                || postgresql.remove_data_directory_on_diverged_timelines,
+            rules: Rules { hba: hba.cloned().unwrap_or_default(), ident: postgresql.pg_ident.clone() },
+            use_pg_rewind: postgresql.use_pg_rewind,
+            remove_data_directory_on_rewind_failure: remove.into_iter().flatten().reduce(|a, b| a || b),
         }
+    }
+
+    /// The sections that differ in `new` in what a bot that runs cannot take over.
+    pub fn fixed_differences(&self, new: &Self) -> Vec<&'static str> {
+        let fixed = |c: &Self| {
+            let p = &c.postgresql;
+            format!(
+                "{:?}",
+                (&p.listen, &p.connect_address, &p.data_dir, &p.bin_dir, &p.log_directory, &p.authentication)
+            )
+        };
+        let bootstrap = |c: &Self| format!("{:?}", (&c.bootstrap.dcs, &c.bootstrap.initdb));
+        let common = |c: &Self| format!("{:?}", c.common);
+        let sections = [("postgresql", fixed(self) != fixed(new)), ("bootstrap", bootstrap(self) != bootstrap(new))];
+        let all = sections.into_iter().chain([("scope, name, etcd3, restapi or log", common(self) != common(new))]);
+        all.filter(|(_, differs)| *differs).map(|(section, _)| section).collect()
     }
 
     /// Everything that the jobs need to know of this machine.
@@ -233,9 +250,6 @@ impl Config {
                  go by: give a password",
             ));
         }
-        let pg_hba = [&self.postgresql.pg_hba, &self.bootstrap.pg_hba].into_iter().find(|lines| !lines.is_empty());
-        let cluster_wide = self.cluster_wide("pg_hba").and_then(Value::as_array).into_iter().flatten();
-        let cluster_wide = || cluster_wide.filter_map(Value::as_str).map(str::to_owned).collect();
         Ok(Node {
             name: self.common.name.clone(),
             run_dir: self.run_dir()?,
@@ -246,8 +260,6 @@ impl Config {
             superuser,
             replication,
             rewind,
-            pg_hba: pg_hba.cloned().unwrap_or_else(cluster_wide),
-            pg_ident: self.postgresql.pg_ident.clone(),
             initdb: self.initdb_options()?,
             os_user,
             data_dir,
@@ -275,13 +287,6 @@ impl Config {
 
     fn cluster_wide(&self, field: &str) -> Option<&Value> {
         self.bootstrap.dcs.get("postgresql")?.get(field)
-    }
-
-    fn member_tags(&self) -> Tags {
-        let mut other: BTreeMap<String, Value> = self.tags.clone().into_iter().collect();
-        let tagged = other.remove("nofailover").is_some_and(|v| v == true);
-        let never = other.get("failover_priority").is_some_and(|v| v.as_i64().is_some_and(|p| p <= 0));
-        Tags { nofailover: tagged || never, other }
     }
 
     fn logins(&self) -> Result<(Login, Login, Option<Login>), String> {
@@ -512,7 +517,7 @@ mod tests {
         let settings = config.settings(String::from("i"), "1", 0);
         assert_eq!(settings.conn_url, "postgres://127.0.0.1:5433/postgres");
         assert_eq!(settings.api_url, "http://127.0.0.1:8008/patroni");
-        assert!(!settings.use_pg_rewind && settings.tags.nofailover);
+        assert!(settings.use_pg_rewind.is_none() && settings.tags.nofailover());
         assert_eq!(config.initdb_options().expect("good"), ["--encoding=UTF8", "--data-checksums"]);
     }
 

@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 
 use super::{conninfo::Conninfo, node::Node, quote};
-use crate::machine::Upstream;
+use crate::machine::{Rules, Upstream};
 
 /// In the data directory: a bootstrap or a clone of ours that has not come to its end.
 pub(super) const UNFINISHED: &str = ".bots-unfinished";
@@ -74,11 +74,12 @@ pub(super) fn write_configuration(
     node: &Node,
     mode: &Mode,
     parameters: &BTreeMap<String, String>,
+    rules: &Rules,
 ) -> anyhow::Result<()> {
     let dir = &node.data_dir;
     keep_base(dir).context("keep initdb's postgresql.conf as postgresql.base.conf")?;
-    replace(&dir.join("pg_ident.conf"), &ident(node), 0o600)?;
-    replace(&dir.join("pg_hba.conf"), &hba(node), 0o600)?;
+    replace(&dir.join("pg_ident.conf"), &ident(node, rules), 0o600)?;
+    replace(&dir.join("pg_hba.conf"), &hba(node, rules), 0o600)?;
     write_passfile(node)?;
     neutralise_alter_system(dir)?;
     replace(&dir.join("postgresql.conf"), &main_configuration(node, mode, parameters), 0o600)
@@ -153,27 +154,27 @@ fn primary_conninfo(node: &Node, upstream: &Upstream) -> String {
 
 /// Who may connect. Our own superuser comes first, by the user of the operating system; what follows is the operator's,
 /// or passwords for everybody.
-fn hba(node: &Node) -> String {
+fn hba(node: &Node, rules: &Rules) -> String {
     let superuser = quote::hba(&node.superuser.username);
     let method = if node.os_user.is_some() { "peer map=bots" } else { "scram-sha-256" };
     let mut out = format!("{HEADER}local all {superuser} {method}\n");
-    if node.pg_hba.is_empty() {
+    if rules.hba.is_empty() {
         out += "local all all scram-sha-256\n";
         out += &format!("host replication {} all scram-sha-256\n", quote::hba(&node.replication.username));
         out += "host all all all scram-sha-256\n";
     }
-    for line in &node.pg_hba {
+    for line in &rules.hba {
         out += &format!("{}\n", line.replace(['\n', '\r'], " "));
     }
     out
 }
 
-fn ident(node: &Node) -> String {
+fn ident(node: &Node, rules: &Rules) -> String {
     let mut out = HEADER.to_owned();
     if let Some(user) = &node.os_user {
         out += &format!("bots {} {}\n", quote::hba(user), quote::hba(&node.superuser.username));
     }
-    for line in &node.pg_ident {
+    for line in &rules.ident {
         out += &format!("{}\n", line.replace(['\n', '\r'], " "));
     }
     out

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use anyhow::Context;
@@ -10,6 +13,7 @@ use rustix::process::Signal;
 
 use super::{
     files::{self, Mode},
+    floor,
     node::Node,
     postmaster::{Life, Postmaster},
     processes,
@@ -17,6 +21,7 @@ use super::{
     timelines,
     tool::Tools,
 };
+use crate::machine::Rules;
 
 /// The shared tools of the jobs.
 #[derive(Debug)]
@@ -30,6 +35,10 @@ pub struct Hands {
     /// The way back to the machine.
     pub reporter: Arc<Reporter>,
     wanted: Mutex<Wanted>,
+    /// How often a running server was told to read its files again.
+    reloads: AtomicU64,
+    /// The server was started with other parameters than are wanted.
+    raised: AtomicBool,
     /// Held by whoever writes to the data directory.
     disk: Arc<tokio::sync::Mutex<()>>,
 }
@@ -37,6 +46,7 @@ pub struct Hands {
 #[derive(Debug, Clone, Default)]
 struct Wanted {
     parameters: BTreeMap<String, String>,
+    rules: Rules,
     mode: Option<Mode>,
 }
 
@@ -44,12 +54,32 @@ impl Hands {
     /// Nothing is started or written yet.
     pub fn new(node: Node, reporter: Arc<Reporter>) -> Self {
         let postmaster = Arc::new(Postmaster::new(&node));
-        Self { node, postmaster, tools: Tools::default(), reporter, wanted: Mutex::default(), disk: Arc::default() }
+        Self {
+            node,
+            postmaster,
+            tools: Tools::default(),
+            reporter,
+            wanted: Mutex::default(),
+            reloads: AtomicU64::new(0),
+            raised: AtomicBool::new(false),
+            disk: Arc::default(),
+        }
     }
 
-    /// Takes over the parameters, for the next start and for [`Hands::apply`].
-    pub fn set_parameters(&self, parameters: BTreeMap<String, String>) {
-        self.wanted().parameters = parameters;
+    /// Takes over the parameters and rules, for the next start and for [`Hands::apply`].
+    pub fn configure(&self, parameters: BTreeMap<String, String>, rules: Rules) {
+        let mut wanted = self.wanted();
+        (wanted.parameters, wanted.rules) = (parameters, rules);
+    }
+
+    /// How often a running server was told to read its files again.
+    pub fn reloads(&self) -> u64 {
+        self.reloads.load(Ordering::Relaxed)
+    }
+
+    /// Whether the server was started with other parameters than are wanted; told once.
+    pub(super) fn take_raised(&self) -> bool {
+        self.raised.swap(false, Ordering::Relaxed)
     }
 
     /// Takes over whom to follow, for [`Hands::apply`].
@@ -63,10 +93,11 @@ impl Hands {
     /// If the files cannot be written.
     pub async fn apply(self: &Arc<Self>) -> anyhow::Result<()> {
         let write = |hands: &Self| {
-            let Wanted { parameters, mode } = hands.wanted().clone();
+            let Wanted { parameters, rules, mode } = hands.wanted().clone();
             let (Life::Alive { .. }, Some(mode)) = (hands.postmaster.life(), mode) else { return Ok(()) };
-            files::write_configuration(&hands.node, &mode, &parameters)?;
+            files::write_configuration(&hands.node, &mode, &parameters, &rules)?;
             hands.postmaster.signal(Signal::HUP);
+            hands.reloads.fetch_add(1, Ordering::Relaxed);
             Ok(())
         };
         self.on_disk(write).await
@@ -94,12 +125,11 @@ impl Hands {
     /// # Errors
     /// If the files cannot be written.
     pub(super) fn prepare(&self, mode: Mode) -> anyhow::Result<()> {
-        self.wanted().mode = Some(mode.clone());
-        let parameters = self.wanted().parameters.clone();
+        let Wanted { parameters, rules, .. } = self.want(&mode);
         files::private_dir(&self.node.run_dir)?;
         timelines::give_back(&self.node.data_dir)?;
         files::write_signal(&self.node, &mode)?;
-        files::write_configuration(&self.node, &mode, &parameters)
+        files::write_configuration(&self.node, &mode, &parameters, &rules)
     }
 
     /// Turns a server that an earlier life of the bot has left running to `mode`, in which it runs already.
@@ -107,11 +137,24 @@ impl Hands {
     /// # Errors
     /// If the files cannot be written.
     pub(super) fn take_over(&self, mode: Mode) -> anyhow::Result<()> {
-        self.wanted().mode = Some(mode.clone());
-        let parameters = self.wanted().parameters.clone();
-        files::write_configuration(&self.node, &mode, &parameters)?;
+        let Wanted { parameters, rules, .. } = self.want(&mode);
+        files::write_configuration(&self.node, &mode, &parameters, &rules)?;
         self.postmaster.signal(Signal::HUP);
         Ok(())
+    }
+
+    /// Takes the mode over; what a server in it is to be told.
+    fn want(&self, mode: &Mode) -> Wanted {
+        self.wanted().mode = Some(mode.clone());
+        let mut wanted = self.wanted().clone();
+        if matches!(mode, Mode::Standby(_)) {
+            let raised = floor::raise(&self.node, &mut wanted.parameters);
+            if !raised.is_empty() {
+                tracing::warn!(?raised, "a standby runs with more than is asked for: its primary had more");
+                self.raised.store(true, Ordering::Relaxed);
+            }
+        }
+        wanted
     }
 
     /// Writes what a server needs that recovers in single-user mode ahead of a rewind: no standby, and every piece of WAL
@@ -120,10 +163,10 @@ impl Hands {
     /// # Errors
     /// If the files cannot be written.
     pub(super) fn prepare_recovery(&self) -> anyhow::Result<()> {
-        let mut parameters = self.wanted().parameters.clone();
+        let Wanted { mut parameters, rules, .. } = self.wanted().clone();
         parameters.insert(String::from("wal_keep_size"), String::from("1000TB"));
         files::write_signal(&self.node, &Mode::Primary)?;
-        files::write_configuration(&self.node, &Mode::Primary, &parameters)
+        files::write_configuration(&self.node, &Mode::Primary, &parameters, &rules)
     }
 
     /// Makes sure that nothing works on the data directory: neither a program or a thread of a job that was given up nor

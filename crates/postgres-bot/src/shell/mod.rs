@@ -4,6 +4,7 @@ pub mod binaries;
 pub mod config;
 mod conninfo;
 mod files;
+mod floor;
 pub mod guard;
 pub mod hands;
 pub mod inspect;
@@ -14,6 +15,7 @@ mod peers;
 pub mod postmaster;
 pub mod processes;
 mod quote;
+mod reload;
 pub mod report;
 mod routes;
 mod server;
@@ -36,7 +38,8 @@ use bots_core::{
 use tokio::{sync::watch, task::AbortHandle};
 
 use self::{
-    binaries::Binaries, config::Config, hands::Hands, node::Node, observe::Poke, report::Reporter, routes::Site,
+    binaries::Binaries, config::Config, hands::Hands, node::Node, observe::Poke, reload::Reload, report::Reporter,
+    routes::Site,
 };
 use crate::machine::{Action, Event, JobId, PostgresBot, State};
 
@@ -85,7 +88,9 @@ impl Bot for Program {
         }
         let (node, lock) = prepare(&config)?;
         postmaster::adopt_orphans().map_err(|e| Exit::failure(format!("{e:#}")))?;
-        let settings = config.settings(context.instance, Self::VERSION, context.epoch_unix_ms);
+        let settings = config.settings(context.instance.clone(), Self::VERSION, context.epoch_unix_ms);
+        let path = context.config_path.clone();
+        let reload = Arc::new(Reload::new(path, config, context.instance.clone(), context.epoch_unix_ms));
         let prefixes = vec![settings.scope.prefix()];
         let state = State::new(settings);
         let reporter = Arc::new(Reporter::new(context.events.clone()));
@@ -94,7 +99,8 @@ impl Bot for Program {
         let poke = Poke::default();
         tokio::spawn(observe::run(Arc::clone(&hands), poke.clone()));
         let (sender, receiver) = watch::channel(Arc::new(state.clone()));
-        let routes = Site::new(receiver, context.dcs.etcd().clone(), Arc::clone(&hands)).router();
+        tokio::spawn(Arc::clone(&reload).on_hangup(context.events.clone()));
+        let routes = Site::new(&context, receiver, Arc::clone(&hands), reload).router();
         let shell = PostgresShell {
             hands,
             poke,
@@ -199,15 +205,10 @@ impl Shell for PostgresShell {
                 tokio::spawn(async move { events.send(inspect::inspect(&hands).await).await });
             }
             Action::Observe => self.poke.ask(),
-            Action::Configure { parameters } => {
-                self.hands.set_parameters(parameters);
+            Action::Configure { parameters, rules } => {
+                self.hands.configure(parameters, rules);
                 let hands = Arc::clone(&self.hands);
-                tokio::spawn(async move {
-                    if let Err(error) = hands.apply().await {
-                        let error = format!("{error:#}");
-                        tracing::error!(error, "the configuration of Postgres could not be written");
-                    }
-                });
+                tokio::spawn(async move { apply(&hands).await });
             }
             Action::SetFence { at } => self.hands.postmaster.set_fence(at),
             Action::Run { id, job } => self.run(id, job),
@@ -233,6 +234,13 @@ impl Shell for PostgresShell {
     }
 }
 
+async fn apply(hands: &Arc<Hands>) {
+    if let Err(error) = hands.apply().await {
+        let error = format!("{error:#}");
+        tracing::error!(error, "the configuration of Postgres could not be written");
+    }
+}
+
 impl PostgresShell {
     /// Starts a job on the thread of the loop: what it starts dies with that thread.
     fn run(&mut self, id: JobId, job: crate::machine::Job) {
@@ -245,8 +253,13 @@ impl PostgresShell {
                 Ok(result) => tracing::info!(?result, "job done"),
                 Err(error) => tracing::warn!(why = error.why, "job failed"),
             }
+            let started = matches!(result, Ok(crate::machine::JobResult::Started(_)));
             hands.reporter.job_ended(id, result).await;
             poke.look();
+            // What it was started with may be more than what is asked for: the files say so again, and that a restart is due.
+            if started && hands.take_raised() {
+                apply(&hands).await;
+            }
         });
         self.jobs.insert(id, task.abort_handle());
     }

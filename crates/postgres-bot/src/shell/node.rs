@@ -29,10 +29,6 @@ pub struct Node {
     pub replication: Login,
     /// Whom `pg_rewind` connects as, if not as the superuser.
     pub rewind: Option<Login>,
-    /// The operator's lines of `pg_hba.conf`.
-    pub pg_hba: Vec<String>,
-    /// The operator's lines of `pg_ident.conf`.
-    pub pg_ident: Vec<String>,
     /// The options of `initdb`.
     pub initdb: Vec<String>,
     /// The name of the user that we and the server run as, if it has one.

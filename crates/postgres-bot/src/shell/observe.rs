@@ -1,6 +1,7 @@
 //! The eye on the server: asks it regularly and when poked, and reports what has changed.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bots_core::wire::Timeline;
+use bots_core::wire::{ParameterChange, Timeline};
 use tokio::sync::Notify;
 
 use super::{
@@ -29,6 +30,9 @@ const MISSED_MAX: u32 = 3;
 
 /// One question in so many is the costly one for pending restarts.
 const PENDING_RESTART_EVERY: u32 = 20;
+
+/// After a reload, so many questions in a row are: the server takes its files in a moment later.
+const PENDING_RESTART_AFTER_RELOAD: u32 = 4;
 
 /// Makes the eye look at once. Clones share.
 #[derive(Debug, Clone, Default)]
@@ -61,7 +65,9 @@ struct Eye {
     looks: u32,
     missed: u32,
     timeline: Timeline,
-    pending_restart: bool,
+    pending_restart: BTreeMap<String, ParameterChange>,
+    /// The reloads that have been seen, and how many more questions their effect is asked for.
+    reloads: (u64, u32),
 }
 
 /// Looks for as long as the process lives.
@@ -118,11 +124,16 @@ impl Eye {
         let Some(connection) = &self.connection else { return Ok(Postgres::Silent) };
         let mut server = connection.facts(self.timeline).await?;
         self.timeline = server.timeline;
-        if self.looks.is_multiple_of(PENDING_RESTART_EVERY) {
+        let reloads = hands.reloads();
+        if self.reloads.0 != reloads {
+            self.reloads = (reloads, PENDING_RESTART_AFTER_RELOAD);
+        }
+        if self.looks.is_multiple_of(PENDING_RESTART_EVERY) || self.reloads.1 > 0 {
             self.pending_restart = connection.pending_restart().await?;
+            self.reloads.1 = self.reloads.1.saturating_sub(1);
         }
         self.looks = self.looks.wrapping_add(1);
-        server.pending_restart = self.pending_restart;
+        server.pending_restart.clone_from(&self.pending_restart);
         Ok(Postgres::Up(server))
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bots_core::{
     shell::http,
-    wire::{Lsn, Timeline},
+    wire::{Lsn, Timeline, tags},
 };
 use futures_util::future::join_all;
 use serde::Deserialize;
@@ -51,12 +51,12 @@ fn read(body: &[u8]) -> Option<PeerAnswer> {
     let running = said.state == "running";
     let writable = matches!(said.role.as_str(), "primary" | "master");
     let position = [said.xlog.location, said.xlog.received_location, said.xlog.replayed_location];
-    let nofailover = said.tags.get("nofailover").is_some_and(|v| *v == true);
     Some(PeerAnswer {
         is_primary: writable && running,
         timeline: said.timeline,
         position: position.into_iter().flatten().max().unwrap_or_default(),
-        may_lead: running && !nofailover && !said.watchdog_failed,
+        may_lead: running && !tags::nofailover(&said.tags) && !said.watchdog_failed,
+        priority: tags::failover_priority(&said.tags),
     })
 }
 

@@ -52,6 +52,11 @@ impl Reporter {
         }
     }
 
+    /// A copy has come this far.
+    pub async fn copied(&self, bytes_done: u64, bytes_total: u64) {
+        self.events.send(Event::CopyProgressed { bytes_done, bytes_total }).await;
+    }
+
     /// No process of the server is left.
     pub async fn exited(&self, how: String) {
         self.supersede(Postgres::Down);

@@ -1,9 +1,10 @@
 //! Asking the server: one connection over its private socket, and the facts that the machine goes by.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context;
-use bots_core::wire::{Lsn, Timeline};
+use bots_core::wire::{Lsn, ParameterChange, Timeline};
+use serde_json::Value;
 use tokio_postgres::{Client, NoTls, Statement, error::SqlState};
 
 use super::node::Node;
@@ -22,10 +23,29 @@ SELECT in_recovery,
        (SELECT timeline_id FROM pg_control_checkpoint()),
        (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
        (SELECT received_tli FROM pg_stat_wal_receiver),
-       COALESCE((SELECT status = 'streaming' FROM pg_stat_wal_receiver), false)
+       COALESCE((SELECT status = 'streaming' FROM pg_stat_wal_receiver), false),
+       current_setting('server_version_num')::int4
   FROM (SELECT pg_is_in_recovery() AS in_recovery) AS now";
 
-const PENDING_RESTART: &str = "SELECT EXISTS (SELECT FROM pg_settings WHERE pending_restart)";
+/// What waits for a restart, with the value that the last file that names it holds.
+const PENDING_RESTART: &str = "
+SELECT now.name, current_setting(now.name),
+       COALESCE((SELECT setting FROM pg_file_settings AS file
+                  WHERE lower(file.name) = lower(now.name) ORDER BY seqno DESC LIMIT 1), now.reset_val, '')
+  FROM pg_settings AS now WHERE pending_restart";
+
+/// What the API tells beyond the facts, as the JSON that Patroni's members answer with.
+const DETAILS: &str = "
+SELECT json_build_object(
+         'postmaster_start_time', to_char(pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00:00'),
+         'postmaster_start_epoch', extract(epoch FROM pg_postmaster_start_time())::float8,
+         'replayed_timestamp', to_char(pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00:00'),
+         'replayed_epoch', extract(epoch FROM pg_last_xact_replay_timestamp())::float8,
+         'paused', CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END,
+         'latest_end_lsn', (SELECT pg_wal_lsn_diff(latest_end_lsn, '0/0')::int8 FROM pg_stat_wal_receiver),
+         'replication', (SELECT json_agg(peer) FROM (
+             SELECT usename, application_name, client_addr, state, sync_state, sync_priority
+               FROM pg_stat_replication ORDER BY application_name) AS peer))::text";
 
 /// A connection to the server, with the question prepared.
 #[derive(Debug)]
@@ -62,25 +82,38 @@ impl Connection {
         let in_recovery: bool = row.get(0);
         let lsn = |column: usize| Lsn(row.get::<_, Option<i64>>(column).map_or(0, i64::cast_unsigned));
         let timeline = |column: usize| Timeline(row.get::<_, Option<i32>>(column).map_or(0, i32::cast_unsigned));
+        let version = u32::try_from(row.get::<_, i32>(9)).unwrap_or_default();
         if !in_recovery {
             let file: Option<String> = row.get(1);
             let current = file.and_then(|name| u32::from_str_radix(name.get(..8)?, 16).ok()).map(Timeline);
             let timeline = current.context("the server does not name its WAL file")?;
-            return Ok(Server { timeline, position: lsn(2), ..Server::default() });
+            return Ok(Server { timeline, position: lsn(2), version, ..Server::default() });
         }
         let (received, replayed) = (lsn(3), lsn(4));
         let timeline = known.max(timeline(5)).max(timeline(6)).max(timeline(7));
         let streaming = row.get(8);
         let position = received.max(replayed);
-        Ok(Server { in_recovery, timeline, position, received, replayed, streaming, pending_restart: false })
+        let pending_restart = BTreeMap::new();
+        Ok(Server { in_recovery, timeline, position, received, replayed, streaming, pending_restart, version })
     }
 
-    /// Whether a parameter waits for a restart; a costlier question than the facts.
+    /// The parameters that wait for a restart; a costlier question than the facts.
     ///
     /// # Errors
     /// If the server does not answer.
-    pub(super) async fn pending_restart(&self) -> anyhow::Result<bool> {
-        Ok(self.client.query_one(PENDING_RESTART, &[]).await.context("ask for pending restarts")?.get(0))
+    pub(super) async fn pending_restart(&self) -> anyhow::Result<BTreeMap<String, ParameterChange>> {
+        let rows = self.client.query(PENDING_RESTART, &[]).await.context("ask for pending restarts")?;
+        let change = |row: &tokio_postgres::Row| ParameterChange { old_value: row.get(1), new_value: row.get(2) };
+        Ok(rows.iter().map(|row| (row.get(0), change(row))).collect())
+    }
+
+    /// What the API tells beyond the facts.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(super) async fn details(&self) -> anyhow::Result<Value> {
+        let row = self.client.query_one(DETAILS, &[]).await.context("ask the server for details")?;
+        serde_json::from_str(row.get(0)).context("read the server's details")
     }
 }
 

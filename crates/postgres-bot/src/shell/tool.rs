@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal};
-use tokio::process::Command;
+use tokio::{
+    io::AsyncReadExt,
+    process::{Child, ChildStderr, Command},
+};
 
 use super::{postmaster::die_with_bot, processes};
 
@@ -58,22 +61,47 @@ impl Tools {
         Ok(output)
     }
 
+    /// The same for a program that tells on its standard error how far it is: `told` hears every piece of that.
+    ///
+    /// # Errors
+    /// If it cannot be started or says that it failed.
+    pub async fn run_telling(&self, command: Command, told: impl FnMut(&str)) -> anyhow::Result<()> {
+        let name = name_of(&command);
+        let mut child = self.spawn(command)?;
+        let pid = child.id().map(u32::cast_signed);
+        let said = match child.stderr.take() {
+            Some(stderr) => listen(stderr, told).await,
+            None => Vec::new(),
+        };
+        let status = child.wait().await.with_context(|| format!("wait for {name}"))?;
+        if let Some(pid) = pid {
+            self.running().remove(&pid);
+        }
+        check(&name, &Output { status, stdout: Vec::new(), stderr: said })
+    }
+
     /// The same for a program whose failure has to be looked into.
     ///
     /// # Errors
     /// If it cannot be started.
     pub async fn run_to_any_end(&self, mut command: Command) -> anyhow::Result<Output> {
         let name = name_of(&command);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        die_with_bot(&mut command, Signal::KILL);
-        let child = command.spawn().with_context(|| format!("start {name}"))?;
+        command.stdout(Stdio::piped());
+        let child = self.spawn(command)?;
         let pid = child.id().map(u32::cast_signed);
-        self.running().extend(pid);
         let output = child.wait_with_output().await.with_context(|| format!("wait for {name}"))?;
         if let Some(pid) = pid {
             self.running().remove(&pid);
         }
         Ok(output)
+    }
+
+    fn spawn(&self, mut command: Command) -> anyhow::Result<Child> {
+        command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        die_with_bot(&mut command, Signal::KILL);
+        let child = command.spawn().with_context(|| format!("start {}", name_of(&command)))?;
+        self.running().extend(child.id().map(u32::cast_signed));
+        Ok(child)
     }
 
     /// Waits until no program of a job that was given up is left: it might still write.
@@ -90,6 +118,21 @@ impl Tools {
     fn running(&self) -> std::sync::MutexGuard<'_, BTreeSet<i32>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Reads to the end; keeps the last of it.
+async fn listen(mut from: ChildStderr, mut told: impl FnMut(&str)) -> Vec<u8> {
+    let (mut last, mut piece) = (Vec::new(), [0_u8; 4_096]);
+    while let Ok(count) = from.read(&mut piece).await
+        && count > 0
+    {
+        let said = &piece[..count];
+        told(&String::from_utf8_lossy(said));
+        last.extend_from_slice(said);
+        let surplus = last.len().saturating_sub(2 * LAST_WORDS_LEN_MAX);
+        last.drain(..surplus);
+    }
+    last
 }
 
 /// A failure as an error.

@@ -12,8 +12,8 @@ use bots_core::{
     wire::{Kind, Lsn, Member, MemberHead, PostgresFacts, Timeline},
 };
 use postgres_bot::machine::{
-    Action, Event, Job, JobError, JobId, JobResult, Postgres, PostgresBot, ProbeId, Role, Running, Server, Settings,
-    State, StopMode, Tags,
+    Action, CommandId, Event, Job, JobError, JobId, JobResult, Postgres, PostgresBot, ProbeId, Role, Rules, Running,
+    Server, Settings, State, StopMode, Tags,
 };
 use serde_json::json;
 
@@ -64,6 +64,8 @@ pub(crate) struct World {
     /// It is that of a cluster in the making, which nobody else can have a copy of.
     pub(crate) newborn: bool,
     pub(crate) exited: bool,
+    /// How many commands operators have given.
+    commands: u64,
     /// The lease is renewed whenever time passes.
     pub(crate) renewing: bool,
     /// Writes to the bot's own member key are done at once.
@@ -90,8 +92,9 @@ pub(crate) fn settings(name: &str) -> Settings {
         tags: Tags::default(),
         parameters: BTreeMap::new(),
         bootstrap_config: json!({"ttl": 5}),
-        use_pg_rewind: true,
-        remove_data_directory_on_rewind_failure: false,
+        rules: Rules::default(),
+        use_pg_rewind: None,
+        remove_data_directory_on_rewind_failure: None,
     }
 }
 
@@ -111,7 +114,7 @@ pub(crate) fn server(in_recovery: bool, timeline: u32, position: u64) -> Server 
         received,
         replayed,
         streaming: false,
-        pending_restart: false,
+        ..Server::default()
     }
 }
 
@@ -150,6 +153,7 @@ impl World {
             fenced: false,
             newborn: false,
             exited: false,
+            commands: 0,
             renewing: true,
             shares_at_once: true,
             edges: BTreeSet::new(),
@@ -302,7 +306,7 @@ impl World {
                 );
             }
             Action::ProbePeers { id, .. } => self.probe = Some(id),
-            Action::Configure { parameters } => self.configured = parameters,
+            Action::Configure { parameters, rules: _ } => self.configured = parameters,
             Action::Exit { .. } => self.exited = true,
             Action::InspectData => self.inspecting = true,
             Action::ProbeName { .. } => self.naming = true,
@@ -509,6 +513,12 @@ impl World {
         if self.renewing && !self.exited {
             self.renew();
         }
+    }
+
+    /// The number of the next command.
+    pub(crate) fn next_command(&mut self) -> CommandId {
+        self.commands += 1;
+        CommandId(self.commands)
     }
 
     /// The settings that the shell was told last.

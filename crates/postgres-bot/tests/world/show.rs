@@ -19,14 +19,15 @@ pub(crate) fn action(action: &Action, world: &World) -> String {
         Action::ProbeName { api_url } => format!("ask {api_url} who it is"),
         Action::InspectData => String::from("inspect the data directory"),
         Action::Observe => String::from("observe the server"),
-        Action::Configure { parameters } if world.configured().is_empty() => {
+        Action::Configure { parameters, .. } if world.configured().is_empty() => {
             format!("configure {} parameters", parameters.len())
         }
-        Action::Configure { parameters } => {
+        Action::Configure { parameters, rules } => {
             let known = world.configured();
             let news = parameters.iter().filter(|(k, v)| known.get(*k) != Some(v)).map(|(k, v)| format!(" {k}={v}"));
             let gone = known.keys().filter(|k| !parameters.contains_key(*k)).map(|k| format!(" {k} unset"));
-            format!("configure{}", news.chain(gone).collect::<String>())
+            let rules = (!rules.hba.is_empty()).then(|| format!(" hba {:?}", rules.hba));
+            format!("configure{}", news.chain(gone).chain(rules).collect::<String>())
         }
         Action::SetFence { at } => format!("the guard's fence: {} from now", at.since(world.now)),
         Action::Run { job, .. } => format!("run: {job}"),

@@ -200,7 +200,10 @@ impl World {
                 if self.body(node).process != Process::Down {
                     return fail("the server runs");
                 }
-                self.see(&Seen::SetAside { node });
+                // What an operator wants gone is gone, however good it is.
+                if !self.nodes[node.0].postgres_state().is_some_and(postgres_bot::machine::State::is_remade) {
+                    self.see(&Seen::SetAside { node });
+                }
                 self.body_mut(node).disk = Disk::default();
                 Ok(JobResult::Done)
             }

@@ -185,7 +185,7 @@ impl PostgresBody {
             received: standby(position),
             replayed: standby(position),
             streaming: self.link.is_some(),
-            pending_restart: false,
+            ..Server::default()
         })
     }
 

@@ -38,7 +38,7 @@ impl World {
                 let delay = self.rng.span(1, 25);
                 self.server_after(node, delay, ServerItem::Observe { life });
             }
-            Action::Configure { parameters: _ } => {}
+            Action::Configure { parameters: _, rules: _ } => {}
             Action::SetFence { at } => self.set_fence(node, at),
             Action::Run { id, job } => self.run_job(node, id, job),
             Action::Cancel { id } => {
@@ -81,7 +81,8 @@ impl World {
                 is_primary: server.is_some_and(|server| !server.in_recovery),
                 timeline: server.map(|server| server.timeline).unwrap_or_default(),
                 position: server.map(|server| server.position).unwrap_or_default(),
-                may_lead: server.is_some() && !state.tags().contains_key("nofailover"),
+                may_lead: server.is_some() && !state.settings().tags.nofailover(),
+                priority: state.settings().tags.failover_priority(),
             };
             answers.insert(name.clone(), answer);
         }

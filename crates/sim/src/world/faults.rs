@@ -1,8 +1,9 @@
 //! Faults: each kind that the seed has befalls the world now and then until all of them end.
 
 use bots_core::{machine::Span, wire::Kind};
+use postgres_bot::machine::{Command, CommandId, Event, Restart};
 
-use super::{Cut, Frozen, Item, Network, NodeId, World, node::Node};
+use super::{BotEvent, Cut, Frozen, Item, Network, NodeId, World, node::Node};
 use crate::plan::Fault;
 
 /// A fault begins or ends.
@@ -87,6 +88,7 @@ impl World {
                 let _lived = world.crash_server(node);
             }),
             Fault::Switchover => self.ask_for_switchover(),
+            Fault::Operator => self.operate(),
             Fault::ForcePush => {
                 self.origin.force_push(&mut self.rng);
                 self.call_webhook();
@@ -195,6 +197,41 @@ impl World {
         }
     }
 
+    /// An operator does to the Postgres cluster what `patronictl` can do.
+    fn operate(&mut self) {
+        if self.rng.chance(300) {
+            let pause = self.rng.chance(600);
+            return self.set_pause(pause);
+        }
+        self.with_bot(Some(Kind::Postgres), |world, node| {
+            if !world.nodes[node.0].bot_moves() {
+                return;
+            }
+            let command = match world.rng.below(8) {
+                0..4 => Command::Restart(Restart::default()),
+                4 => {
+                    let at = world.nodes[node.0].clock.epoch_unix_ms() + world.now.as_millis() + world.rng.below(9_000);
+                    Command::Restart(Restart { at_unix_ms: Some(at), ..Restart::default() })
+                }
+                5 => Command::DropRestart,
+                wish => Command::Reinitialize { force: wish == 6, from_leader: world.rng.chance(500) },
+            };
+            let name = world.nodes[node.0].name.clone();
+            world.say(format_args!("operator: {name}: {command:?}"));
+            let event = Event::Commanded { id: CommandId(world.rng.between(1, 1_000_000)), command };
+            world.tell(node, Span::from_millis(1), BotEvent::Postgres(event));
+        });
+    }
+
+    /// Writes the cluster's `pause`, if etcd answers and the cluster has settings.
+    pub(super) fn set_pause(&mut self, pause: bool) {
+        let key = Node::scope_of(Kind::Postgres).config();
+        let found = self.store.value(&key).and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+        let Some(mut config) = found.filter(|_| self.store.answers()) else { return };
+        config["pause"] = serde_json::json!(pause);
+        self.write_by_hand(key, config.to_string());
+    }
+
     /// Everything is mended, and everybody is started again.
     pub(super) fn end_faults(&mut self) {
         self.end_outage();
@@ -207,6 +244,7 @@ impl World {
             self.after(Span::from_millis(10), item);
         }
         self.origin.down = false;
+        self.set_pause(false);
         for node in self.ids() {
             if self.nodes[node.0].frozen != Frozen::No {
                 let power = self.nodes[node.0].power;

@@ -290,8 +290,9 @@ fn postgres_settings(node: &Node, plan: &Plan) -> postgres::Settings {
             "maximum_lag_on_failover": plan.lag_max,
             "primary_start_timeout": plan.start_timeout_s,
         }),
-        use_pg_rewind: plan.rewind,
-        remove_data_directory_on_rewind_failure: false,
+        rules: postgres::Rules::default(),
+        use_pg_rewind: Some(plan.rewind),
+        remove_data_directory_on_rewind_failure: None,
     }
 }
 

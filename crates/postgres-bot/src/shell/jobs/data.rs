@@ -78,7 +78,7 @@ pub(super) fn set_aside(hands: &Hands, remove: bool) -> anyhow::Result<JobResult
     if remove {
         // Marked first: what is half deleted must never be started.
         files::replace(&hands.node.unfinished(), files::COPYING, 0o600)?;
-        tracing::warn!(data_dir = %dir.display(), "the diverged data directory is deleted, as configured");
+        tracing::warn!(data_dir = %dir.display(), "the data directory is deleted, as configured or asked for");
         return discard_unfinished(hands);
     }
     let mut aside = dir.as_os_str().to_owned();

@@ -7,7 +7,10 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use bots_core::dcs::{Compare, Outcome, Transaction, Write};
+use bots_core::{
+    dcs::{Compare, Outcome, Transaction, Write},
+    wire::config::misfits,
+};
 use serde_json::Value;
 
 use super::{Site, read, say, show};
@@ -23,23 +26,27 @@ pub(super) async fn show(Extract(site): Extract<Site>) -> Response {
 
 /// `PATCH /config`: objects are merged, `null` deletes, anything else replaces.
 pub(super) async fn patch(Extract(site): Extract<Site>, body: Bytes) -> Response {
-    let patch: Value = match read(&body) {
+    let patch = match object(&body) {
         Ok(patch) => patch,
         Err(refusal) => return *refusal,
     };
-    if !patch.is_object() {
-        return say(StatusCode::BAD_REQUEST, "the body must be a JSON object of the fields to change");
-    }
     let key = site.state().settings().scope.config();
     let found = match site.inner.etcd.get(&key).await {
         Ok(Some(found)) => found,
         Ok(None) => return say(StatusCode::SERVICE_UNAVAILABLE, "the cluster has no configuration yet"),
         Err(error) => return say(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
     };
-    let Ok(mut config) = serde_json::from_str::<Value>(&found.value) else {
+    let Ok(before) = serde_json::from_str::<Value>(&found.value) else {
         return say(StatusCode::SERVICE_UNAVAILABLE, format!("the value of {key} in etcd is not JSON: mend it there"));
     };
+    let mut config = before.clone();
     merge(&mut config, patch);
+    if config == before {
+        return Json(config).into_response();
+    }
+    if let Err(refusal) = fit(&config) {
+        return *refusal;
+    }
     let unchanged = Compare::ModifiedAt(key.clone(), found.modified);
     let transaction = Transaction::new(vec![unchanged], vec![Write::put(key, config.to_string())]);
     match site.inner.etcd.transact(&transaction).await {
@@ -52,6 +59,41 @@ pub(super) async fn patch(Extract(site): Extract<Site>, body: Bytes) -> Response
             format!("etcd did not answer ({why}): look whether the change was made"),
         ),
     }
+}
+
+/// `PUT /config`: the whole configuration, whatever it was before.
+pub(super) async fn put(Extract(site): Extract<Site>, body: Bytes) -> Response {
+    let config = match object(&body) {
+        Ok(config) => config,
+        Err(refusal) => return *refusal,
+    };
+    if let Err(refusal) = fit(&config) {
+        return *refusal;
+    }
+    let key = site.state().settings().scope.config();
+    let transaction = Transaction::new(Vec::new(), vec![Write::put(key, config.to_string())]);
+    match site.inner.etcd.transact(&transaction).await {
+        Outcome::Done(_) => Json(config).into_response(),
+        Outcome::Refused { .. } => say(StatusCode::BAD_GATEWAY, "etcd refused the write: try again"),
+        Outcome::Unknown(why) => {
+            say(StatusCode::BAD_GATEWAY, format!("etcd did not answer ({why}): look whether the change was made"))
+        }
+    }
+}
+
+fn object(body: &[u8]) -> Result<Value, Box<Response>> {
+    let value: Value = read(body)?;
+    if value.as_object().is_none_or(serde_json::Map::is_empty) {
+        let why = "the body must be a JSON object of the fields to change";
+        return Err(Box::new(say(StatusCode::BAD_REQUEST, why)));
+    }
+    Ok(value)
+}
+
+/// Nothing goes into etcd that no bot could go by.
+fn fit(config: &Value) -> Result<(), Box<Response>> {
+    let misfits = misfits(config);
+    if misfits.is_empty() { Ok(()) } else { Err(Box::new(say(StatusCode::BAD_REQUEST, misfits.join("; ")))) }
 }
 
 fn merge(base: &mut Value, patch: Value) {

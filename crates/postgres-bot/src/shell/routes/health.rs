@@ -15,7 +15,7 @@ use bots_core::{
 };
 
 use super::{Site, show};
-use crate::machine::{State, parameter_text};
+use crate::machine::State;
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,11 +25,26 @@ pub(super) enum Check {
     /// The leader lock is held here.
     Leader,
     /// Reads are served here, and not writes.
-    Replica,
+    Replica(Standing),
     /// Reads are served here.
-    ReadOnly,
+    ReadOnly(Standing),
     /// Never true: there is no cluster that follows another yet.
     StandbyLeader,
+    /// A server runs here, in whatever role.
+    Health,
+}
+
+/// How a replica stands to the primary's commits, as the `sync` key says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It does not matter.
+    Any,
+    /// Every commit waits for it.
+    Sync,
+    /// Commits wait for some of several, it among them.
+    Quorum,
+    /// No commit waits for it.
+    Async,
 }
 
 /// Patroni's paths.
@@ -39,12 +54,19 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("/master", Check::Primary),
     ("/read-write", Check::Primary),
     ("/leader", Check::Leader),
-    ("/replica", Check::Replica),
-    ("/async", Check::Replica),
-    ("/asynchronous", Check::Replica),
-    ("/read-only", Check::ReadOnly),
+    ("/replica", Check::Replica(Standing::Any)),
+    ("/read-only", Check::ReadOnly(Standing::Any)),
+    ("/sync", Check::Replica(Standing::Sync)),
+    ("/synchronous", Check::Replica(Standing::Sync)),
+    ("/read-only-sync", Check::ReadOnly(Standing::Sync)),
+    ("/read-only-synchronous", Check::ReadOnly(Standing::Sync)),
+    ("/quorum", Check::Replica(Standing::Quorum)),
+    ("/read-only-quorum", Check::ReadOnly(Standing::Quorum)),
+    ("/async", Check::Replica(Standing::Async)),
+    ("/asynchronous", Check::Replica(Standing::Async)),
     ("/standby-leader", Check::StandbyLeader),
     ("/standby_leader", Check::StandbyLeader),
+    ("/health", Check::Health),
 ];
 
 type Parameters = BTreeMap<String, String>;
@@ -60,47 +82,70 @@ pub(super) async fn answer(Extract(site): Extract<Site>, Query(query): Query<Par
     (code, Json(show::body(&site, &state, state.server(), now))).into_response()
 }
 
+/// `GET /readiness`: fit to be counted on. The leader is; a replica is if it streams and lags by no more than `lag`, which
+/// is `maximum_lag_on_failover` unless given, in what it has replayed, or received with `mode=write`.
+pub(super) async fn readiness(Extract(site): Extract<Site>, Query(query): Query<Parameters>) -> Response {
+    let (state, now) = (site.state(), Clock::now());
+    let limit = match query.get("lag").map(|text| size(text)) {
+        None => state.dynamic().maximum_lag_on_failover,
+        Some(Ok(limit)) => limit,
+        Some(Err(why)) => return super::say(StatusCode::BAD_REQUEST, why),
+    };
+    let writes = query.get("mode").is_some_and(|mode| mode == "write");
+    let follows = state.server().is_some_and(|server| {
+        let position = if writes { server.received } else { server.replayed };
+        server.in_recovery && server.streaming && lag(&state, position) <= limit
+    });
+    let good = state.accepts_writes(now) || follows;
+    let code = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(show::body(&site, &state, state.server(), now))).into_response()
+}
+
 fn holds(state: &State, now: Time, check: Check, query: &Parameters) -> Result<bool, String> {
     let writable = state.accepts_writes(now);
     Ok(match check {
         Check::Primary => writable,
         Check::Leader => state.leadership().fence(now, state.membership()).is_some(),
-        Check::Replica => is_replica(state, query)?,
-        Check::ReadOnly => writable || is_replica(state, query)?,
+        Check::Replica(standing) => is_replica(state, standing, query)?,
+        // A tag that is asked for must be there on the primary, too.
+        Check::ReadOnly(standing) => writable && has_tags(state, query) || is_replica(state, standing, query)?,
         Check::StandbyLeader => false,
+        Check::Health => state.server().is_some() && has_tags(state, query),
     })
 }
 
-fn is_replica(state: &State, query: &Parameters) -> Result<bool, String> {
-    let tags = &state.settings().tags;
+fn is_replica(state: &State, standing: Standing, query: &Parameters) -> Result<bool, String> {
+    let limit = query.get("lag").map(|text| size(text)).transpose()?;
     let Some(server) = state.server().filter(|server| server.in_recovery) else { return Ok(false) };
-    if tags.other.get("noloadbalance").is_some_and(|v| *v == true) {
-        return Ok(false);
-    }
-    for (name, wanted) in query {
-        let fits = match name.as_str() {
-            "lag" => {
-                let limit =
-                    bytes(wanted).ok_or_else(|| format!("lag: `{wanted}` is not a size: write it like 16MB"))?;
-                lag(state, server.replayed) <= limit
-            }
-            "replication_state" => wanted == "streaming" && server.streaming,
-            tag => match tag.strip_prefix("tag_") {
-                Some(tag) => tags.other.get(tag).and_then(parameter_text).as_ref() == Some(wanted),
-                None => true,
-            },
-        };
-        if !fits {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    let counted = show::standing(state, &state.settings().name);
+    let stands = match standing {
+        Standing::Any => true,
+        Standing::Sync | Standing::Quorum | Standing::Async => counted == standing,
+    };
+    let streams = query.get("replication_state").is_none_or(|wanted| wanted == "streaming" && server.streaming);
+    let near = limit.is_none_or(|limit| lag(state, server.replayed) <= limit);
+    let balanced = !state.settings().tags.is_set("noloadbalance");
+    Ok(stands && streams && near && balanced && has_tags(state, query))
+}
+
+/// Whether the member has every tag that the query names, with that value.
+fn has_tags(state: &State, query: &Parameters) -> bool {
+    let tags = state.tags();
+    let text = |tag: &str| {
+        tags.get(tag).map(|value| value.as_str().map_or_else(|| value.to_string().to_lowercase(), str::to_owned))
+    };
+    let wanted = query.iter().filter_map(|(name, value)| Some((name.strip_prefix("tag_")?, value)));
+    wanted.into_iter().all(|(tag, value)| text(tag).as_ref() == Some(value))
 }
 
 /// How far `position` is behind what is known of the leader.
 fn lag(state: &State, position: Lsn) -> u64 {
     let status: PostgresStatus = state.view().json(&state.settings().scope.status()).unwrap_or_default();
     status.optime.0.saturating_sub(position.0)
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    bytes(text).ok_or_else(|| format!("lag: `{text}` is not a size: write it like 16MB"))
 }
 
 /// `16MB`, `1 GB`, `4096`.

@@ -2,10 +2,12 @@
 
 mod config;
 mod health;
+mod metrics;
+mod operator;
 mod show;
 mod switchover;
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
 use axum::{
     Router,
@@ -13,11 +15,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use bots_core::shell::Etcd;
+use bots_core::shell::{Context, Etcd, Events, Metrics};
 use tokio::sync::{Mutex, watch};
 
-use super::{hands::Hands, server::Connection};
-use crate::machine::State;
+use super::{hands::Hands, reload::Reload, server::Connection};
+use crate::machine::{Event, State};
 
 /// What the handlers look at.
 #[derive(Clone)]
@@ -31,14 +33,26 @@ struct Inner {
     /// For reads and writes that operators ask for.
     etcd: Etcd,
     hands: Arc<Hands>,
+    metrics: Metrics,
+    /// The way to the machine, for commands, and how many have been given.
+    events: Events<Event>,
+    commands: AtomicU64,
+    reload: Arc<Reload>,
     /// A connection of the API's own: peers that stand for leader want to know what is true now.
     connection: Mutex<Option<Connection>>,
 }
 
 impl Site {
     /// Handlers for the bot with this state.
-    pub(super) fn new(state: watch::Receiver<Arc<State>>, etcd: Etcd, hands: Arc<Hands>) -> Self {
-        Self { inner: Arc::new(Inner { state, etcd, hands, connection: Mutex::default() }) }
+    pub(super) fn new(
+        context: &Context<Event>,
+        state: watch::Receiver<Arc<State>>,
+        hands: Arc<Hands>,
+        reload: Arc<Reload>,
+    ) -> Self {
+        let (etcd, metrics, events) = (context.dcs.etcd().clone(), context.metrics.clone(), context.events.clone());
+        let (commands, connection) = (AtomicU64::new(0), Mutex::default());
+        Self { inner: Arc::new(Inner { state, etcd, hands, metrics, events, commands, reload, connection }) }
     }
 
     /// All routes.
@@ -55,9 +69,14 @@ impl Site {
             .route("/patroni", get(show::patroni).options(show::patroni))
             .route("/cluster", get(show::cluster))
             .route("/history", get(show::history))
-            .route("/config", get(config::show).patch(config::patch))
+            .route("/readiness", get(health::readiness).options(health::readiness))
+            .route("/metrics", get(metrics::all))
+            .route("/config", get(config::show).patch(config::patch).put(config::put))
             .route("/switchover", post(switchover::ask).delete(switchover::withdraw))
             .route("/failover", post(switchover::ask_failover).delete(switchover::withdraw))
+            .route("/restart", post(operator::restart).delete(operator::drop_restart))
+            .route("/reinitialize", post(operator::reinitialize))
+            .route("/reload", post(operator::reload))
             .with_state(self)
     }
 

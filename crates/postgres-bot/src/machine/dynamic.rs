@@ -1,0 +1,298 @@
+//! The cluster's settings, from the `config` key: read, applied live, and never ignored in silence.
+
+use std::collections::BTreeMap;
+
+use bots_core::{
+    machine::Span,
+    wire::{config::whole_number, tags::is_true},
+};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::settings::{Rules, Settings, TTL_DEFAULT, TTL_MIN, parameter_text};
+
+/// How much WAL a replica may lack and still lead, unless told otherwise (Patroni's figure).
+const MAXIMUM_LAG_DEFAULT: u64 = 1_048_576;
+/// How long a crashed primary may take to come back in place, unless told otherwise (Patroni's figure).
+const PRIMARY_START_TIMEOUT_DEFAULT: Span = Span::from_secs(300);
+/// The `history` key never has more lines, so that it stays far below etcd's limit of 1.5 MiB a value.
+const HISTORY_LINES_MAX: usize = 1_000;
+
+/// The cluster's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Dynamic {
+    /// The length of every member's lease.
+    pub ttl: Span,
+    /// How much WAL a replica may lack and still lead, in bytes.
+    pub maximum_lag_on_failover: u64,
+    /// How long a crashed primary may take to come back in place; zero fails over at once.
+    pub primary_start_timeout: Span,
+    /// The bots keep their hands off: nobody takes the lead, starts or stops a server but on an operator's word.
+    pub pause: bool,
+    /// So many of the youngest lines are kept in the `history` key.
+    pub max_timelines_history: usize,
+    /// `postgresql.conf` parameters of all members.
+    pub parameters: BTreeMap<String, String>,
+    /// Who may connect, where a member does not say.
+    pub rules: Rules,
+    /// Rewind rather than copy anew, where a member does not say.
+    pub use_pg_rewind: Option<bool>,
+    /// Delete what cannot be rewound, where a member does not say.
+    pub remove_data_directory_on_rewind_failure: Option<bool>,
+    /// Fields that could not be used, one line each.
+    pub complaints: Vec<String>,
+}
+
+impl Default for Dynamic {
+    fn default() -> Self {
+        Self {
+            ttl: TTL_DEFAULT,
+            maximum_lag_on_failover: MAXIMUM_LAG_DEFAULT,
+            primary_start_timeout: PRIMARY_START_TIMEOUT_DEFAULT,
+            pause: false,
+            max_timelines_history: HISTORY_LINES_MAX,
+            parameters: BTreeMap::new(),
+            rules: Rules::default(),
+            use_pg_rewind: None,
+            remove_data_directory_on_rewind_failure: None,
+            complaints: Vec::new(),
+        }
+    }
+}
+
+/// What is acted on.
+const ACTED_ON: &[&str] = &[
+    "ttl",
+    "maximum_lag_on_failover",
+    "primary_start_timeout",
+    "master_start_timeout",
+    "pause",
+    "max_timelines_history",
+    "postgresql",
+    // The bots react to events: there is no loop to wait for, and every question to etcd has a deadline of its own.
+    "loop_wait",
+    "retry_timeout",
+];
+/// What Patroni knows and we do not act on yet.
+const LATER: &[&str] = &[
+    "check_timeline",
+    "failsafe_mode",
+    "ignore_slots",
+    "master_stop_timeout",
+    "maximum_lag_on_syncnode",
+    "member_slots_ttl",
+    "primary_race_backoff",
+    "primary_stop_timeout",
+    "slots",
+    "standby_cluster",
+    "synchronous_mode",
+    "synchronous_mode_strict",
+    "synchronous_node_count",
+];
+/// The same below `postgresql`.
+const POSTGRESQL_ACTED_ON: &[&str] = &[
+    "parameters",
+    "pg_hba",
+    "pg_ident",
+    "remove_data_directory_on_diverged_timelines",
+    "remove_data_directory_on_rewind_failure",
+    "use_pg_rewind",
+];
+/// See [`LATER`]; they may stand here as they may in a member's own configuration.
+const POSTGRESQL_LATER: &[&str] = &[
+    "basebackup",
+    "before_stop",
+    "callbacks",
+    "create_replica_method",
+    "create_replica_methods",
+    "pg_ctl_timeout",
+    "pre_promote",
+    "recovery_conf",
+    "use_slots",
+];
+
+impl Dynamic {
+    /// Reads the `config` key. A field that cannot be used keeps its default and leaves a complaint.
+    #[must_use]
+    pub fn from_value(config: &Value) -> Self {
+        let mut out = Self::default();
+        if let Some(secs) = out.number(config, "ttl") {
+            let ttl = Span::from_secs(secs);
+            if ttl < TTL_MIN {
+                out.complaints.push(format!("config: ttl is {secs}: etcd grants no lease below 2 s, using 2"));
+            }
+            out.ttl = ttl.max(TTL_MIN);
+        }
+        if let Some(bytes) = out.number(config, "maximum_lag_on_failover") {
+            out.maximum_lag_on_failover = bytes;
+        }
+        let timeout = ["primary_start_timeout", "master_start_timeout"];
+        if let Some(secs) = timeout.iter().find_map(|field| out.number(config, field)) {
+            out.primary_start_timeout = Span::from_secs(secs);
+        }
+        // Zero keeps all, as far as they fit.
+        if let Some(lines) = out.number(config, "max_timelines_history").filter(|lines| *lines > 0) {
+            out.max_timelines_history = usize::try_from(lines).unwrap_or(usize::MAX).min(HISTORY_LINES_MAX);
+        }
+        out.pause = config.get("pause").is_some_and(is_true);
+        if let Some(Value::Object(map)) = config.get("postgresql") {
+            out.read_postgresql(map);
+        }
+        if let Value::Object(map) = config {
+            out.complain("", map, ACTED_ON, LATER);
+        }
+        out
+    }
+
+    fn read_postgresql(&mut self, map: &Map<String, Value>) {
+        if let Some(Value::Object(parameters)) = map.get("parameters") {
+            for (name, value) in parameters.iter().filter(|(_, value)| !value.is_null()) {
+                match parameter_text(value) {
+                    Some(text) => _ = self.parameters.insert(name.clone(), text),
+                    None => self.complaints.push(format!(
+                        "config: postgresql.parameters.{name} is {value}: use a text, a number, true or false"
+                    )),
+                }
+                self.complain_of_parameter(name);
+            }
+        }
+        let lines = |field: &str| map.get(field).and_then(Value::as_array).into_iter().flatten();
+        let lines = |field: &str| lines(field).filter_map(Value::as_str).map(str::to_owned).collect();
+        self.rules = Rules { hba: lines("pg_hba"), ident: lines("pg_ident") };
+        let yes = |field: &str| map.get(field).filter(|value| !value.is_null()).map(is_true);
+        self.use_pg_rewind = yes("use_pg_rewind");
+        self.remove_data_directory_on_rewind_failure =
+            yes("remove_data_directory_on_rewind_failure").or(yes("remove_data_directory_on_diverged_timelines"));
+        self.complain("postgresql.", map, POSTGRESQL_ACTED_ON, POSTGRESQL_LATER);
+    }
+
+    fn complain_of_parameter(&mut self, name: &str) {
+        if let Some((_, value)) = ENFORCED.iter().find(|(enforced, _)| *enforced == name) {
+            self.complaints.push(format!("config: postgresql.parameters.{name} has no effect: it is always {value}"));
+        } else if LOCAL.contains(&name) {
+            self.complaints
+                .push(format!("config: postgresql.parameters.{name} has no effect: each member's own file decides it"));
+        }
+    }
+
+    /// Names what has no effect. What is switched off would have none anyway.
+    fn complain(&mut self, section: &str, map: &Map<String, Value>, acted_on: &[&str], later: &[&str]) {
+        let off = |value: &Value| match value {
+            Value::Null => true,
+            Value::Object(map) => map.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            Value::String(text) => matches!(text.as_str(), "off" | "false" | "no" | ""),
+            Value::Bool(on) => !on,
+            Value::Number(_) => false,
+        };
+        for (field, _) in map.iter().filter(|(_, value)| !off(value)) {
+            if later.contains(&field.as_str()) {
+                self.complaints.push(format!("config: {section}{field} is known and has no effect yet"));
+            } else if !acted_on.contains(&field.as_str()) {
+                self.complaints.push(format!("config: {section}{field} has no effect: nobody knows this field"));
+            }
+        }
+    }
+
+    fn number(&mut self, config: &Value, field: &str) -> Option<u64> {
+        let value = config.get(field)?;
+        let number = whole_number(value);
+        if number.is_none() && !value.is_null() {
+            self.complaints.push(format!("config: {field} is {value}: use a whole number that is not negative"));
+        }
+        number
+    }
+}
+
+/// What only a member's own configuration may say.
+const LOCAL: &[&str] =
+    &["cluster_name", "config_file", "data_directory", "hba_file", "ident_file", "listen_addresses", "port"];
+
+/// The parameters that replication, rewinding and failing over rest on; neither the cluster nor a member may change them.
+const ENFORCED: &[(&str, &str)] = &[("wal_log_hints", "on"), ("hot_standby", "on"), ("full_page_writes", "on")];
+
+/// The parameters that a cluster has unless it says otherwise.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("wal_level", "replica"),
+    ("max_connections", "100"),
+    ("max_wal_senders", "10"),
+    ("max_replication_slots", "10"),
+    ("wal_keep_size", "128MB"),
+    // A standby notices a dead primary by the closed connection; a silent one, by this.
+    ("wal_receiver_timeout", "5s"),
+    ("wal_sender_timeout", "5s"),
+    // How soon a replica asks again for the stream of a new primary.
+    ("wal_retrieve_retry_interval", "100ms"),
+];
+
+/// The lines of `pg_hba.conf` and `pg_ident.conf`: the member's, or else the cluster's.
+#[must_use]
+pub(super) fn effective_rules(settings: &Settings, dynamic: &Dynamic) -> Rules {
+    let first = |own: &Vec<String>, all: &Vec<String>| if own.is_empty() { all.clone() } else { own.clone() };
+    let (own, all) = (&settings.rules, &dynamic.rules);
+    Rules { hba: first(&own.hba, &all.hba), ident: first(&own.ident, &all.ident) }
+}
+
+/// All parameters for `postgresql.conf`: defaults, then the cluster's, then the member's, then what is enforced.
+#[must_use]
+pub(super) fn effective_parameters(settings: &Settings, dynamic: &Dynamic) -> BTreeMap<String, String> {
+    let own = |list: &[(&str, &str)]| -> Vec<(String, String)> {
+        list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    };
+    let mut all: BTreeMap<String, String> = own(DEFAULTS).into_iter().collect();
+    all.extend(dynamic.parameters.clone());
+    all.extend(settings.parameters.clone());
+    all.extend(own(ENFORCED));
+    all.insert(String::from("cluster_name"), settings.scope.name().to_owned());
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use bots_core::machine::Span;
+    use serde_json::json;
+
+    use super::Dynamic;
+
+    #[test]
+    fn a_field_that_cannot_be_used_is_named_and_keeps_its_default() {
+        let read =
+            Dynamic::from_value(&json!({"ttl": 1, "maximum_lag_on_failover": "much", "primary_start_timeout": "7"}));
+        assert_eq!(read.ttl, Span::from_secs(2));
+        assert_eq!(read.maximum_lag_on_failover, super::MAXIMUM_LAG_DEFAULT);
+        assert_eq!(read.primary_start_timeout, Span::from_secs(7));
+        assert_eq!(read.complaints.len(), 2);
+        assert!(read.complaints.iter().any(|c| c.contains("maximum_lag_on_failover")));
+    }
+
+    #[test]
+    fn nothing_is_ignored_in_silence() {
+        let read = Dynamic::from_value(&json!({
+            "ttl": 5, "loop_wait": 10, "retry_timeout": 10, "pause": true, "synchronous_mode": false, "slots": null,
+            "failsafe_mode": true, "mine": 1,
+            "postgresql": {"use_slots": true, "use_pg_rewind": "on", "typo": 1,
+                "parameters": {"wal_log_hints": "off", "port": 1, "work_mem": [4]}},
+        }));
+        assert!(read.pause && read.use_pg_rewind == Some(true));
+        assert_eq!(
+            read.complaints,
+            [
+                "config: postgresql.parameters.port has no effect: each member's own file decides it",
+                "config: postgresql.parameters.wal_log_hints has no effect: it is always on",
+                "config: postgresql.parameters.work_mem is [4]: use a text, a number, true or false",
+                "config: postgresql.typo has no effect: nobody knows this field",
+                "config: postgresql.use_slots is known and has no effect yet",
+                "config: failsafe_mode is known and has no effect yet",
+                "config: mine has no effect: nobody knows this field",
+            ]
+        );
+    }
+
+    #[test]
+    fn parameters_are_read_as_postgres_writes_them() {
+        let read =
+            Dynamic::from_value(&json!({"postgresql": {"parameters": {"fsync": true, "work_mem": "4MB", "x": 3}}}));
+        let pairs: Vec<(&str, &str)> = read.parameters.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(pairs, [("fsync", "on"), ("work_mem", "4MB"), ("x", "3")]);
+    }
+}

@@ -1,0 +1,40 @@
+//! The cluster's pause: the bots look on. Nobody takes the lead, and no server is started, stopped, rewound or copied over,
+//! but on an operator's word. What keeps two servers from taking writes is never paused.
+
+use serde::Serialize;
+
+use super::turn::Turn;
+
+/// What a pause must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub(super) struct Pause {
+    /// The server ended by itself in a pause: it is left so until the pause ends, or an operator restarts it.
+    pub(super) left_down: bool,
+    /// This member led last, as far as it knows: it may take back what it lost, for nobody else may take it.
+    pub(super) led_last: bool,
+}
+
+impl Turn {
+    /// The server of a primary has ended in a pause: it is not ours to start again, and the lock is of no use without it.
+    pub(super) fn rests_in_pause(&mut self, how: &str) -> bool {
+        if !self.s.dynamic.pause {
+            return false;
+        }
+        self.s.pause.left_down = true;
+        self.unfit(&format!("Postgres ended while the cluster is paused, and is left so until a restart: {how}"));
+        true
+    }
+
+    /// Keeps the pause's knowledge up to date.
+    pub(super) fn note_pause(&mut self) {
+        if !self.s.dynamic.pause {
+            self.s.pause.left_down = false;
+        }
+        let me = self.s.settings.name.as_str();
+        match self.s.leader() {
+            Some(leader) if leader == me => self.s.pause.led_last = true,
+            Some(_another) => self.s.pause.led_last = false,
+            None => {}
+        }
+    }
+}
