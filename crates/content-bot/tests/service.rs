@@ -16,6 +16,7 @@ use bots_core::{
     machine::Span,
     shell::{
         Clock, Etcd, http,
+        process::{Signal, send_signal},
         testing::{EtcdServer, free_port},
     },
     wire::{ContentFacts, ContentRevision, Kind, Member, MemberHead, Quarantined, WebFacts},
@@ -329,8 +330,7 @@ async fn a_bot_ends_with_the_right_code() {
     assert_eq!(first.role().await, "watching");
 
     // Asked to end, it gives the lock back at once.
-    let told = Command::new("kill").args(["-TERM", &first.child.id().to_string()]).status().expect("kill");
-    assert!(told.success());
+    send_signal(first.child.id(), Signal::TERM).expect("tell it");
     let status = until("the bot ends", async || first.child.try_wait().expect("ours")).await;
     assert_eq!(status.code(), Some(0));
     assert!(fleet.store().get(&site().leader()).await.expect("etcd answers").is_none(), "the lock is given back");
