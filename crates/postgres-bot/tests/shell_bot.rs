@@ -90,8 +90,8 @@ async fn nothing_runs_on(data_dir: &Path, within: Duration) {
 }
 
 #[test]
-fn a_bot_makes_a_cluster_and_its_death_takes_the_server_along() {
-    as_server_user("a_bot_makes_a_cluster_and_its_death_takes_the_server_along", || async {
+fn a_bot_makes_a_cluster_and_a_server_does_not_outlive_the_lease_of_its_bot() {
+    as_server_user("a_bot_makes_a_cluster_and_a_server_does_not_outlive_the_lease_of_its_bot", || async {
         let dir = scratch();
         let etcd = EtcdServer::start(&dir.path().join("etcd")).expect("etcd");
         let document = member(dir.path(), "a", &etcd.endpoint());
@@ -105,6 +105,7 @@ fn a_bot_makes_a_cluster_and_its_death_takes_the_server_along() {
 
         bot.signal(Signal::KILL);
         bot.child.wait().expect("the end of the bot");
+        // Its guard stops it within the lease.
         nothing_runs_on(&data_dir, Duration::from_secs(5)).await;
 
         let mut bot = Bot::start(dir.path(), "a", &document);

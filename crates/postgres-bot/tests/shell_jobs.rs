@@ -264,6 +264,30 @@ fn a_guard_stops_a_server_whose_fence_is_not_moved_on() {
 }
 
 #[test]
+fn the_line_to_the_guard_lasts_and_is_called_again_when_it_is_lost() {
+    as_server_user("the_line_to_the_guard_lasts_and_is_called_again_when_it_is_lost", || async {
+        let dir = scratch();
+        let a = Member::new(dir.path(), "a");
+        a.bootstraps().await;
+        // As many renewals as some days have.
+        let fence = Clock::now() + Span::from_secs(120);
+        for many in 0..2_000 {
+            for few in 0..50 {
+                a.hands.postmaster.set_fence(fence + Span::from_millis(many * 50 + few));
+            }
+            a.hands.postmaster.confirm_fence().await.expect("the guard answers");
+        }
+        // Somebody else calls the guard, and hangs up.
+        drop(std::os::unix::net::UnixStream::connect(a.hands.node.guard_socket()).expect("the guard listens"));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        a.hands.postmaster.set_fence(Clock::now() + Span::from_secs(90));
+        a.hands.postmaster.confirm_fence().await.expect("the guard is called again");
+        assert_eq!(a.asks("SELECT 1").await, "1");
+        a.does(Job::Stop { mode: StopMode::Fast }).await;
+    });
+}
+
+#[test]
 fn a_server_goes_with_its_guard() {
     as_server_user("a_server_goes_with_its_guard", || async {
         let dir = scratch();

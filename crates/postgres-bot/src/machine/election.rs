@@ -239,6 +239,13 @@ impl Turn {
         if let (Some(_), Some(own)) = (self.s.cluster_system_id(), self.s.own_system_id()) {
             extra.push(Compare::ValueIs(self.s.settings.scope.initialize(), own.to_owned()));
         }
+        // Whoever has led since we looked has changed one of these, and may have written what we lack.
+        for key in [self.s.settings.scope.status(), self.s.settings.scope.timelines()] {
+            extra.push(match self.s.view.get(&key) {
+                Some(kv) => Compare::ModifiedAt(key, kv.modified),
+                None => Compare::Absent(key),
+            });
+        }
         self.s.leadership.acquire(self.now, &mut self.s.membership, &self.s.view, extra, &mut out);
         self.push_dcs(out);
     }

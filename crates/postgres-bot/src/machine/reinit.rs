@@ -43,7 +43,9 @@ impl Turn {
                 return refuse(format!("the member is {}, can not reinitialize", self.s.role()));
             }
         };
-        let before = if busy { None } else { before };
+        // A rewind that is cut off leaves nothing to go back to.
+        let rewinding = self.s.job.as_ref().is_some_and(|running| matches!(running.job, Job::Rewind { .. }));
+        let before = if busy || rewinding { None } else { before };
         self.s.operator.reinit = Some(Reinit { from_leader, before });
         if matches!(self.s.phase, Phase::Cloning { .. }) {
             self.clone_over();

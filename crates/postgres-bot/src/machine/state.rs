@@ -557,7 +557,12 @@ impl State {
     pub(super) fn is_kept(&self, primary: bool) -> bool {
         let exited = !self.postgres.is_alive() && !matches!(self.phase, Phase::Initializing);
         matches!(&self.data, Some(DataDir::Present { running: Runs::Guarded { fenced }, was_primary, .. })
-            if !exited && (*fenced, *was_primary) == (primary, primary))
+            if !exited && (*fenced, *was_primary) == (primary, primary) && (!primary || self.may_lead_on()))
+    }
+
+    /// Nothing speaks against a primary that goes on as it was.
+    fn may_lead_on(&self) -> bool {
+        self.leader() == Some(self.settings.name.as_str()) && !self.is_half_promoted() && !self.is_foreign()
     }
 
     /// The system identifier of our data directory.

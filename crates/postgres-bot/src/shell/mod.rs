@@ -224,6 +224,10 @@ impl Shell for PostgresShell {
                     events.send(Event::PeersProbed { id, answers }).await;
                 });
             }
+            Action::Exit { code, message } if self.hands.postmaster.adopted().is_some() => {
+                tracing::warn!("Postgres was not taken over: it runs on in the care of its guard");
+                return ControlFlow::Break(Exit::new(code, message));
+            }
             Action::Exit { code, message } => return ControlFlow::Break(Exit::new(code, message)),
         }
         ControlFlow::Continue(())

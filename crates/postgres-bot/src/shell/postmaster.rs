@@ -155,7 +155,8 @@ impl Postmaster {
         let run = self.run();
         let link = run.link.as_ref().filter(|_| run.adopted)?;
         // An operator's new port needs a new start, and what cannot be asked cannot be adopted.
-        PidFile::read(&self.data_dir).filter(|file| file.pid == link.postmaster)?;
+        // One that is on its way down is not worth it either.
+        PidFile::read(&self.data_dir).filter(|file| file.pid == link.postmaster && file.status != "stopping")?;
         link.fence()
     }
 
@@ -207,6 +208,12 @@ impl Postmaster {
         };
         let mut command = super::tool::clean_command(&self.guard);
         command.arg(guard::COMMAND).args(options.to_args()).stdin(OwnedFd::from(listener)).stdout(Stdio::null());
+        // How Postgres undoes for its sessions what protects the postmaster from the kernel's choice for memory.
+        for name in ["PG_OOM_ADJUST_FILE", "PG_OOM_ADJUST_VALUE"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
         // Not in our process group: Ctrl-C on a terminal is for the bot, which hands over first.
         command.process_group(0);
         // From here on there is no waiting: what was started is known.
@@ -234,7 +241,7 @@ impl Postmaster {
                 }
                 // Its number stands in the file for as long as it holds the lock.
                 let pid = fs::read_to_string(&self.guard_lock).ok().and_then(|text| Pid::from_raw(text.parse().ok()?));
-                if let Some(pid) = pid {
+                if let Some(pid) = pid.filter(|pid| guard::is_guard(*pid)) {
                     tracing::warn!(pid = pid.as_raw_pid(), "an old guard is ended");
                     let _already_gone = kill_process(pid, Signal::KILL);
                 }
@@ -282,7 +289,7 @@ impl Postmaster {
     }
 
     fn kill_guard(&self) {
-        if let Some(guard) = self.run().guard {
+        if let Some(guard) = self.run().guard.filter(|pid| guard::is_guard(*pid)) {
             let _already_gone = kill_process(guard, Signal::KILL);
         }
     }
@@ -319,8 +326,9 @@ impl Postmaster {
             }
         };
         let (mut segment, mut how) = (None, None);
-        if let Some(link) = &link {
-            segment = self.shared_memory();
+        if let Some(link) = link {
+            let mut link = link;
+            segment = self.shared_memory(link.postmaster);
             let postmaster = exit_of(link.postmaster.as_raw_pid().unsigned_abs());
             tokio::pin!(postmaster);
             loop {
@@ -331,7 +339,13 @@ impl Postmaster {
                     }
                     _ended_or_gone_already = &mut postmaster => break,
                     // Known only once the server has written it, and gone again after a clean end.
-                    () = tokio::time::sleep(LOOK_EVERY), if segment.is_none() => segment = self.shared_memory(),
+                    () = tokio::time::sleep(LOOK_EVERY), if segment.is_none() => {
+                        segment = self.shared_memory(link.postmaster);
+                    }
+                    () = link.closed() => match self.call_again(&link).await {
+                        Some(again) => link = again,
+                        None => break,
+                    },
                 }
             }
             // The guard buries its server, and says how it ended.
@@ -372,8 +386,24 @@ impl Postmaster {
         Ok(link)
     }
 
-    fn shared_memory(&self) -> Option<i64> {
-        PidFile::read(&self.data_dir).and_then(|file| file.shared_memory)
+    /// The guard has let go of the line. If it lives, another caller took our place: it is called again, and told where the
+    /// fence shall be.
+    async fn call_again(&self, lost: &Link) -> Option<Arc<Link>> {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let link = Link::open(&self.guard_socket).await.ok().filter(|link| link.guard == lost.guard)?;
+        tracing::warn!("the line to the guard was lost, and is there again");
+        let link = Arc::new(link);
+        let mut run = self.run();
+        if link.fence().is_some_and(|fence| fence != Fence::Open) && run.wanted != Fence::Open {
+            link.move_fence(run.wanted);
+        }
+        run.link = Some(Arc::clone(&link));
+        Some(link)
+    }
+
+    /// The segment of this postmaster: what stands in the file may be an earlier one's, and another server's by now.
+    fn shared_memory(&self, postmaster: Pid) -> Option<i64> {
+        PidFile::read(&self.data_dir).filter(|file| file.pid == postmaster).and_then(|file| file.shared_memory)
     }
 
     /// Makes sure that nothing of the server is left.

@@ -5,7 +5,7 @@ use std::{io::Write, os::unix::net::UnixStream as StdStream, path::Path, time::D
 use anyhow::{Context, bail};
 use rustix::process::Pid;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    io::{AsyncBufReadExt, BufReader},
     net::UnixStream,
     sync::watch,
 };
@@ -14,9 +14,6 @@ use super::line::{Ended, Fence, FromGuard, ToGuard};
 
 /// A guard that lives answers within a millisecond; one that does not is of no use.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
-
-/// Nothing that a guard says is longer.
-const LINES_BYTES_MAX: u64 = 1024 * 1024;
 
 /// What the guard has said so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,7 +47,7 @@ impl Link {
         let stream = StdStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
         stream.set_nonblocking(true).context("prepare the connection to the guard")?;
         let reader = UnixStream::from_std(stream.try_clone().context("share the connection to the guard")?)?;
-        let mut lines = BufReader::new(reader.take(LINES_BYTES_MAX)).lines();
+        let mut lines = BufReader::new(reader).lines();
         let hello = lines.next_line().await.context("hear the guard")?.unwrap_or_default();
         let Some(FromGuard::Hello { guard, postmaster, fence }) = FromGuard::parse(&hello) else {
             bail!("the guard says `{hello}`, and not who it is");
@@ -85,16 +82,26 @@ impl Link {
         }
     }
 
-    /// Waits until the guard says that the fence stands there.
+    /// Waits until the guard says that the fence stands there, or later: a renewal may have moved it on meanwhile.
     ///
     /// # Errors
     /// If it does not in time.
     pub async fn confirm(&self, fence: Fence) -> anyhow::Result<()> {
         let mut heard = self.heard.clone();
-        let holds = heard.wait_for(|heard| heard.holds == Some(fence) || heard.closed);
+        let reaches = |heard: &Heard| match (heard.holds, fence) {
+            (Some(Fence::At(holds)), Fence::At(wanted)) => holds >= wanted,
+            (holds, wanted) => holds == Some(wanted),
+        };
+        let holds = heard.wait_for(|heard| reaches(heard) || heard.closed);
         let heard = tokio::time::timeout(ANSWER_DEADLINE, holds).await;
-        let stands = heard.context("the guard does not answer")?.is_ok_and(|heard| heard.holds == Some(fence));
+        let stands = heard.context("the guard does not answer")?.is_ok_and(|heard| reaches(&heard));
         if stands { Ok(()) } else { bail!("the guard is gone") }
+    }
+
+    /// Waits until the guard has let go of the line: it has ended, or somebody else has called it.
+    pub async fn closed(&self) {
+        let mut heard = self.heard.clone();
+        let _its_reader_is_gone = heard.wait_for(|heard| heard.closed).await;
     }
 
     /// Waits for the guard's last word: how the server ended; nothing if it ended without one.

@@ -20,3 +20,13 @@ pub use self::{
 
 /// The first argument that makes `postgres-bot` a guard.
 pub const COMMAND: &str = "guard";
+
+/// What a guard calls itself, so that it is known by its number.
+const NAME: &std::ffi::CStr = c"postgres-guard";
+
+/// Whether the process of this number is a guard: numbers are given out again.
+#[must_use]
+pub fn is_guard(pid: rustix::process::Pid) -> bool {
+    let name = std::fs::read(format!("/proc/{}/comm", pid.as_raw_nonzero()));
+    name.is_ok_and(|name| name.trim_ascii_end() == NAME.to_bytes())
+}

@@ -115,7 +115,7 @@ struct Bot {
 
 impl Guard {
     fn start(options: Options) -> anyhow::Result<Self> {
-        let _only_for_people = rustix::thread::set_name(c"postgres-guard");
+        let _only_for_people = rustix::thread::set_name(super::NAME);
         // So that no backend of a dead postmaster becomes an orphan of somebody who does not collect it.
         let own = rustix::process::getpid();
         rustix::process::set_child_subreaper(Some(own)).context("become a child subreaper")?;

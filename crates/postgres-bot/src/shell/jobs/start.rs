@@ -34,6 +34,9 @@ pub(super) async fn primary(hands: &Arc<Hands>) -> anyhow::Result<JobResult> {
 
 /// Starts read-only.
 pub(super) async fn standby(hands: &Arc<Hands>, upstream: Option<Upstream>) -> anyhow::Result<JobResult> {
+    if hands.node.rewinding().exists() {
+        bail!("the data is half rewound: only another rewind or a new copy helps");
+    }
     start(hands, Mode::Standby(upstream)).await
 }
 
