@@ -115,7 +115,8 @@ pub(crate) fn alter_request(plant: Option<Plant>, action: DcsAction) -> DcsActio
     let begins = |write: &Write| matches!(write, Write::Put { key, value, .. } if key.ends_with("/initialize") && value.is_empty());
     match plant {
         Some(Plant::LockWithoutCompare) if takes_lock(&transaction) => {
-            transaction.compare.retain(|compare| !compare.key().ends_with("/leader"));
+            // Neither at the lock itself nor at what only its holders write.
+            transaction.compare.retain(|compare| compare.key().ends_with("/initialize"));
         }
         Some(Plant::ClaimWithoutCompare) if transaction.then.iter().any(claims) => transaction.compare.clear(),
         Some(Plant::InitializeWithoutCompare) if transaction.then.iter().any(begins) => transaction.compare.clear(),
