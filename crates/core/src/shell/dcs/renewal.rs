@@ -193,11 +193,11 @@ async fn keep(
     }
 }
 
-/// Whether the machine's loop has turned within half the lease, or does so now that it is asked.
+/// Whether the machine's loop has turned within less than half the lease, or does so now that it is asked.
 async fn loop_turns(pulse: &Pulse, ttl: Span, patience: Span) -> bool {
     let allowed = ttl.divided_by(2);
     let give_up = Clock::now() + patience;
-    while Clock::now().since(pulse.last()) > allowed {
+    while Clock::now().since(pulse.last()) >= allowed {
         if Clock::now() >= give_up {
             return false;
         }
