@@ -77,7 +77,8 @@ impl Fault {
 enum Mend {
     Start(usize),
     Thaw(usize),
-    Continue(u32),
+    /// A guard or a server of this member; the process may be gone by then.
+    Continue(usize, u32),
     StartEtcd(usize),
     ThawEtcd,
 }
@@ -251,7 +252,7 @@ impl Chaos {
             Fault::GuardFrozen => {
                 let Some(guard) = node.guard() else { return Ok(None) };
                 signal_pid(guard, Signal::STOP);
-                self.later(Mend::Continue(guard), (50, 8_000))
+                self.later(Mend::Continue(member, guard), (50, 8_000))
             }
             Fault::ServerKilled => {
                 let Some(server) = node.postmaster() else { return Ok(None) };
@@ -261,7 +262,7 @@ impl Chaos {
             Fault::ServerFrozen => {
                 let Some(server) = node.postmaster() else { return Ok(None) };
                 signal_pid(server, Signal::STOP);
-                self.later(Mend::Continue(server), (50, 8_000))
+                self.later(Mend::Continue(member, server), (50, 8_000))
             }
             Fault::NodeLost => {
                 node.kill_node();
@@ -329,14 +330,8 @@ impl Chaos {
                 self.busy[member] = false;
                 self.fleet.postgres[member].bot.thaw()?;
             }
-            Mend::Continue(pid) => {
-                // Whose it was is free again in any case; the process may be gone.
-                self.busy.fill(false);
-                for (_, mend) in &self.due {
-                    if let Mend::Start(member) | Mend::Thaw(member) = mend {
-                        self.busy[*member] = true;
-                    }
-                }
+            Mend::Continue(member, pid) => {
+                self.busy[member] = false;
                 signal_pid(pid, Signal::CONT);
             }
             Mend::StartEtcd(member) => {
