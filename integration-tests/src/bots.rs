@@ -344,6 +344,23 @@ impl PostgresBot {
         self.end_server();
     }
 
+    /// Freezes bot, guard and server with every process of theirs, as a hypervisor does with the machine; yields them.
+    ///
+    /// # Errors
+    /// If the bot does not run.
+    pub fn freeze_node(&mut self) -> Result<Vec<u32>> {
+        let mut frozen = self.keeper_processes()?;
+        frozen.iter().for_each(|pid| signal_pid(*pid, Signal::STOP));
+        // The postmaster first, so that it starts no further process.
+        if let Some(postmaster) = self.postmaster() {
+            signal_pid(postmaster, Signal::STOP);
+            let server: Vec<u32> = children_of(postmaster).into_iter().chain([postmaster]).collect();
+            server.iter().for_each(|pid| signal_pid(*pid, Signal::STOP));
+            frozen.extend(server);
+        }
+        Ok(frozen)
+    }
+
     /// The process that guards the server, if it lives: by the file that it keeps beside the data folder.
     #[must_use]
     pub fn guard(&self) -> Option<u32> {

@@ -26,11 +26,14 @@ const ATTEMPT_INTERVAL: Duration = Duration::from_millis(10);
 /// A statement that has not ended by then is given up, with its connection.
 const STATEMENT_DEADLINE: Duration = Duration::from_secs(2);
 
-/// A member whose acknowledged writes are further apart than this has stopped taking writes in between.
+/// A member that has acknowledged nothing for longer than this has stopped taking writes.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// The table that is written to.
 const TABLE: &str = "bench_writes";
+
+/// The timeline that a primary writes on: the first part of the name of its present log file.
+const TIMELINE: &str = "('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int";
 
 /// The running client.
 #[derive(Debug)]
@@ -54,6 +57,8 @@ pub struct Acknowledged {
     pub id: i64,
     /// The port of the server.
     pub port: u16,
+    /// The timeline that the server wrote it on. Each promotion begins a new one, with a greater number.
+    pub timeline: i32,
     /// When it was sent.
     pub sent: Duration,
     /// When the answer came.
@@ -148,21 +153,26 @@ pub fn longest_gap(acknowledged: &[Acknowledged], since: Duration) -> Duration {
     pairs.map(|w| w[1].at - w[0].at).max().unwrap_or_default()
 }
 
-/// For how long two servers acknowledged writes at the same time.
+/// For how long two servers acknowledged writes: from the first answer on a newer timeline to the last answer to a write that
+/// was sent after it and went to an older one. A timeline that two servers write on counts in the same way.
+///
+/// This is exact, whatever the pauses between writes: a server that was asked after its successor had answered, and said yes,
+/// was writable when it must not have been.
 #[must_use]
 pub fn two_writable(acknowledged: &[Acknowledged]) -> Duration {
-    let spans = spans(acknowledged);
-    let mut edges: Vec<(Duration, i32)> = spans.iter().flat_map(|&(from, to)| [(from, 1), (to, -1)]).collect();
-    // Where one ends at the moment at which another begins, they do not overlap.
-    edges.sort_unstable();
-    let (mut open, mut total) = (0, Duration::ZERO);
-    for pair in edges.windows(2) {
-        open += pair[0].1;
-        if open > 1 {
-            total += pair[1].0 - pair[0].0;
-        }
+    let mut firsts: BTreeMap<(i32, u16), Duration> = BTreeMap::new();
+    for write in acknowledged {
+        let first = firsts.entry((write.timeline, write.port)).or_insert(write.at);
+        *first = write.at.min(*first);
     }
-    total
+    let too_late = |write: &Acknowledged| {
+        let succeeded = |&(&(timeline, port), _): &(&(i32, u16), &Duration)| {
+            timeline > write.timeline || timeline == write.timeline && port != write.port
+        };
+        let successor = firsts.iter().filter(succeeded).map(|(_, first)| *first).min()?;
+        (write.sent > successor).then(|| write.at - successor)
+    };
+    acknowledged.iter().filter_map(too_late).max().unwrap_or_default()
 }
 
 /// Whether two servers still took writes at the end.
@@ -170,21 +180,6 @@ pub fn two_writable(acknowledged: &[Acknowledged]) -> Duration {
 pub fn two_writable_to_the_end(acknowledged: &[Acknowledged], end: Duration) -> bool {
     let last = acknowledged.iter().rev().take_while(|w| w.at + PAUSE_MAX > end);
     last.map(|w| w.port).collect::<BTreeSet<_>>().len() > 1
-}
-
-/// From the first to the last answer of every time in which one server took writes without a pause.
-fn spans(acknowledged: &[Acknowledged]) -> Vec<(Duration, Duration)> {
-    let mut open: BTreeMap<u16, (Duration, Duration)> = BTreeMap::new();
-    let mut spans = Vec::new();
-    for write in acknowledged {
-        let span = open.entry(write.port).or_insert((write.at, write.at));
-        if write.at - span.1 > PAUSE_MAX {
-            spans.push(std::mem::replace(span, (write.at, write.at)));
-        }
-        span.1 = write.at;
-    }
-    spans.extend(open.into_values());
-    spans
 }
 
 impl Shared {
@@ -212,7 +207,7 @@ async fn attempt(login: &Login, port: u16, session: &mut Option<Session>, shared
     let Some(insert) = session.insert.clone() else {
         let replica = session.client.query_one("SELECT pg_is_in_recovery()", &[]).await.context("ask for the role")?;
         if !replica.get::<_, bool>(0) {
-            let insert = session.client.prepare(&format!("INSERT INTO {TABLE} VALUES ($1)")).await;
+            let insert = session.client.prepare(&format!("INSERT INTO {TABLE} VALUES ($1) RETURNING {TIMELINE}")).await;
             session.insert = Some(insert.context("prepare the insert")?);
         }
         return Ok(());
@@ -221,11 +216,12 @@ async fn attempt(login: &Login, port: u16, session: &mut Option<Session>, shared
     let id = shared.next.fetch_add(1, Ordering::Relaxed);
     session.noticed.store(false, Ordering::Relaxed);
     let sent = shared.began.elapsed();
-    match session.client.execute(&insert, &[&id]).await {
-        Ok(_) => {
+    match session.client.query_one(&insert, &[&id]).await {
+        Ok(row) => {
             // A commit that was cancelled while it waited for its replicas succeeds too, with a warning alone.
             ensure!(!session.noticed.load(Ordering::Relaxed), "the server has answered with a warning");
-            shared.acknowledged().push(Acknowledged { id, port, sent, at: shared.began.elapsed() });
+            let timeline = row.get(0);
+            shared.acknowledged().push(Acknowledged { id, port, timeline, sent, at: shared.began.elapsed() });
             Ok(())
         }
         Err(error) if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
@@ -270,7 +266,7 @@ mod tests {
     #[test]
     fn servers_that_take_over_from_each_other_are_never_two() {
         assert_eq!(two_writable(&[at(1, 0), at(1, 10), at(2, 10), at(2, 20)]), ms(0));
-        let there_and_back = [at(1, 0), at(1, 10), at(2, 600), at(2, 700), at(1, 1_300), at(1, 1_400)];
+        let there_and_back = [on(1, 1, 0), on(1, 1, 10), on(2, 2, 150), on(2, 2, 200), on(1, 3, 350), on(1, 3, 400)];
         assert_eq!(two_writable(&there_and_back), ms(0));
     }
 
@@ -282,8 +278,26 @@ mod tests {
         assert!(!two_writable_to_the_end(&both, ms(900)), "only the second server still did");
     }
 
+    #[test]
+    fn an_answer_that_was_held_up_is_no_second_primary_and_one_to_a_later_question_is() {
+        let held_up = Acknowledged { sent: ms(90), ..at(1, 5_000) };
+        assert_eq!(two_writable(&[at(1, 0), at(2, 100), at(2, 4_900), held_up]), ms(0));
+        let late = Acknowledged { sent: ms(4_990), ..at(1, 5_000) };
+        assert_eq!(two_writable(&[at(1, 0), at(2, 100), at(2, 4_900), late]), ms(4_900));
+    }
+
+    #[test]
+    fn two_servers_on_one_timeline_are_two() {
+        assert_eq!(two_writable(&[on(1, 1, 0), on(2, 1, 100), on(2, 1, 200)]), ms(200));
+    }
+
+    /// An answer of a server that writes on the timeline of its own number.
     fn at(port: u16, at: u64) -> Acknowledged {
-        Acknowledged { id: 0, port, sent: ms(at), at: ms(at) }
+        on(port, port.into(), at)
+    }
+
+    fn on(port: u16, timeline: i32, at: u64) -> Acknowledged {
+        Acknowledged { id: 0, port, timeline, sent: ms(at), at: ms(at) }
     }
 
     fn ms(ms: u64) -> Duration {

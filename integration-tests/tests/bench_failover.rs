@@ -17,7 +17,7 @@ async fn the_shortest_run_reports_its_figures_and_leaves_nothing() -> Result<()>
     let report = scratch.path().join("report.json");
     let bench = Program::new("bench-failover", workspace_binary("bench-failover")?)
         .env("BOTS_SCRATCH", scratch.path().to_string_lossy())
-        .args(["--tools", "bot", "--faults", "switchover,keeper-killed", "--rounds", "1", "--idle", "1"])
+        .args(["--tools", "bot", "--only", "switchover,keeper-killed,idle", "--rounds", "1", "--idle", "1"])
         .args(["--report", &*report.to_string_lossy()]);
     let ended = bench.run(scratch.path(), BENCH_DEADLINE).await?;
     println!("{}", ended.stdout);
