@@ -58,13 +58,16 @@ sim: setup ## the simulator: SEEDS=10000 seeds, the first of them FROM=0
 run-sim:
 	@$(BIN)/sim --seeds $(SEEDS) --from $(FROM)
 
-# How long `make chaos` goes on, and what decides its faults.
-MINUTES ?= 2
+# How long `make chaos` and `make soak` go on, what decides the faults of chaos, how commits wait for replicas (async, on,
+# quorum), and FAILSAFE=1 for failsafe mode.
+MINUTES ?= $(if $(filter soak,$(MAKECMDGOALS)),60,2)
 SEED ?= 1
+MODE ?= async
+FAILSAFE ?=
 
 .PHONY: chaos
-chaos: build ## kills and freezes bots, guards, servers and etcd under writing clients: MINUTES=2 SEED=1
-	@$(BIN)/chaos --seconds $$(( $(MINUTES) * 60 )) --seed $(SEED)
+chaos: build ## kills, freezes, cuts off and starves all parts under writing clients: MINUTES=2 SEED=1 MODE=async|on|quorum FAILSAFE=1
+	@$(BIN)/chaos --seconds $$(( $(MINUTES) * 60 )) --seed $(SEED) --mode $(MODE) $(if $(filter-out 0 no,$(FAILSAFE)),--failsafe)
 
 .PHONY: bench-idle
 bench-idle: build ## what each bot costs when nothing happens

@@ -11,12 +11,16 @@ use bots_core::{machine::Report, shell::Status};
 use rustix::process::Signal;
 
 use crate::{
+    ground::Site,
     http::{Answer, Http},
     ports::free_port,
     process::{Finished, Process, Program, children_of, lives, signal_pid, workspace_binary},
     scratch::{Account, Scratch},
     sql::Login,
 };
+
+/// The user of the API where it asks for one.
+pub const API_USER: &str = "operator";
 
 /// A bot that is given a bad configuration says so within this.
 const REFUSAL_DEADLINE: Duration = Duration::from_secs(20);
@@ -48,6 +52,12 @@ pub struct Place<'s> {
     pub etcd: String,
     /// The length of leases, in seconds.
     pub ttl_s: u64,
+    /// More lines of a Postgres cluster's first configuration, as they stand below `bootstrap.dcs`.
+    pub dcs: &'s str,
+    /// The password of the API where others than this machine can reach it; the user is [`API_USER`].
+    pub api_password: &'s str,
+    /// Where the bot and its server are.
+    pub site: Site,
 }
 
 impl Bot {
@@ -78,13 +88,16 @@ impl Bot {
         account: Option<Account>,
     ) -> Result<Self> {
         let (scope, name) = who;
-        let api = format!("127.0.0.1:{}", free_port()?);
+        let api = format!("{}:{}", place.site.host, free_port()?);
+        let login = format!("  authentication:\n    username: {API_USER}\n    password: \"{}\"\n", place.api_password);
+        let login = if place.site.is_loopback() { "" } else { &login };
         let common = format!(
-            "scope: {scope}\nname: {name}\nnamespace: service\netcd3:\n  hosts: {etcd}\nrestapi:\n  listen: {api}\nlog:\n  level: INFO\n",
+            "scope: {scope}\nname: {name}\nnamespace: service\netcd3:\n  hosts: {etcd}\nrestapi:\n  listen: {api}\n{login}log:\n  level: INFO\n",
             etcd = place.etcd,
         );
         let config = place.scratch.file(&format!("{scope}-{name}.yml"), &(common + rest), account)?;
-        let program = Program::new(format!("{scope}-{name}"), binary).args([config.to_string_lossy()]).account(account);
+        let program = Program::new(format!("{scope}-{name}"), binary).args([config.to_string_lossy()]);
+        let program = program.account(account).at(&place.site);
         let (name, scope, logs) = (name.to_owned(), scope.to_owned(), place.logs.to_owned());
         Ok(Self { name, scope, api_url: format!("http://{api}"), config, program, logs, process: None })
     }
@@ -200,6 +213,8 @@ impl Bot {
 pub struct PostgresBot {
     /// The bot.
     pub bot: Bot,
+    /// Where the server is.
+    pub host: String,
     /// The server's port.
     pub port: u16,
     /// The server's files.
@@ -293,9 +308,9 @@ impl PostgresBot {
         let folder = place.scratch.dir(&format!("{scope}-{name}"), account)?;
         let data_dir = folder.join("data");
         let (dcs, own) = keeper.settings(&folder);
-        let rest = postgres_yaml(place.ttl_s, &dcs, port, &data_dir, &postgres_bin_dir()?, passwords) + &own;
+        let rest = postgres_yaml(place, &dcs, port, &data_dir, &postgres_bin_dir()?, passwords) + &own;
         let bot = Bot::of(place, who, keeper.binary()?, &rest, account)?;
-        Ok(Self { bot, port, data_dir })
+        Ok(Self { bot, host: place.site.host.clone(), port, data_dir })
     }
 
     /// The processes of the keeper alone: the bot, and the guard that it may have.
@@ -395,15 +410,23 @@ impl Drop for PostgresBot {
     }
 }
 
-fn postgres_yaml(ttl_s: u64, dcs: &str, port: u16, data_dir: &Path, bin_dir: &Path, passwords: &Passwords) -> String {
+fn postgres_yaml(
+    place: &Place<'_>,
+    own_dcs: &str,
+    port: u16,
+    data_dir: &Path,
+    bin_dir: &Path,
+    passwords: &Passwords,
+) -> String {
     let Passwords { superuser, replication, rewind } = passwords;
+    let Place { ttl_s, dcs, site: Site { host, neighbours, .. }, .. } = place;
     let (data_dir, bin_dir) = (data_dir.display(), bin_dir.display());
     format!(
         "\
 bootstrap:
   dcs:
     ttl: {ttl_s}
-{dcs}    maximum_lag_on_failover: 1048576
+{dcs}{own_dcs}    maximum_lag_on_failover: 1048576
     postgresql:
       use_pg_rewind: true
       parameters:
@@ -414,8 +437,8 @@ bootstrap:
     - locale: C.UTF-8
     - data-checksums
 postgresql:
-  listen: 127.0.0.1:{port}
-  connect_address: 127.0.0.1:{port}
+  listen: {host}:{port}
+  connect_address: {host}:{port}
   data_dir: {data_dir}
   bin_dir: {bin_dir}
   authentication:
@@ -430,8 +453,8 @@ postgresql:
       password: \"{rewind}\"
   pg_hba:
     - local all all scram-sha-256
-    - host all all 127.0.0.1/32 scram-sha-256
-    - host replication replicator 127.0.0.1/32 scram-sha-256
+    - host all all {neighbours} scram-sha-256
+    - host replication replicator {neighbours} scram-sha-256
 "
     )
 }

@@ -1,4 +1,4 @@
-//! An etcd cluster on loopback.
+//! An etcd cluster: on loopback, or each member at a place of its own.
 
 use std::path::{Path, PathBuf};
 
@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
+    ground::Site,
     http::Http,
     ports::free_port,
     process::{Process, Program, system_binary},
@@ -23,28 +24,29 @@ pub struct EtcdCluster {
 #[derive(Debug)]
 struct EtcdMember {
     program: Program,
-    client_port: u16,
+    /// Where clients reach it, as `host:port`.
+    endpoint: String,
     process: Option<Process>,
 }
 
 impl EtcdCluster {
-    /// Starts `size` members.
+    /// Starts a member at each of these sites.
     ///
     /// # Errors
     /// If etcd is not installed or cannot be started.
-    pub fn start(scratch: &Scratch, logs: &Path, size: usize) -> Result<Self> {
+    pub fn start(scratch: &Scratch, logs: &Path, sites: &[Site]) -> Result<Self> {
         let binary = system_binary("etcd", &[])?;
-        let ports = (0..size).map(|_| Ok((free_port()?, free_port()?))).collect::<Result<Vec<_>>>()?;
-        let peers = ports.iter().enumerate().map(|(i, (_, peer))| format!("etcd-{}=http://127.0.0.1:{peer}", i + 1));
+        let address = |site: &Site| -> Result<String> { Ok(format!("{}:{}", site.host, free_port()?)) };
+        let addresses = sites.iter().map(|site| Ok((address(site)?, address(site)?))).collect::<Result<Vec<_>>>()?;
+        let peers = addresses.iter().enumerate().map(|(i, (_, peer))| format!("{}=http://{peer}", member_name(i)));
         let peers = peers.collect::<Vec<_>>().join(",");
         let token = scratch.path().file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let mut cluster = Self { members: Vec::new(), logs: logs.to_owned() };
-        for (i, (client_port, peer_port)) in ports.into_iter().enumerate() {
-            let name = format!("etcd-{}", i + 1);
+        for (i, ((endpoint, peer), site)) in addresses.into_iter().zip(sites).enumerate() {
+            let name = member_name(i);
             let data = scratch.path().join(&name);
-            let client = format!("http://127.0.0.1:{client_port}");
-            let peer = format!("http://127.0.0.1:{peer_port}");
-            let program = Program::new(&name, &binary).args([
+            let (client, peer) = (format!("http://{endpoint}"), format!("http://{peer}"));
+            let program = Program::new(&name, &binary).at(site).args([
                 format!("--name={name}"),
                 format!("--data-dir={}", data.display()),
                 format!("--listen-client-urls={client}"),
@@ -56,16 +58,16 @@ impl EtcdCluster {
                 String::from("--logger=zap"),
                 String::from("--log-level=warn"),
             ]);
-            cluster.members.push(EtcdMember { program, client_port, process: None });
+            cluster.members.push(EtcdMember { program, endpoint, process: None });
         }
-        (0..size).try_for_each(|i| cluster.start_member(i))?;
+        (0..sites.len()).try_for_each(|i| cluster.start_member(i))?;
         Ok(cluster)
     }
 
     /// The clients' addresses, as `host:port`.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
-        self.members.iter().map(|m| format!("127.0.0.1:{}", m.client_port)).collect()
+        self.members.iter().map(|member| member.endpoint.clone()).collect()
     }
 
     /// The clients' addresses in one line, as the bots' configurations and botctl take them.
@@ -81,7 +83,7 @@ impl EtcdCluster {
     pub async fn leader(&self) -> Result<usize> {
         let http = Http::new();
         for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.process.is_some()) {
-            let url = format!("http://127.0.0.1:{}/v3/maintenance/status", member.client_port);
+            let url = format!("http://{}/v3/maintenance/status", member.endpoint);
             let answer = http
                 .send(hyper::Method::POST, &url, None, "{}".into())
                 .await
@@ -121,6 +123,12 @@ impl EtcdCluster {
         self.signal(Signal::CONT);
     }
 
+    /// The processes of the members that run.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        self.members.iter().filter_map(|member| member.process.as_ref().map(Process::pid)).collect()
+    }
+
     /// Kills all members: the last leader of a cluster that ends would look for a successor for seconds, and nothing of
     /// theirs is needed any more.
     pub fn stop(&mut self) {
@@ -132,4 +140,10 @@ impl EtcdCluster {
             process.signal(signal);
         }
     }
+}
+
+/// What a member is called.
+#[must_use]
+pub fn member_name(index: usize) -> String {
+    format!("etcd-{}", index + 1)
 }

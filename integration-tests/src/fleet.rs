@@ -9,9 +9,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    bots::{Bot, ContentBot, Keeper, Passwords, Place, PostgresBot, Serves, WebBot},
-    etcd::EtcdCluster,
+    bots::{API_USER, Bot, ContentBot, Keeper, Passwords, Place, PostgresBot, Serves, WebBot},
+    etcd::{EtcdCluster, member_name},
     git::Origin,
+    ground::{Ground, Site},
     process::{Finished, Program, workspace_binary},
     scratch::Scratch,
     sql::Login,
@@ -47,9 +48,15 @@ pub struct Fleet {
     pub passwords: Passwords,
     /// The guestbook's own password.
     app_password: String,
+    /// The password of the bots' APIs, where they ask for one.
+    api_password: String,
     /// The length of every lease, in seconds.
     pub ttl_s: u64,
+    /// More lines of the Postgres cluster's first configuration, as they stand below `bootstrap.dcs`.
+    pub dcs: String,
     logs: PathBuf,
+    /// What nodes stand on.
+    pub ground: Ground,
     /// Where everything is.
     pub scratch: Scratch,
 }
@@ -60,9 +67,18 @@ impl Fleet {
     /// # Errors
     /// If it does not come up.
     pub async fn with_etcd(members: usize) -> Result<Self> {
+        Self::on(Ground::default(), members).await
+    }
+
+    /// The same on a ground that gives each node more than a port.
+    ///
+    /// # Errors
+    /// If etcd does not come up.
+    pub async fn on(mut ground: Ground, members: usize) -> Result<Self> {
         let scratch = Scratch::new()?;
         let logs = scratch.dir("logs", None)?;
-        let etcd = EtcdCluster::start(&scratch, &logs, members)?;
+        let sites = (0..members).map(|i| ground.add(&member_name(i), None)).collect::<Result<Vec<_>>>()?;
+        let etcd = EtcdCluster::start(&scratch, &logs, &sites)?;
         let store = Store::new(&etcd.hosts())?;
         let fleet = Self {
             web: Vec::new(),
@@ -73,8 +89,11 @@ impl Fleet {
             origin: None,
             passwords: Passwords::new(),
             app_password: bots_core::shell::instance_id(),
+            api_password: bots_core::shell::instance_id(),
             ttl_s: 5,
+            dcs: String::new(),
             logs,
+            ground,
             scratch,
         };
         until("etcd answers", UP_DEADLINE, || async { fleet.store.look(MAIN).await }).await?;
@@ -84,7 +103,12 @@ impl Fleet {
     /// What configurations of more bots are written from.
     #[must_use]
     pub fn place(&self) -> Place<'_> {
-        Place { scratch: &self.scratch, logs: &self.logs, etcd: self.etcd.hosts(), ttl_s: self.ttl_s }
+        self.place_at(Site::default())
+    }
+
+    fn place_at(&self, site: Site) -> Place<'_> {
+        let Self { scratch, logs, ttl_s, dcs, api_password, .. } = self;
+        Place { scratch, logs, etcd: self.etcd.hosts(), ttl_s: *ttl_s, dcs, api_password, site }
     }
 
     /// Where the logs are.
@@ -114,7 +138,9 @@ impl Fleet {
     pub fn add_postgres_kept_by(&mut self, keeper: &Keeper, count: usize) -> Result<()> {
         for _ in 0..count {
             let name = format!("pg-{}", self.postgres.len() + 1);
-            let mut bot = PostgresBot::kept_by(keeper, &self.place(), (MAIN, &name), &self.passwords)?;
+            let folder = self.scratch.path().join(format!("{MAIN}-{name}"));
+            let site = self.ground.add(&name, Some(&folder))?;
+            let mut bot = PostgresBot::kept_by(keeper, &self.place_at(site), (MAIN, &name), &self.passwords)?;
             bot.bot.start()?;
             self.postgres.push(bot);
         }
@@ -227,6 +253,7 @@ impl Fleet {
     pub fn superuser(&self) -> Login {
         Login {
             ports: self.postgres.iter().map(|p| p.port).collect(),
+            hosts: self.postgres.iter().map(|p| (p.port, p.host.clone())).collect(),
             user: String::from("postgres"),
             password: self.passwords.superuser.clone(),
             database: String::from("postgres"),
@@ -270,9 +297,18 @@ impl Fleet {
     /// # Errors
     /// If it is not built or does not end.
     pub async fn botctl<S: Into<String>>(&self, args: impl IntoIterator<Item = S>) -> Result<Finished> {
-        let program =
-            Program::new("botctl", workspace_binary("botctl")?).env("BOTCTL_ETCD", self.etcd.hosts()).args(args);
-        program.run(&self.logs, UP_DEADLINE).await
+        self.operator()?.args(args).run(&self.logs, UP_DEADLINE).await
+    }
+
+    /// botctl with all that it needs to know of this fleet.
+    ///
+    /// # Errors
+    /// If it is not built, or its password cannot be written.
+    pub fn operator(&self) -> Result<Program> {
+        let botctl = Program::new("botctl", workspace_binary("botctl")?).env("BOTCTL_ETCD", self.etcd.hosts());
+        let password = self.scratch.file("api-password", &self.api_password, None)?;
+        let botctl = botctl.env("BOTCTL_API_USERNAME", API_USER);
+        Ok(botctl.env("BOTCTL_API_PASSWORD_FILE", password.to_string_lossy()))
     }
 
     /// Every bot.
@@ -300,6 +336,7 @@ impl Fleet {
     /// Stops web bots, content bots, replicas, the primary, etcd, in this order, so that nobody takes over from anybody
     /// who is about to go too. Yields those that had to be killed.
     fn wind_down(&mut self) -> Vec<String> {
+        self.ground.heal();
         let primaries = |bot: &PostgresBot| !bot.data_dir.join("standby.signal").exists();
         self.postgres.sort_by_key(primaries);
         // All are asked before any is waited for, but for the primary, which hands its last words to its replicas.

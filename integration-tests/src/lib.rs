@@ -6,10 +6,13 @@
 pub mod bots;
 pub mod chaos;
 pub mod demo;
+pub mod disk;
 pub mod etcd;
 pub mod fleet;
 pub mod git;
+pub mod ground;
 pub mod http;
+pub mod network;
 pub mod orphans;
 pub mod patroni;
 pub mod ports;

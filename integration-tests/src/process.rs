@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fmt::Write as _,
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
@@ -20,10 +21,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use crate::{orphans, scratch::Account};
+use crate::{ground::Site, orphans, scratch::Account};
 
 /// How much of each log a missed deadline shows.
 const TAIL_LINES: usize = 12;
@@ -69,12 +70,15 @@ pub struct Program {
     pub env: Vec<(String, String)>,
     /// Whom it runs as, if not as us.
     pub account: Option<Account>,
+    /// Where it runs.
+    pub site: Site,
 }
 
 impl Program {
     /// A program under our own account.
     pub fn new(name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
-        Self { name: name.into(), path: path.into(), args: Vec::new(), env: Vec::new(), account: None }
+        let (args, env) = (Vec::new(), Vec::new());
+        Self { name: name.into(), path: path.into(), args, env, account: None, site: Site::default() }
     }
 
     /// Adds arguments.
@@ -98,9 +102,27 @@ impl Program {
         self
     }
 
+    /// Runs it there.
+    #[must_use]
+    pub fn at(mut self, site: &Site) -> Self {
+        self.site = site.clone();
+        self
+    }
+
     fn command(&self) -> Command {
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "TERM"]);
+        // Each of these becomes the next in the same process, so that its number is the program's.
+        let mut words = Vec::new();
+        if let Some(group) = &self.site.group {
+            words.extend(["sh", "-c", "echo $$ > \"$0\" && exec \"$@\""].map(OsString::from));
+            words.push(group.join("cgroup.procs").into());
+        }
+        if let Some(namespace) = &self.site.namespace {
+            words.push("nsenter".into());
+            words.push(format!("--net={}", namespace.display()).into());
+        }
+        words.push("setpriv".into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(["--pdeathsig", "TERM"]);
         if let Some(Account { uid, gid }) = self.account {
             command.args([format!("--reuid={uid}"), format!("--regid={gid}"), String::from("--init-groups")]);
         }
@@ -263,6 +285,23 @@ impl Drop for Process {
         orphans::forget(self.pid());
         LOGS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
     }
+}
+
+/// Runs a program of the system to its end, which must come at once, and yields what it printed.
+///
+/// # Errors
+/// If it is not there, or fails.
+pub fn run_now(program: &str, args: &[&str]) -> Result<String> {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = orphans::spawn(&mut command).with_context(|| format!("run {program}"))?;
+    let pid = child.id();
+    let ended = child.wait_with_output();
+    orphans::forget(pid);
+    let ended = ended.with_context(|| format!("wait for {program}"))?;
+    let complaint = String::from_utf8_lossy(&ended.stderr);
+    ensure!(ended.status.success(), "{program} {}: {}: {}", args.join(" "), ended.status, complaint.trim());
+    Ok(String::from_utf8_lossy(&ended.stdout).into_owned())
 }
 
 /// Sends a signal to a process that may be gone.

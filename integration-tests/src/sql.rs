@@ -1,7 +1,7 @@
 //! SQL from outside: a client that finds the writable server among all, and a writer that measures how long there is none.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -24,8 +24,10 @@ const WRITE_INTERVAL: Duration = Duration::from_millis(5);
 /// How to log in.
 #[derive(Debug, Clone)]
 pub struct Login {
-    /// The servers' ports on loopback.
+    /// The servers' ports.
     pub ports: Vec<u16>,
+    /// The addresses of the servers that are not on loopback, by their ports, which differ.
+    pub hosts: BTreeMap<u16, String>,
     /// The user.
     pub user: String,
     /// The password.
@@ -41,10 +43,16 @@ impl Login {
         Self { ports: vec![port], ..self.clone() }
     }
 
+    /// Where the server of a port is.
+    #[must_use]
+    pub fn host(&self, port: u16) -> &str {
+        self.hosts.get(&port).map_or("127.0.0.1", String::as_str)
+    }
+
     /// The address for `psql` and for apps.
     #[must_use]
     pub fn url(&self) -> String {
-        let hosts = self.ports.iter().map(|p| format!("127.0.0.1:{p}")).collect::<Vec<_>>().join(",");
+        let hosts = self.ports.iter().map(|p| format!("{}:{p}", self.host(*p))).collect::<Vec<_>>().join(",");
         format!(
             "postgresql://{}:{}@{hosts}/{}?target_session_attrs=read-write",
             self.user, self.password, self.database
@@ -72,7 +80,7 @@ impl Login {
         config.user(&self.user).password(&self.password).dbname(&self.database).target_session_attrs(target);
         config.connect_timeout(Duration::from_secs(1)).application_name("fleet");
         for port in &self.ports {
-            config.host("127.0.0.1").port(*port);
+            config.host(self.host(*port)).port(*port);
         }
         let connecting = tokio::time::timeout(STATEMENT_DEADLINE, config.connect(NoTls));
         let (client, connection) = connecting.await.context("connect in time")?.context("connect")?;

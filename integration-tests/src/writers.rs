@@ -35,6 +35,9 @@ const TABLE: &str = "bench_writes";
 /// The timeline that a primary writes on: the first part of the name of its present log file.
 const TIMELINE: &str = "('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int";
 
+/// How much log it has written.
+const POSITION: &str = "(pg_current_wal_insert_lsn() - '0/0')::bigint";
+
 /// The running client.
 #[derive(Debug)]
 pub struct Writers {
@@ -59,6 +62,8 @@ pub struct Acknowledged {
     pub port: u16,
     /// The timeline that the server wrote it on. Each promotion begins a new one, with a greater number.
     pub timeline: i32,
+    /// How much log the server had written with it, in bytes.
+    pub position: i64,
     /// When it was sent.
     pub sent: Duration,
     /// When the answer came.
@@ -139,11 +144,30 @@ impl Writers {
 /// # Errors
 /// If the rows cannot be read.
 pub async fn lost(login: &Login, acknowledged: &[Acknowledged]) -> Result<usize> {
+    Ok(missing(login, acknowledged).await?.len())
+}
+
+/// Those of `acknowledged` that are not in the cluster any more.
+///
+/// # Errors
+/// If the rows cannot be read.
+pub async fn missing(login: &Login, acknowledged: &[Acknowledged]) -> Result<Vec<Acknowledged>> {
     let client = login.writable().await?;
     let first = acknowledged.iter().map(|w| w.id).min().unwrap_or(0);
     let rows = client.query(&format!("SELECT id FROM {TABLE} WHERE id >= $1"), &[&first]).await;
     let present: BTreeSet<i64> = rows.context("read the rows")?.iter().map(|row| row.get(0)).collect();
-    Ok(acknowledged.iter().filter(|w| !present.contains(&w.id)).count())
+    Ok(acknowledged.iter().filter(|w| !present.contains(&w.id)).copied().collect())
+}
+
+/// The most that was lost of one timeline, in bytes of its log: from the first to the last write that is `missing`.
+#[must_use]
+pub fn missing_bytes(missing: &[Acknowledged]) -> i64 {
+    let mut spans: BTreeMap<i32, (i64, i64)> = BTreeMap::new();
+    for write in missing {
+        let span = spans.entry(write.timeline).or_insert((write.position, write.position));
+        *span = (span.0.min(write.position), span.1.max(write.position));
+    }
+    spans.values().map(|(first, last)| last - first).max().unwrap_or_default()
 }
 
 /// The longest time without an acknowledged write that ended after `since`. The writes are in the order of the answers.
@@ -207,8 +231,8 @@ async fn attempt(login: &Login, port: u16, session: &mut Option<Session>, shared
     let Some(insert) = session.insert.clone() else {
         let replica = session.client.query_one("SELECT pg_is_in_recovery()", &[]).await.context("ask for the role")?;
         if !replica.get::<_, bool>(0) {
-            let insert = session.client.prepare(&format!("INSERT INTO {TABLE} VALUES ($1) RETURNING {TIMELINE}")).await;
-            session.insert = Some(insert.context("prepare the insert")?);
+            let insert = format!("INSERT INTO {TABLE} VALUES ($1) RETURNING {TIMELINE}, {POSITION}");
+            session.insert = Some(session.client.prepare(&insert).await.context("prepare the insert")?);
         }
         return Ok(());
     };
@@ -220,8 +244,8 @@ async fn attempt(login: &Login, port: u16, session: &mut Option<Session>, shared
         Ok(row) => {
             // A commit that was cancelled while it waited for its replicas succeeds too, with a warning alone.
             ensure!(!session.noticed.load(Ordering::Relaxed), "the server has answered with a warning");
-            let timeline = row.get(0);
-            shared.acknowledged().push(Acknowledged { id, port, timeline, sent, at: shared.began.elapsed() });
+            let (timeline, position) = (row.get(0), row.get(1));
+            shared.acknowledged().push(Acknowledged { id, port, timeline, position, sent, at: shared.began.elapsed() });
             Ok(())
         }
         Err(error) if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
@@ -235,7 +259,7 @@ async fn attempt(login: &Login, port: u16, session: &mut Option<Session>, shared
 async fn connect(login: &Login, port: u16) -> Result<Session> {
     let mut config = Config::new();
     config.user(&login.user).password(&login.password).dbname(&login.database).application_name("bench");
-    config.host("127.0.0.1").port(port).connect_timeout(STATEMENT_DEADLINE);
+    config.host(login.host(port)).port(port).connect_timeout(STATEMENT_DEADLINE);
     let (client, mut connection) = config.connect(NoTls).await.context("connect")?;
     let noticed = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&noticed);
@@ -297,7 +321,7 @@ mod tests {
     }
 
     fn on(port: u16, timeline: i32, at: u64) -> Acknowledged {
-        Acknowledged { id: 0, port, timeline, sent: ms(at), at: ms(at) }
+        Acknowledged { id: 0, port, timeline, position: 0, sent: ms(at), at: ms(at) }
     }
 
     fn ms(ms: u64) -> Duration {

@@ -114,7 +114,8 @@ impl Contender {
             fleet.scratch.keep();
         }
         fleet.ttl_s = tool.ttl_s();
-        let mut contender = Self { tool, patronictl: patroni.map(Patroni::patronictl), fleet, settings: Settings::default() };
+        let mut contender =
+            Self { tool, patronictl: patroni.map(Patroni::patronictl), fleet, settings: Settings::default() };
         contender.fleet.add_postgres_kept_by(&keeper, MEMBERS)?;
         Ok(contender)
     }

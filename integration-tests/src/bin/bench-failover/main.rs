@@ -113,7 +113,8 @@ async fn run(mut args: Args) -> Result<bool> {
     try_join_all(contenders.iter().map(Contender::settled)).await?;
     let all = args.only.is_empty();
     let rows = if all { Row::value_variants().to_vec() } else { args.only };
-    let idle = if rows.contains(&Row::Idle) { Box::pin(measure_idle(&mut contenders, args.idle)).await? } else { Vec::new() };
+    let idle =
+        if rows.contains(&Row::Idle) { Box::pin(measure_idle(&mut contenders, args.idle)).await? } else { Vec::new() };
     let mut measured = Rounds::new();
     for round in 1..=usize::from(args.rounds) {
         for row in &rows {

@@ -159,7 +159,8 @@ impl Report {
                 let Idle { pss_mib, cpu_seconds_per_minute, etcd_requests_per_minute, .. } = idle;
                 format!("{pss_mib:.1} MiB / {cpu_seconds_per_minute:.2} / {etcd_requests_per_minute:.0}")
             });
-            let mut table = new_table(["IDLE".to_owned()].into_iter().chain(self.idle.iter().map(|i| i.tool.to_string())));
+            let mut table =
+                new_table(["IDLE".to_owned()].into_iter().chain(self.idle.iter().map(|i| i.tool.to_string())));
             table.add_row(["idle agent".to_owned()].into_iter().chain(cells));
             text += &lines(&table);
         }

@@ -2,10 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use clap::{
-    ValueEnum,
-    builder::PossibleValue,
-};
+use clap::{ValueEnum, builder::PossibleValue};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
