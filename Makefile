@@ -69,6 +69,10 @@ FAILSAFE ?=
 chaos: build ## kills, freezes, cuts off and starves all parts under writing clients: MINUTES=2 SEED=1 MODE=async|on|quorum FAILSAFE=1
 	@$(BIN)/chaos --seconds $$(( $(MINUTES) * 60 )) --seed $(SEED) --mode $(MODE) $(if $(filter-out 0 no,$(FAILSAFE)),--failsafe)
 
+.PHONY: soak
+soak: build ## a Postgres cluster on a machine without time, and a disk without: no failover that was not asked for: MINUTES=60
+	@$(BIN)/soak --minutes $(MINUTES)
+
 .PHONY: bench-idle
 bench-idle: build ## what each bot costs when nothing happens
 	@$(BIN)/bench-idle

@@ -22,6 +22,9 @@ use crate::{
 /// The user of the API where it asks for one.
 pub const API_USER: &str = "operator";
 
+/// The folder of the step logs, below the scratch folder.
+const STEP_LOGS: &str = "steps";
+
 /// A bot that is given a bad configuration says so within this.
 const REFUSAL_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -58,6 +61,8 @@ pub struct Place<'s> {
     pub api_password: &'s str,
     /// Where the bot and its server are.
     pub site: Site,
+    /// Whether the bot writes a step log.
+    pub step_logs: bool,
 }
 
 impl Bot {
@@ -91,8 +96,14 @@ impl Bot {
         let api = format!("{}:{}", place.site.host, free_port()?);
         let login = format!("  authentication:\n    username: {API_USER}\n    password: \"{}\"\n", place.api_password);
         let login = if place.site.is_loopback() { "" } else { &login };
+        let steps = if place.step_logs {
+            let folder = place.scratch.dir(STEP_LOGS, account)?;
+            format!("  step_log: {}\n", folder.join(step_log_name(scope, name)).display())
+        } else {
+            String::new()
+        };
         let common = format!(
-            "scope: {scope}\nname: {name}\nnamespace: service\netcd3:\n  hosts: {etcd}\nrestapi:\n  listen: {api}\n{login}log:\n  level: INFO\n",
+            "scope: {scope}\nname: {name}\nnamespace: service\netcd3:\n  hosts: {etcd}\nrestapi:\n  listen: {api}\n{login}log:\n  level: INFO\n{steps}",
             etcd = place.etcd,
         );
         let config = place.scratch.file(&format!("{scope}-{name}.yml"), &(common + rest), account)?;
@@ -206,6 +217,16 @@ impl Bot {
     pub fn log(&self) -> String {
         fs::read_to_string(self.logs.join(format!("{}.log", self.program.name))).unwrap_or_default()
     }
+
+    /// Where its step log is, if it writes one.
+    #[must_use]
+    pub fn step_log(&self) -> PathBuf {
+        self.config.with_file_name(STEP_LOGS).join(step_log_name(&self.scope, &self.name))
+    }
+}
+
+fn step_log_name(scope: &str, name: &str) -> String {
+    format!("{scope}-{name}.jsonl")
 }
 
 /// A Postgres bot and its server.

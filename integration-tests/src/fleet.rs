@@ -54,6 +54,8 @@ pub struct Fleet {
     pub ttl_s: u64,
     /// More lines of the Postgres cluster's first configuration, as they stand below `bootstrap.dcs`.
     pub dcs: String,
+    /// Whether bots that are added write step logs.
+    pub step_logs: bool,
     logs: PathBuf,
     /// What nodes stand on.
     pub ground: Ground,
@@ -92,6 +94,7 @@ impl Fleet {
             api_password: bots_core::shell::instance_id(),
             ttl_s: 5,
             dcs: String::new(),
+            step_logs: false,
             logs,
             ground,
             scratch,
@@ -107,8 +110,9 @@ impl Fleet {
     }
 
     fn place_at(&self, site: Site) -> Place<'_> {
-        let Self { scratch, logs, ttl_s, dcs, api_password, .. } = self;
-        Place { scratch, logs, etcd: self.etcd.hosts(), ttl_s: *ttl_s, dcs, api_password, site }
+        let Self { scratch, logs, dcs, api_password, .. } = self;
+        let (etcd, ttl_s, step_logs) = (self.etcd.hosts(), self.ttl_s, self.step_logs);
+        Place { scratch, logs, etcd, ttl_s, dcs, api_password, site, step_logs }
     }
 
     /// Where the logs are.

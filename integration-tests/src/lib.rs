@@ -19,6 +19,7 @@ pub mod ports;
 pub mod process;
 pub mod scratch;
 pub mod sql;
+pub mod steps;
 pub mod store;
 pub mod usage;
 pub mod wait;

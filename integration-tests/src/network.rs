@@ -1,6 +1,7 @@
-//! A network of the run's own: every node in a network namespace, all joined by a bridge, so that the way from any of them to
-//! any other can be cut or made lossy. The harness itself reaches all of them all the time. It needs root, `ip`, `nft`, and a
-//! kernel with network namespaces and nftables for bridges; it touches nothing that it has not made.
+//! A network of the run's own: every node in a network namespace, all joined by a bridge in one more, so that the way from any
+//! of them to any other can be cut or made lossy. The harness itself reaches all of them all the time. It needs root, `ip`,
+//! `nft`, and a kernel with network namespaces and nftables for bridges. All that the machine itself sees of it is one
+//! interface with one address; its own rules and routes stay as they are.
 
 use std::{
     fs,
@@ -21,7 +22,12 @@ const LOSS_PERCENT: u8 = 30;
 /// Subnets are tried from here on: 10.201.0.0/24, and so on.
 const FIRST_SUBNET: u32 = 201;
 
-/// The bridge, the namespaces, and the rules that cut. All are gone when dropped.
+/// The namespace of the bridge and of the rules that cut.
+const SWITCH: &str = "switch";
+const BRIDGE: &str = "bridge0";
+const TABLE: &str = "ways";
+
+/// The namespaces, the bridge, and the rules that cut. All are gone when dropped.
 #[derive(Debug)]
 pub struct Network {
     /// The first three numbers of every address.
@@ -61,13 +67,16 @@ impl Network {
         let prefixes = (0..50).map(|n| format!("10.{}.{}", FIRST_SUBNET + (id + n) % 50, id / 50 % 250));
         let prefix = { prefixes }.find(|prefix| !taken.contains(&format!(" {prefix}."))).context("a free subnet")?;
         let network = Self { prefix, id, nodes: Vec::new() };
-        let bridge = network.bridge();
-        run_now("ip", &["link", "add", &bridge, "type", "bridge"])?;
-        run_now("ip", &["addr", "add", &format!("{}.1/24", network.prefix), "dev", &bridge])?;
-        run_now("ip", &["link", "set", &bridge, "up"])?;
-        let table = network.table();
+        let (switch, host, port) = (network.namespace(SWITCH), format!("b{id}h"), format!("b{id}s"));
+        run_now("ip", &["netns", "add", &switch])?;
+        run_now("ip", &["-n", &switch, "link", "add", BRIDGE, "type", "bridge"])?;
+        run_now("ip", &["-n", &switch, "link", "set", BRIDGE, "up"])?;
+        run_now("ip", &["link", "add", &host, "type", "veth", "peer", "name", &port, "netns", &switch])?;
+        run_now("ip", &["-n", &switch, "link", "set", &port, "master", BRIDGE, "up"])?;
+        run_now("ip", &["addr", "add", &format!("{}.1/24", network.prefix), "dev", &host])?;
+        run_now("ip", &["link", "set", &host, "up"])?;
         let rules = format!(
-            "table bridge {table} {{
+            "table bridge {TABLE} {{
                set cut {{ type ipv4_addr . ipv4_addr; }}
                set lossy {{ type ipv4_addr . ipv4_addr; }}
                chain forward {{
@@ -77,7 +86,7 @@ impl Network {
                }}
              }}"
         );
-        run_now("nft", &[&rules]).context("rules for a bridge")?;
+        network.nft(&[&rules]).context("rules for a bridge")?;
         Ok(network)
     }
 
@@ -98,8 +107,11 @@ impl Network {
         let (outside, inside) = (format!("b{}n{number}", self.id), format!("b{}p{number}", self.id));
         run_now("ip", &["netns", "add", &namespace])?;
         self.nodes.push(Node { name: name.to_owned(), address: address.clone() });
-        run_now("ip", &["link", "add", &outside, "type", "veth", "peer", "name", &inside, "netns", &namespace])?;
-        run_now("ip", &["link", "set", &outside, "master", &self.bridge(), "up"])?;
+        let switch = self.namespace(SWITCH);
+        let pair =
+            ["-n", &switch, "link", "add", &outside, "type", "veth", "peer", "name", &inside, "netns", &namespace];
+        run_now("ip", &pair)?;
+        run_now("ip", &["-n", &switch, "link", "set", &outside, "master", BRIDGE, "up"])?;
         for command in [
             vec!["link", "set", "lo", "up"],
             vec!["addr", "add", &format!("{address}/24"), "dev", &inside],
@@ -145,7 +157,7 @@ impl Network {
     /// Opens all ways, and makes none lossy.
     pub fn heal(&self) {
         for set in ["cut", "lossy"] {
-            let _gone_already = run_now("nft", &["flush", "set", "bridge", &self.table(), set]);
+            let _gone_already = self.nft(&["flush", "set", "bridge", TABLE, set]);
         }
     }
 
@@ -156,15 +168,12 @@ impl Network {
         };
         let elements = ways.iter().map(|way| Ok(format!("{} . {}", address(&way.from)?, address(&way.to)?)));
         let elements = elements.collect::<Result<Vec<_>>>()?.join(", ");
-        run_now("nft", &[verb, "element", "bridge", &self.table(), set, &format!("{{ {elements} }}")]).map(drop)
+        self.nft(&[verb, "element", "bridge", TABLE, set, &format!("{{ {elements} }}")])
     }
 
-    fn bridge(&self) -> String {
-        format!("b{}br", self.id)
-    }
-
-    fn table(&self) -> String {
-        format!("bots_{}", self.id)
+    fn nft(&self, args: &[&str]) -> Result<()> {
+        let switch = self.namespace(SWITCH);
+        run_now("ip", &[&["netns", "exec", &switch, "nft"], args].concat()).map(drop)
     }
 
     fn namespace(&self, name: &str) -> String {
@@ -202,12 +211,11 @@ fn remove(id: u32) {
     let namespaces = fs::read_dir(NAMESPACES).into_iter().flatten().flatten();
     for namespace in namespaces.filter_map(|entry| entry.file_name().into_string().ok()) {
         if namespace.starts_with(&format!("bots-{id}-")) {
-            // The pair of interfaces goes with it.
+            // Interfaces, bridge and rules go with it.
             let _gone_already = run_now("ip", &["netns", "delete", &namespace]);
         }
     }
-    let _gone_already = run_now("ip", &["link", "delete", &format!("b{id}br")]);
-    let _gone_already = run_now("nft", &["delete", "table", "bridge", &format!("bots_{id}")]);
+    let _gone_already = run_now("ip", &["link", "delete", &format!("b{id}h")]);
 }
 
 #[cfg(test)]

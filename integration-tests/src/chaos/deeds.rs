@@ -105,7 +105,8 @@ impl<'f> Deeds<'f> {
 
     fn befall_member(&mut self, planned: Planned, member: usize) -> Result<Option<String>> {
         let name = self.fleet.postgres[member].bot.name.clone();
-        let for_ms = format!("for {} ms", millis(planned.length));
+        let lasting =
+            if planned.length.is_zero() { String::new() } else { format!(", for {} ms", millis(planned.length)) };
         let did = match planned.fault {
             Fault::BotKilled
             | Fault::BotFrozen
@@ -115,18 +116,18 @@ impl<'f> Deeds<'f> {
             | Fault::ServerKilled
             | Fault::ServerFrozen
             | Fault::NodeLost
-            | Fault::NodeFrozen => self.befall_processes(planned, member)?.then(|| format!("{name}, {for_ms}")),
+            | Fault::NodeFrozen => self.befall_processes(planned, member)?.then(|| format!("{name}{lasting}")),
             Fault::EtcdKilled | Fault::EtcdFrozen | Fault::EtcdQuorumLost | Fault::EtcdSlow => {
-                self.befall_etcd(planned).map(|who| format!("{who}, {for_ms}"))
+                self.befall_etcd(planned).map(|who| format!("{who}{lasting}"))
             }
             Fault::NodeCutOff
             | Fault::NodeCutFromEtcd
             | Fault::NodeCutFromNodes
             | Fault::OneWayCut
             | Fault::EtcdMemberCutOff
-            | Fault::NodeLossy => self.befall_network(planned, &name)?.map(|who| format!("{who}, {for_ms}")),
+            | Fault::NodeLossy => self.befall_network(planned, &name)?.map(|who| format!("{who}{lasting}")),
             Fault::DiskFull | Fault::DiskStalled | Fault::DiskSlow => {
-                self.befall_disk(planned, member)?.then(|| format!("{name}, {for_ms}"))
+                self.befall_disk(planned, member)?.then(|| format!("{name}{lasting}"))
             }
             Fault::Switchover => self.ask(&["switchover", MAIN, "--force"])?,
             Fault::ServerRestarted => self.ask(&["restart", &format!("{MAIN}/{name}"), "--force"])?,
