@@ -189,6 +189,10 @@ impl Turn {
         if !candidate.observed || self.s.timers.armed(Timer::Retry).is_some() || self.s.leadership.is_busy() {
             return;
         }
+        if self.s.membership.is_resting() {
+            // The lock shall hang on a lease of its length, which was asked for along with the peers.
+            return;
+        }
         let Some(answers) = candidate.answers.take() else {
             // Asked for the lock and refused: look again, unless the winner shows first.
             if candidate.probe.is_none() {

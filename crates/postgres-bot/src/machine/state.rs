@@ -464,16 +464,23 @@ impl State {
         self.has_ample_lease(now) && self.leadership.fence(now, &self.membership).is_some()
     }
 
+    /// Nothing hangs on the lease but our place among the members, and it looks as if that would last: a replica whose leader
+    /// lives, once the dust of a failover has settled. Its death is seen by who streams to it and by who connects to it.
+    pub(super) fn rests(&self, now: Time) -> bool {
+        let led = self.leader().is_some_and(|leader| leader != self.settings.name);
+        led && matches!(self.phase, Phase::Replica { .. }) && now.since(self.since) >= self.dynamic.ttl
+    }
+
     /// Before the fence falls, this much of the lease is left: what stopping Postgres may take, and any drift of clocks.
     #[must_use]
-    pub const fn fence_margin(&self) -> Span {
+    pub fn fence_margin(&self) -> Span {
         self.membership.lease_ttl().divided_by(5)
     }
 
     /// The guard acts this long before the lease may have run out: what killing a server may take on a busy machine, and
     /// any drift of clocks. Half of [`Self::fence_margin`], so that a bot that lives acts first, and more gently.
     #[must_use]
-    pub const fn guard_margin(&self) -> Span {
+    pub fn guard_margin(&self) -> Span {
         self.fence_margin().divided_by(2)
     }
 

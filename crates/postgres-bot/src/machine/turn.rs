@@ -137,6 +137,10 @@ impl Turn {
             self.let_go_of_the_lock();
             let mut out = Vec::new();
             self.s.membership.hold_lock(self.s.leadership.is_held(), &mut out);
+            // A question about the lock is about the lease that it was asked with.
+            if !self.s.leadership.is_busy() {
+                self.s.membership.rest(self.now, self.s.rests(self.now), &mut out);
+            }
             self.s.membership.advance(self.now, &mut out);
             share::publish(&mut self.s, self.now, &mut out);
             self.push_membership(out);

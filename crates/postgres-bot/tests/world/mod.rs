@@ -45,8 +45,7 @@ pub(crate) struct World {
     pub(crate) shown: Revision,
     /// The bot's questions to the store, the oldest first.
     pub(crate) asked: VecDeque<(RequestId, Transaction)>,
-    pub(crate) lease: Option<LeaseId>,
-    pub(crate) granting: bool,
+    pub(crate) granting: Option<Span>,
     pub(crate) job: Option<(JobId, Job)>,
     pub(crate) probe: Option<ProbeId>,
     /// The bot waits to hear what is in the data directory.
@@ -141,8 +140,7 @@ impl World {
             dcs: MemoryDcs::new(),
             shown: Revision(0),
             asked: VecDeque::new(),
-            lease: None,
-            granting: false,
+            granting: None,
             job: None,
             probe: None,
             inspecting: false,
@@ -281,8 +279,8 @@ impl World {
                 return;
             }
             Action::Dcs(DcsAction::Transact { id, transaction }) => self.asked.push_back((id, transaction)),
-            Action::Dcs(DcsAction::GrantLease { .. }) => {
-                assert!(!std::mem::replace(&mut self.granting, true), "a lease is asked for twice");
+            Action::Dcs(DcsAction::GrantLease { ttl }) => {
+                assert_eq!(self.granting.replace(ttl), None, "a lease is asked for twice");
             }
             // Leases here are renewed by the tests.
             Action::Dcs(DcsAction::PaceLease { .. }) => {}
@@ -382,16 +380,15 @@ impl World {
     }
 
     pub(crate) fn grant(&mut self) {
-        if std::mem::replace(&mut self.granting, false) {
+        if let Some(ttl) = self.granting.take() {
             let lease = self.dcs.grant(self.now, LEASE_FOR_EVER);
-            self.lease = Some(lease);
-            let valid_until = self.now + self.state.membership().lease_ttl();
+            let valid_until = self.now + ttl;
             self.step(Event::Dcs(DcsEvent::LeaseGranted { lease, valid_until }));
         }
     }
 
     pub(crate) fn renew(&mut self) {
-        if let Some(lease) = self.lease {
+        if let Some(lease) = self.state.membership().lease_id() {
             if !self.dcs.lease_lives(lease) {
                 return self.tell_lease_lost();
             }
@@ -402,14 +399,14 @@ impl World {
 
     /// The store drops the lease; the bot hears of it only by [`World::tell_lease_lost`].
     pub(crate) fn expire(&mut self) {
-        if let Some(lease) = self.lease {
+        if let Some(lease) = self.state.membership().lease_id() {
             self.dcs.revoke(lease);
         }
     }
 
     pub(crate) fn tell_lease_lost(&mut self) {
         self.expire();
-        if let Some(lease) = self.lease.take() {
+        if let Some(lease) = self.state.membership().lease_id() {
             self.step(Event::Dcs(DcsEvent::LeaseLost { lease, why: String::from("it has expired") }));
         }
     }
