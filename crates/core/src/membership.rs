@@ -236,7 +236,7 @@ impl Membership {
 
     /// Says whether nothing but our own place among the members hangs on the lease, and nobody waits for that place to fall
     /// free: then a long lease takes the place of the short one, and the other way round. The member key moves over, and any
-    /// other key that hangs on the lease is lost with it; with a lock, or a question about one, it stays as it is.
+    /// other key that hangs on the lease is lost with it, when [`Self::advance`] is called next; with a lock, or a question about one, it stays as it is.
     pub fn rest(&mut self, now: Time, rests: bool, out: &mut Vec<MembershipAction>) {
         self.rests = rests && !self.holds_lock;
         self.advance(now, out);
@@ -336,6 +336,10 @@ impl Membership {
         let change = match event {
             MembershipEvent::Dcs(DcsEvent::LeaseGranted { lease, valid_until }) => {
                 self.granted(*lease, *valid_until, out);
+                if self.former.is_some() {
+                    // Whoever waits for this lease asks first: the key moves when the step is done, by `advance`.
+                    return None;
+                }
                 None
             }
             MembershipEvent::Dcs(DcsEvent::LeaseRenewed { lease, valid_until }) => {

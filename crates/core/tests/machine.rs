@@ -108,6 +108,9 @@ impl World {
             }
             "lose-lease" => {
                 let named = arg("lease").map(|id| LeaseId(id.parse().expect("a number")));
+                if let Some(lease) = named {
+                    self.dcs.revoke(lease);
+                }
                 let lease = named.or(self.membership.lease_id()).expect("a lease");
                 self.dcs(DcsEvent::LeaseLost { lease, why: "the bot stood still".into() });
             }
@@ -241,6 +244,9 @@ impl World {
         self.member(&MembershipEvent::Dcs(event.clone()));
         let change = self.leadership.on_event(self.now, &event, &self.view, &self.membership);
         self.log.extend(change.map(|change| format!("leadership: {change:?}")));
+        let mut out = Vec::new();
+        self.membership.advance(self.now, &mut out);
+        self.queue(out);
     }
 
     fn member(&mut self, event: &MembershipEvent) {

@@ -17,7 +17,7 @@ use super::{
     postmaster::Life,
     server::{self, Connection},
 };
-use crate::machine::Postgres;
+use crate::machine::{Postgres, ReplicationSlot};
 
 /// How often the server is asked. Deaths and streams that break show otherwise, and sooner; this is for figures.
 const ASK_EVERY: Duration = Duration::from_millis(500);
@@ -30,6 +30,9 @@ const MISSED_MAX: u32 = 3;
 
 /// One question in so many is the costly one for pending restarts.
 const PENDING_RESTART_EVERY: u32 = 20;
+
+/// One question in so many is the one for replication slots: they are looked after in minutes, not in moments.
+const SLOTS_EVERY: u32 = 4;
 
 /// After a reload, so many questions in a row are: the server takes its files in a moment later.
 const PENDING_RESTART_AFTER_RELOAD: u32 = 4;
@@ -44,11 +47,18 @@ pub struct Poke {
 struct PokeInner {
     wake: Notify,
     asked: AtomicBool,
+    slots: AtomicBool,
 }
 
 impl Poke {
     /// Look now; report if there is news.
     pub fn look(&self) {
+        self.inner.wake.notify_one();
+    }
+
+    /// Look at the replication slots now; report if there is news.
+    pub fn look_at_slots(&self) {
+        self.inner.slots.store(true, Ordering::Relaxed);
         self.inner.wake.notify_one();
     }
 
@@ -66,6 +76,7 @@ struct Eye {
     missed: u32,
     timeline: Timeline,
     pending_restart: BTreeMap<String, ParameterChange>,
+    slots: Option<BTreeMap<String, ReplicationSlot>>,
     /// The reloads that have been seen, and how many more questions their effect is asked for.
     reloads: (u64, u32),
 }
@@ -76,6 +87,9 @@ pub async fn run(hands: Arc<Hands>, poke: Poke) {
     loop {
         let _either_way = tokio::time::timeout(ASK_EVERY, poke.inner.wake.notified()).await;
         let asked = poke.inner.asked.swap(false, Ordering::Relaxed);
+        if poke.inner.slots.swap(false, Ordering::Relaxed) {
+            eye.slots = None;
+        }
         let since = hands.reporter.epoch();
         let seen = match hands.postmaster.life() {
             Life::Alive { ready: true, .. } => eye.look(&hands, asked).await,
@@ -132,7 +146,11 @@ impl Eye {
             self.pending_restart = connection.pending_restart().await?;
             self.reloads.1 = self.reloads.1.saturating_sub(1);
         }
+        if self.looks.is_multiple_of(SLOTS_EVERY) || self.slots.is_none() {
+            self.slots = Some(connection.slots().await?);
+        }
         self.looks = self.looks.wrapping_add(1);
+        server.slots.clone_from(&self.slots);
         server.pending_restart.clone_from(&self.pending_restart);
         Ok(Postgres::Up(server))
     }

@@ -7,7 +7,7 @@ pub(crate) mod show;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bots_core::{
-    dcs::{DcsAction, DcsEvent, LeaseId, MemoryDcs, Outcome, RequestId, Revision, Scope, Transaction, Write},
+    dcs::{DcsAction, DcsEvent, MemoryDcs, Outcome, RequestId, Revision, Scope, Transaction, Write},
     machine::{Machine, Span, Step, Time},
     wire::{Kind, Lsn, Member, MemberHead, PostgresFacts, Timeline},
 };
@@ -46,6 +46,8 @@ pub(crate) struct World {
     /// The bot's questions to the store, the oldest first.
     pub(crate) asked: VecDeque<(RequestId, Transaction)>,
     pub(crate) granting: Option<Span>,
+    /// A lease that takes the place of another is granted as soon as it is asked for.
+    pub(crate) grants_at_once: bool,
     pub(crate) job: Option<(JobId, Job)>,
     pub(crate) probe: Option<ProbeId>,
     /// The bot waits to hear what is in the data directory.
@@ -141,6 +143,7 @@ impl World {
             shown: Revision(0),
             asked: VecDeque::new(),
             granting: None,
+            grants_at_once: false,
             job: None,
             probe: None,
             inspecting: false,
@@ -218,6 +221,9 @@ impl World {
         self.check_writer(&event);
         while let Some((id, transaction)) = self.shares.pop_front() {
             self.settle(id, &transaction, Fate::Answered);
+        }
+        if self.grants_at_once && self.state.membership().lease_id().is_some() {
+            self.grant();
         }
     }
 
@@ -317,7 +323,7 @@ impl World {
                 }
                 self.fenced = true;
             }
-            Action::Observe => {}
+            Action::Observe | Action::ChangeSlots { .. } => {}
         }
         self.log.push(shown);
     }
