@@ -75,6 +75,13 @@ pub fn resting_ttl(ttl: Span) -> Span {
 /// Below this, a shorter lease would save etcd less than a fleet of short leases costs it anyway.
 const RESTING_TTL_MIN: Span = Span::from_secs(15);
 
+/// How often the lease of a member that rests is renewed. At the least length that leaves 5 s for other tries, more than etcd needs
+/// for choosing its next leader.
+#[must_use]
+pub const fn renewal_at_rest(ttl: Span) -> Span {
+    ttl.times(2).divided_by(3)
+}
+
 /// How often a lease is renewed on which a lock hangs. When etcd loses its own leader it renews nothing until it has the
 /// next one, which by its defaults takes up to two seconds and a little: at a `ttl` of 5 s, of which the holder keeps a
 /// fifth for stopping its service, this leaves 2.5 s.
@@ -145,8 +152,8 @@ pub struct Membership {
     rests: bool,
     /// A lock hangs on the lease, and with it more than our own place.
     holds_lock: bool,
-    /// What the present lease is renewed by.
-    paced_for_lock: bool,
+    /// How often the present lease is renewed.
+    pace: Span,
     registration: Registration,
     joined: bool,
     wanted: Option<String>,
@@ -171,7 +178,7 @@ impl Membership {
             former: None,
             rests: false,
             holds_lock: false,
-            paced_for_lock: false,
+            pace: renewal(ttl),
             registration: Registration::Absent { retry_at: None },
             joined: false,
             wanted: None,
@@ -259,13 +266,16 @@ impl Membership {
     }
 
     fn pace(&mut self, out: &mut Vec<MembershipAction>) {
-        let Session::Held { lease, ttl, .. } = self.session else { return };
-        if self.paced_for_lock == self.holds_lock {
-            return;
+        let Session::Held { lease, ttl, resting, .. } = self.session else { return };
+        let every = match (self.holds_lock, resting) {
+            (true, _) => renewal_under_lock(ttl),
+            (false, true) => renewal_at_rest(ttl),
+            (false, false) => renewal(ttl),
+        };
+        if every != self.pace {
+            self.pace = every;
+            out.push(MembershipAction::Dcs(DcsAction::PaceLease { lease, every }));
         }
-        self.paced_for_lock = self.holds_lock;
-        let every = if self.holds_lock { renewal_under_lock(ttl) } else { renewal(ttl) };
-        out.push(MembershipAction::Dcs(DcsAction::PaceLease { lease, every }));
     }
 
     /// The lease, if it is sure to live at `now`. Whoever acts under a lock asks this first (S6).
@@ -467,7 +477,8 @@ impl Membership {
             (Session::Held { .. }, _) => return,
             (Session::Left, _) => return out.push(MembershipAction::Dcs(DcsAction::RevokeLease { lease })),
         }
-        self.paced_for_lock = false;
+        // As every lease begins.
+        self.pace = renewal(self.lease_ttl());
         self.pace(out);
     }
 

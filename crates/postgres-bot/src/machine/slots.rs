@@ -191,6 +191,8 @@ impl State {
         if let Some(slots) = self.server().and_then(|server| server.slots.as_ref()) {
             let keeps = |slot: &ReplicationSlot| slot.confirmed.or(slot.restart).filter(|_| !slot.lost);
             status.slots = slots.iter().filter_map(|(name, slot)| Some((name.clone(), keeps(slot)?))).collect();
+            // What it would need if it came back as a replica.
+            status.slots.insert(slot_of(&self.settings.name), optime);
             let physical = |name: &&String| slots.get(*name).is_some_and(|slot| slot.kind == SlotKind::Physical);
             status.retain_slots = self.slots.unwanted.keys().filter(physical).cloned().collect();
         }
@@ -224,7 +226,10 @@ impl State {
             wanted.extend(self.peers().map(|(name, _)| (slot_of(name), SlotKind::Physical)));
         }
         if !leads {
-            wanted.extend(self.status().retain_slots.into_iter().map(|name| (name, SlotKind::Physical)));
+            // One that does not move along with the leader's would keep the log for ever.
+            let status = self.status();
+            wanted.extend(status.retain_slots.into_iter().map(|name| (name, SlotKind::Physical)));
+            wanted.retain(|name, _| status.slots.contains_key(name));
         }
         // Nobody follows itself.
         wanted.remove(&slot_of(&self.settings.name));

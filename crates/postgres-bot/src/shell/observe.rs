@@ -17,10 +17,16 @@ use super::{
     postmaster::Life,
     server::{self, Connection},
 };
-use crate::machine::{Postgres, ReplicationSlot};
+use crate::machine::{Postgres, ReplicationSlot, Server};
 
 /// How often the server is asked. Deaths and streams that break show otherwise, and sooner; this is for figures.
 const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// How often, once it has said the same for [`QUIET_AFTER`] questions: an idle bot should cost next to nothing.
+const ASK_EVERY_QUIET: Duration = Duration::from_secs(1);
+
+/// See [`ASK_EVERY_QUIET`]. Five seconds.
+const QUIET_AFTER: u32 = 10;
 
 /// How long the server may take to answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
@@ -74,6 +80,9 @@ struct Eye {
     connection: Option<Connection>,
     looks: u32,
     missed: u32,
+    /// So many questions in a row had the same answer.
+    quiet: u32,
+    last: Option<Server>,
     timeline: Timeline,
     pending_restart: BTreeMap<String, ParameterChange>,
     slots: Option<BTreeMap<String, ReplicationSlot>>,
@@ -85,7 +94,8 @@ struct Eye {
 pub async fn run(hands: Arc<Hands>, poke: Poke) {
     let mut eye = Eye::default();
     loop {
-        let _either_way = tokio::time::timeout(ASK_EVERY, poke.inner.wake.notified()).await;
+        let pause = if eye.quiet >= QUIET_AFTER { ASK_EVERY_QUIET } else { ASK_EVERY };
+        let _either_way = tokio::time::timeout(pause, poke.inner.wake.notified()).await;
         let asked = poke.inner.asked.swap(false, Ordering::Relaxed);
         if poke.inner.slots.swap(false, Ordering::Relaxed) {
             eye.slots = None;
@@ -114,6 +124,9 @@ impl Eye {
         match tokio::time::timeout(ANSWER_DEADLINE, self.question(hands)).await {
             Ok(Ok(seen)) => {
                 self.missed = 0;
+                let same = seen.server() == self.last.as_ref();
+                self.quiet = if same { self.quiet.saturating_add(1) } else { 0 };
+                self.last = seen.server().cloned();
                 return Some(seen);
             }
             Ok(Err(error)) if server::is_starting(&error) => {
@@ -126,6 +139,7 @@ impl Eye {
             Err(_elapsed) => tracing::debug!("the server did not answer in time"),
         }
         self.connection = None;
+        self.quiet = 0;
         self.missed += 1;
         (asked || self.missed >= MISSED_MAX).then_some(Postgres::Silent)
     }
