@@ -1,6 +1,7 @@
 //! The shell: performs the machine's actions on a real server and turns what happens into its events. Decides nothing.
 
 pub mod binaries;
+mod callbacks;
 pub mod config;
 mod conninfo;
 mod figures;
@@ -40,8 +41,8 @@ use bots_core::{
 use tokio::{sync::watch, task::AbortHandle};
 
 use self::{
-    binaries::Binaries, config::Config, figures::Figures, hands::Hands, node::Node, observe::Poke, reload::Reload,
-    report::Reporter, routes::Site,
+    binaries::Binaries, callbacks::Callbacks, config::Config, figures::Figures, hands::Hands, node::Node,
+    observe::Poke, reload::Reload, report::Reporter, routes::Site,
 };
 use crate::machine::{Action, Event, JobId, PostgresBot, State};
 
@@ -58,6 +59,7 @@ pub struct PostgresShell {
     jobs: BTreeMap<JobId, AbortHandle>,
     state: watch::Sender<Arc<State>>,
     figures: Figures,
+    callbacks: Callbacks,
     /// See [`lock`].
     _lock: File,
 }
@@ -91,6 +93,7 @@ impl Bot for Program {
         }
         let (node, lock) = prepare(&config)?;
         postmaster::adopt_orphans().map_err(|e| Exit::failure(format!("{e:#}")))?;
+        let callbacks = Callbacks::new(config.callbacks().map_err(Exit::usage)?, &config.common.scope);
         let settings = config.settings(context.instance.clone(), Self::VERSION, context.epoch_unix_ms);
         let path = context.config_path.clone();
         let reload = Arc::new(Reload::new(path, config, context.instance.clone(), context.epoch_unix_ms));
@@ -112,6 +115,7 @@ impl Bot for Program {
             jobs: BTreeMap::new(),
             state: sender,
             figures: Figures::new(&context.metrics),
+            callbacks,
             _lock: lock,
         };
         Ok(Assembled::new(state, shell, prefixes, health).routes(routes))
@@ -246,6 +250,7 @@ impl Shell for PostgresShell {
 
     fn stepped(&mut self, state: &State) {
         self.figures.note(state, Clock::now());
+        self.callbacks.note(state, self.hands.reloads());
         self.state.send_replace(Arc::new(state.clone()));
     }
 }
