@@ -65,6 +65,23 @@ pub const fn renewal(ttl: Span) -> Span {
     ttl.divided_by(2)
 }
 
+/// The length of a lease on which only a place among the members hangs that nobody waits for. Its renewals are what an idle
+/// fleet costs etcd; its length is how long a dead member is still shown.
+#[must_use]
+pub fn resting_ttl(ttl: Span) -> Span {
+    ttl.times(3).max(RESTING_TTL_MIN)
+}
+
+/// Below this, a shorter lease would save etcd less than a fleet of short leases costs it anyway.
+const RESTING_TTL_MIN: Span = Span::from_secs(15);
+
+/// How often the lease of a member that rests is renewed. At the least length that leaves 5 s for other tries, more than etcd needs
+/// for choosing its next leader.
+#[must_use]
+pub const fn renewal_at_rest(ttl: Span) -> Span {
+    ttl.times(2).divided_by(3)
+}
+
 /// How often a lease is renewed on which a lock hangs. When etcd loses its own leader it renews nothing until it has the
 /// next one, which by its defaults takes up to two seconds and a little: at a `ttl` of 5 s, of which the holder keeps a
 /// fifth for stopping its service, this leaves 2.5 s.
@@ -76,8 +93,23 @@ pub const fn renewal_under_lock(ttl: Span) -> Span {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 enum Session {
     None,
-    Granting,
-    Held { lease: LeaseId, valid_until: Time },
+    Held {
+        lease: LeaseId,
+        valid_until: Time,
+        /// Its length.
+        ttl: Span,
+        /// It is a long one, for a member that rests: no lock is to hang on it.
+        resting: bool,
+    },
+    /// It was given back for good.
+    Left,
+}
+
+/// A lease that was asked for and is not granted yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Grant {
+    ttl: Span,
+    resting: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -91,12 +123,15 @@ enum Registration {
     Writing {
         request: RequestId,
         value: String,
+        under: LeaseId,
         since: Time,
     },
     Registered {
         /// When our value came to stand there. The next one is written only over this one, so that a write whose answer was
         /// lost cannot come back over a newer one.
         modified: Revision,
+        /// The lease that it hangs on.
+        under: LeaseId,
     },
     Duplicate,
 }
@@ -108,13 +143,17 @@ pub struct Membership {
     name: String,
     instance: String,
     ttl: Span,
-    /// The length of the present lease, or of the one that was asked for.
-    lease_ttl: Span,
     session: Session,
+    /// The lease that is asked for, beside the present one or in its place.
+    grant: Option<Grant>,
+    /// The lease whose place the present one has taken. It is given back once our key hangs on the present one.
+    former: Option<LeaseId>,
+    /// Nothing but our place among the members hangs on the lease, and nobody waits for that.
+    rests: bool,
     /// A lock hangs on the lease, and with it more than our own place.
     holds_lock: bool,
-    /// What the present lease is renewed by.
-    paced_for_lock: bool,
+    /// How often the present lease is renewed.
+    pace: Span,
     registration: Registration,
     joined: bool,
     wanted: Option<String>,
@@ -134,10 +173,12 @@ impl Membership {
             name: name.into(),
             instance: instance.into(),
             ttl,
-            lease_ttl: ttl,
             session: Session::None,
+            grant: None,
+            former: None,
+            rests: false,
             holds_lock: false,
-            paced_for_lock: false,
+            pace: renewal(ttl),
             registration: Registration::Absent { retry_at: None },
             joined: false,
             wanted: None,
@@ -166,16 +207,27 @@ impl Membership {
         &self.instance
     }
 
-    /// The length of the lease.
+    /// The length of a lease on which a lock may hang.
     #[must_use]
     pub const fn ttl(&self) -> Span {
         self.ttl
     }
 
-    /// The length of the present lease: margins that must fit into it are taken from this, not from [`Self::ttl`].
+    /// The length of the present lease, or of the one that is asked for: margins that must fit into it are taken from this, not
+    /// from [`Self::ttl`].
     #[must_use]
-    pub const fn lease_ttl(&self) -> Span {
-        self.lease_ttl
+    pub fn lease_ttl(&self) -> Span {
+        match self.session {
+            Session::Held { ttl, .. } => ttl,
+            Session::None | Session::Left => self.grant.map_or(self.ttl, |grant| grant.ttl),
+        }
+    }
+
+    /// Whether the present lease is the long one of a member that rests. Who asks for a lock under it would, when it is lost,
+    /// be missed late: first call [`Self::rest`] with `false`, and wait for the grant.
+    #[must_use]
+    pub const fn is_resting(&self) -> bool {
+        matches!(self.session, Session::Held { resting: true, .. })
     }
 
     /// Changes the length of the next lease; the present one keeps its own.
@@ -189,22 +241,49 @@ impl Membership {
         self.pace(out);
     }
 
-    fn pace(&mut self, out: &mut Vec<MembershipAction>) {
-        let Session::Held { lease, .. } = self.session else { return };
-        if self.paced_for_lock == self.holds_lock {
+    /// Says whether nothing but our own place among the members hangs on the lease, and nobody waits for that place to fall
+    /// free: then a long lease takes the place of the short one, and the other way round. The member key moves over, and any
+    /// other key that hangs on the lease is lost with it, when [`Self::advance`] is called next; with a lock, or a question about one, it stays as it is.
+    pub fn rest(&mut self, now: Time, rests: bool, out: &mut Vec<MembershipAction>) {
+        self.rests = rests && !self.holds_lock;
+        self.advance(now, out);
+    }
+
+    /// Asks for the lease that there should be, if it is another than there is.
+    fn exchange(&mut self, out: &mut Vec<MembershipAction>) {
+        let due = match self.session {
+            Session::None => self.registration != Registration::Duplicate,
+            // One exchange after the other.
+            Session::Held { resting, .. } => resting != self.rests && self.former.is_none() && !self.holds_lock,
+            Session::Left => false,
+        };
+        if !due || self.grant.is_some() {
             return;
         }
-        self.paced_for_lock = self.holds_lock;
-        let every = if self.holds_lock { renewal_under_lock(self.lease_ttl) } else { renewal(self.lease_ttl) };
-        out.push(MembershipAction::Dcs(DcsAction::PaceLease { lease, every }));
+        let ttl = if self.rests { resting_ttl(self.ttl) } else { self.ttl };
+        self.grant = Some(Grant { ttl, resting: self.rests });
+        out.push(MembershipAction::Dcs(DcsAction::GrantLease { ttl }));
+    }
+
+    fn pace(&mut self, out: &mut Vec<MembershipAction>) {
+        let Session::Held { lease, ttl, resting, .. } = self.session else { return };
+        let every = match (self.holds_lock, resting) {
+            (true, _) => renewal_under_lock(ttl),
+            (false, true) => renewal_at_rest(ttl),
+            (false, false) => renewal(ttl),
+        };
+        if every != self.pace {
+            self.pace = every;
+            out.push(MembershipAction::Dcs(DcsAction::PaceLease { lease, every }));
+        }
     }
 
     /// The lease, if it is sure to live at `now`. Whoever acts under a lock asks this first (S6).
     #[must_use]
     pub fn lease(&self, now: Time) -> Option<LeaseId> {
         match self.session {
-            Session::Held { lease, valid_until } if now < valid_until => Some(lease),
-            Session::Held { .. } | Session::Granting | Session::None => None,
+            Session::Held { lease, valid_until, .. } if now < valid_until => Some(lease),
+            Session::Held { .. } | Session::None | Session::Left => None,
         }
     }
 
@@ -213,7 +292,7 @@ impl Membership {
     pub const fn valid_until(&self) -> Option<Time> {
         match self.session {
             Session::Held { valid_until, .. } => Some(valid_until),
-            Session::Granting | Session::None => None,
+            Session::None | Session::Left => None,
         }
     }
 
@@ -222,7 +301,7 @@ impl Membership {
     pub const fn lease_id(&self) -> Option<LeaseId> {
         match self.session {
             Session::Held { lease, .. } => Some(lease),
-            Session::Granting | Session::None => None,
+            Session::None | Session::Left => None,
         }
     }
 
@@ -267,17 +346,21 @@ impl Membership {
         let change = match event {
             MembershipEvent::Dcs(DcsEvent::LeaseGranted { lease, valid_until }) => {
                 self.granted(*lease, *valid_until, out);
+                if self.former.is_some() {
+                    // Whoever waits for this lease asks first: the key moves when the step is done, by `advance`.
+                    return None;
+                }
                 None
             }
             MembershipEvent::Dcs(DcsEvent::LeaseRenewed { lease, valid_until }) => {
-                if let Session::Held { lease: mine, valid_until: until } = &mut self.session
+                if let Session::Held { lease: mine, valid_until: until, .. } = &mut self.session
                     && mine == lease
                 {
                     *until = (*until).max(*valid_until);
                 }
                 None
             }
-            MembershipEvent::Dcs(DcsEvent::LeaseLost { lease, why }) => self.lost(*lease, why),
+            MembershipEvent::Dcs(DcsEvent::LeaseLost { lease, why }) => self.lost(*lease, why, out),
             MembershipEvent::Dcs(DcsEvent::Answered { id, outcome }) => self.answered(now, *id, outcome, out),
             MembershipEvent::Dcs(DcsEvent::Listed { .. } | DcsEvent::Changed { .. } | DcsEvent::WatchLost { .. }) => {
                 self.check_view(view);
@@ -291,11 +374,7 @@ impl Membership {
 
     /// Lets time pass: asks for a lease, registers, publishes, retries; whatever is due.
     pub fn advance(&mut self, now: Time, out: &mut Vec<MembershipAction>) {
-        if self.session == Session::None && self.registration != Registration::Duplicate {
-            self.session = Session::Granting;
-            self.lease_ttl = self.ttl;
-            out.push(MembershipAction::Dcs(DcsAction::GrantLease { ttl: self.ttl }));
-        }
+        self.exchange(out);
         if now >= self.soft_due
             && let Some(soft) = self.soft.take()
         {
@@ -314,8 +393,10 @@ impl Membership {
             Registration::Absent { retry_at } if retry_at.is_none_or(|at| at <= now) => {
                 self.write(now, vec![Compare::Absent(key)], wanted, lease, out);
             }
-            Registration::Registered { modified } if self.published.as_ref() != Some(&wanted) => {
-                let unchanged = vec![Compare::LeaseIs(key.clone(), lease), Compare::ModifiedAt(key, *modified)];
+            Registration::Registered { modified, under }
+                if self.published.as_ref() != Some(&wanted) || *under != lease =>
+            {
+                let unchanged = vec![Compare::LeaseIs(key.clone(), *under), Compare::ModifiedAt(key, *modified)];
                 self.write(now, unchanged, wanted, lease, out);
             }
             Registration::Absent { .. }
@@ -331,7 +412,8 @@ impl Membership {
         if let Session::Held { lease, .. } = self.session {
             out.push(MembershipAction::Dcs(DcsAction::RevokeLease { lease }));
         }
-        self.session = Session::Granting;
+        self.give_former_back(out);
+        self.session = Session::Left;
         self.joined = false;
         self.wanted = None;
         self.soft = None;
@@ -358,10 +440,10 @@ impl Membership {
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         match (&self.session, &self.registration) {
-            (Session::None | Session::Granting | Session::Held { .. }, Registration::Duplicate) => {
+            (Session::None | Session::Left | Session::Held { .. }, Registration::Duplicate) => {
                 Some(format!("another live bot uses the name {}: give this one another `name`", self.name))
             }
-            (Session::None | Session::Granting, _) => Some(String::from("etcd has not granted a lease yet")),
+            (Session::None | Session::Left, _) => Some(String::from("etcd has not granted a lease yet")),
             (Session::Held { .. }, Registration::Probing { .. }) => {
                 Some(format!("a member key for {} exists: asking whether its writer lives", self.name))
             }
@@ -373,27 +455,46 @@ impl Membership {
     }
 
     fn granted(&mut self, lease: LeaseId, valid_until: Time, out: &mut Vec<MembershipAction>) {
-        match self.session {
-            Session::Granting | Session::None => {
-                self.session = Session::Held { lease, valid_until };
-                self.paced_for_lock = false;
-                self.pace(out);
+        let grant = self.grant.take();
+        match (&self.session, grant) {
+            (Session::None, grant) => {
+                let Grant { ttl, resting } = grant.unwrap_or(Grant { ttl: self.ttl, resting: false });
+                self.session = Session::Held { lease, valid_until, ttl, resting };
                 if self.registration != Registration::Duplicate {
                     self.registration = Registration::Absent { retry_at: None };
                 }
             }
-            // A late grant, after another was taken: give it back so that it does not linger.
-            Session::Held { lease: mine, .. } if mine != lease => {
-                out.push(MembershipAction::Dcs(DcsAction::RevokeLease { lease }));
+            (Session::Held { lease: mine, resting, .. }, Some(grant))
+                if grant.resting == self.rests && *resting != grant.resting && !self.holds_lock =>
+            {
+                self.former = Some(*mine);
+                self.session = Session::Held { lease, valid_until, ttl: grant.ttl, resting: grant.resting };
             }
-            Session::Held { .. } => {}
+            // Things have changed since it was asked for, or it came late: given back, so that it does not linger.
+            (Session::Held { lease: mine, .. }, _) if *mine != lease => {
+                return out.push(MembershipAction::Dcs(DcsAction::RevokeLease { lease }));
+            }
+            (Session::Held { .. }, _) => return,
+            (Session::Left, _) => return out.push(MembershipAction::Dcs(DcsAction::RevokeLease { lease })),
+        }
+        // As every lease begins.
+        self.pace = renewal(self.lease_ttl());
+        self.pace(out);
+    }
+
+    fn give_former_back(&mut self, out: &mut Vec<MembershipAction>) {
+        if let Some(lease) = self.former.take() {
+            out.push(MembershipAction::Dcs(DcsAction::RevokeLease { lease }));
         }
     }
 
-    fn lost(&mut self, lease: LeaseId, why: &str) -> Option<MembershipChange> {
+    fn lost(&mut self, lease: LeaseId, why: &str, out: &mut Vec<MembershipAction>) -> Option<MembershipChange> {
+        // If our key still hung on it, the view will show that it is gone.
+        self.former.take_if(|former| *former == lease);
         if self.lease_id() != Some(lease) {
             return None;
         }
+        self.give_former_back(out);
         self.session = Session::None;
         self.published = None;
         self.joined = false;
@@ -410,14 +511,18 @@ impl Membership {
         outcome: &Outcome,
         out: &mut Vec<MembershipAction>,
     ) -> Option<MembershipChange> {
-        let Registration::Writing { request, value, since: _ } = &self.registration else { return None };
+        let Registration::Writing { request, value, under, since: _ } = &self.registration else { return None };
         if *request != id {
             return None;
         }
         match outcome {
             Outcome::Done(revision) => {
                 self.published = Some(value.clone());
-                self.registration = Registration::Registered { modified: *revision };
+                let under = *under;
+                self.registration = Registration::Registered { modified: *revision, under };
+                if Some(under) == self.lease_id() {
+                    self.give_former_back(out);
+                }
                 (!std::mem::replace(&mut self.joined, true)).then_some(MembershipChange::Joined)
             }
             Outcome::Refused { found, .. } => self.refused(now, found, out),
@@ -489,16 +594,18 @@ impl Membership {
         let put = Write::put_leased(self.scope.member(&self.name), value.clone(), lease);
         let transaction = Transaction::new(compare, vec![put]);
         out.push(MembershipAction::Dcs(DcsAction::Transact { id: request, transaction }));
-        self.registration = Registration::Writing { request, value, since: now };
+        self.registration = Registration::Writing { request, value, under: lease, since: now };
     }
 
     /// The store shows our key gone or foreign while we think it ours: write it again.
     fn check_view(&mut self, view: &View) {
-        if !matches!(self.registration, Registration::Registered { .. }) || !view.is_watched() {
+        let Registration::Registered { modified, under } = self.registration else { return };
+        let found = view.get(&self.scope.member(&self.name));
+        // What was written before our own last word is old news.
+        if !view.is_watched() || found.is_some_and(|kv| kv.modified < modified) {
             return;
         }
-        let found = view.get(&self.scope.member(&self.name));
-        let ours = found.is_some_and(|kv| kv.lease == self.lease_id());
+        let ours = found.is_some_and(|kv| kv.lease == Some(under));
         let current = found.is_some_and(|kv| Some(&kv.value) == self.published.as_ref());
         if found.is_none() || (current && !ours) {
             self.registration = Registration::Absent { retry_at: None };

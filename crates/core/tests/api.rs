@@ -1,14 +1,21 @@
 //! The API's limits: who may change something, how large a request may be, and what its small client makes of answers.
 
-use std::{net::TcpListener, time::Duration};
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    time::Duration,
+};
 
 use axum::{Router, routing::post};
-use bots_core::shell::{
-    Exit, Metrics, Secret, StatusHub,
-    api::{Api, BODY_BYTES_MAX, Server, router},
-    config::{Credentials, RestApi},
-    http::{self, HttpError, Response},
-    status::Identity,
+use bots_core::{
+    machine::Span,
+    shell::{
+        Clock, Exit, Metrics, Secret, StatusHub,
+        api::{Api, BODY_BYTES_MAX, Server, router},
+        config::{Credentials, RestApi},
+        http::{self, HttpError, Response},
+        status::Identity,
+    },
 };
 use bytes::Bytes;
 use hyper::{HeaderMap, Method, header};
@@ -102,4 +109,52 @@ async fn the_client_says_what_went_wrong() {
     drop(silent);
     assert!(matches!(http::get(&url, DEADLINE).await, Err(HttpError::Connect { .. })));
     assert_eq!(http::probe_instance(&url).await, None);
+}
+
+/// More clients than there are places.
+const CROWD: usize = 300;
+
+fn connect(server: &Server) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", server.address().port())).expect("connect");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_clients_cost_nobody_anything() {
+    let server = serve("127.0.0.1:0", None).await;
+    let mut crowd: Vec<TcpStream> = (0..CROWD).map(|_| connect(&server)).collect();
+    for (n, stream) in crowd.iter_mut().enumerate() {
+        if n % 2 == 0 {
+            stream.write_all(b"GET /status HTTP/1.1\r\nhost:").expect("half a request");
+        }
+    }
+    let began = Clock::now();
+    assert_eq!(ask(&server, Method::GET, "/status", None, 0).await.status, 200);
+    let took = Clock::now().since(began);
+    assert!(took < Span::from_secs(1), "one that asks waited for {took}");
+    // Those that stay silent are shown out in the end.
+    let mut last = crowd.pop().expect("one of them");
+    assert_eq!(last.read(&mut [0; 1]).expect("closed, not cut off by our own deadline"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_serves_many_requests_and_a_body_must_arrive_in_time() {
+    let server = serve("127.0.0.1:0", None).await;
+    let mut stream = connect(&server);
+    let mut answer = vec![0; 4_096];
+    for _ in 0..3 {
+        stream.write_all(b"POST /change HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nab").expect("a request");
+        let read = stream.read(&mut answer).expect("an answer");
+        let text = String::from_utf8_lossy(&answer[..read]);
+        assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("2 bytes"), "{text}");
+    }
+    stream.set_read_timeout(Some(DEADLINE * 2)).expect("a deadline");
+    stream.write_all(b"POST /change HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\na").expect("half a body");
+    let began = Clock::now();
+    let read = stream.read(&mut answer).expect("an answer");
+    let text = String::from_utf8_lossy(&answer[..read]);
+    assert!(text.starts_with("HTTP/1.1 4"), "{text}");
+    let took = Clock::now().since(began);
+    assert!(took < Span::from_secs(15), "after {took}");
 }

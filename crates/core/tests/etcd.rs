@@ -383,3 +383,27 @@ async fn a_compacted_start_is_seen_and_listed_anew() {
     let bad = config::Etcd { protocol: Some("https".into()), ..config::Etcd::from_hosts("a:1") };
     assert!(Etcd::new(&bad).err().expect("refused").to_string().contains("etcd3.protocol"));
 }
+
+#[tokio::test]
+async fn one_lease_takes_the_place_of_another_while_both_are_renewed() {
+    let (server, _dir) = one();
+    let mut bench = Bench::new(&server.endpoint());
+    bench.dcs.perform(DcsAction::GrantLease { ttl: TTL });
+    let (short, _) = bench.until("short lease", granted).await;
+    bench.dcs.perform(DcsAction::GrantLease { ttl: TTL.times(3) });
+    let (long, _) = bench.until("long lease", granted).await;
+    let of = |wanted: LeaseId| {
+        move |event: &DcsEvent| match event {
+            DcsEvent::LeaseRenewed { lease, valid_until } if *lease == wanted => Some(*valid_until),
+            DcsEvent::LeaseLost { lease, why } => panic!("{} is lost: {why}", lease.0),
+            _ => None,
+        }
+    };
+    bench.until("the short one is renewed beside the long one", of(short)).await;
+    bench.until("the short one is renewed again", of(short)).await;
+    bench.dcs.perform(DcsAction::RevokeLease { lease: short });
+    // Given back, it is neither renewed nor missed.
+    bench.until("the long one is renewed", of(long)).await;
+    assert!(!server.client().keep_alive_once(short).await.expect("keep alive"), "the short one is gone");
+    assert!(server.client().keep_alive_once(long).await.expect("keep alive"));
+}

@@ -1,7 +1,10 @@
 //! Transcripts of the two sub-machines that every bot has, membership and leadership, on the in-memory store.
 //! `REWRITE=1` writes them afresh; read the difference like code.
 
-use std::{collections::VecDeque, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt::Write as _,
+};
 
 use bots_core::{
     dcs::{
@@ -34,7 +37,10 @@ struct World {
     view: View,
     membership: Membership,
     leadership: Leadership,
-    grant_asked: bool,
+    /// The length of the lease that is asked for.
+    grant_asked: Option<Span>,
+    /// How long the leases of the store are.
+    lengths: BTreeMap<LeaseId, Span>,
     transactions: VecDeque<(RequestId, Transaction)>,
     log: Vec<String>,
     last_lines: Vec<String>,
@@ -56,7 +62,8 @@ impl World {
             view: View::of([scope().prefix()]),
             membership: Membership::new(scope(), "a", instance, TTL),
             leadership: Leadership::new(scope().leader(), "a"),
-            grant_asked: false,
+            grant_asked: None,
+            lengths: BTreeMap::new(),
             transactions: VecDeque::new(),
             log: Vec::new(),
             last_lines: Vec::new(),
@@ -85,21 +92,26 @@ impl World {
                 self.queue(out);
             }
             "grant" => {
-                assert!(std::mem::take(&mut self.grant_asked), "nobody asked for a lease");
-                let lease = self.dcs.grant(self.now, TTL);
-                self.dcs(DcsEvent::LeaseGranted { lease, valid_until: self.now + TTL });
+                let ttl = self.grant_asked.take().expect("nobody asked for a lease");
+                let lease = self.dcs.grant(self.now, ttl);
+                self.lengths.insert(lease, ttl);
+                self.dcs(DcsEvent::LeaseGranted { lease, valid_until: self.now + ttl });
             }
             "renew" => {
                 let lease = self.membership.lease_id().expect("a lease");
                 let event = if self.dcs.keep_alive(self.now, lease) {
-                    DcsEvent::LeaseRenewed { lease, valid_until: self.now + TTL }
+                    DcsEvent::LeaseRenewed { lease, valid_until: self.now + self.lengths[&lease] }
                 } else {
                     DcsEvent::LeaseLost { lease, why: "expired".into() }
                 };
                 self.dcs(event);
             }
             "lose-lease" => {
-                let lease = self.membership.lease_id().expect("a lease");
+                let named = arg("lease").map(|id| LeaseId(id.parse().expect("a number")));
+                if let Some(lease) = named {
+                    self.dcs.revoke(lease);
+                }
+                let lease = named.or(self.membership.lease_id()).expect("a lease");
                 self.dcs(DcsEvent::LeaseLost { lease, why: "the bot stood still".into() });
             }
             "answer" => self.answer(flag("lost"), flag("never-arrived")),
@@ -126,6 +138,16 @@ impl World {
                 let mut out = Vec::new();
                 self.leadership.yield_lock(self.now, &mut self.membership, Vec::new(), &mut out);
                 self.queue(out.into_iter().map(MembershipAction::Dcs).collect());
+            }
+            "rest" | "stir" => {
+                let mut out = Vec::new();
+                self.membership.rest(self.now, case.directive == "rest", &mut out);
+                self.queue(out);
+            }
+            "lock-held" => {
+                let mut out = Vec::new();
+                self.membership.hold_lock(self.leadership.is_held(), &mut out);
+                self.queue(out);
             }
             "leave" => {
                 let mut out = Vec::new();
@@ -222,6 +244,9 @@ impl World {
         self.member(&MembershipEvent::Dcs(event.clone()));
         let change = self.leadership.on_event(self.now, &event, &self.view, &self.membership);
         self.log.extend(change.map(|change| format!("leadership: {change:?}")));
+        let mut out = Vec::new();
+        self.membership.advance(self.now, &mut out);
+        self.queue(out);
     }
 
     fn member(&mut self, event: &MembershipEvent) {
@@ -237,7 +262,7 @@ impl World {
                 MembershipAction::ProbeName { api_url } => self.log.push(format!("asks who answers at {api_url}")),
                 MembershipAction::Dcs(DcsAction::GrantLease { ttl }) => {
                     self.log.push(format!("asks for a lease of {ttl}"));
-                    self.grant_asked = true;
+                    assert_eq!(self.grant_asked.replace(ttl), None, "a lease is asked for twice");
                 }
                 MembershipAction::Dcs(DcsAction::PaceLease { lease, every }) => {
                     self.log.push(format!("has lease {} renewed every {every}", lease.0));

@@ -511,8 +511,8 @@ fn make(a_move: Move, world: &mut World, disk: &mut Disk) -> bool {
         Move::Watch if world.shown == world.dcs.revision() => return false,
         Move::Watch => world.watch(),
         Move::BreakWatch if world.state.view().is_watched() => world.break_watch(),
-        Move::Grant if world.granting => world.grant(),
-        Move::LoseLease if world.lease.is_some() => world.tell_lease_lost(),
+        Move::Grant if world.granting.is_some() => world.grant(),
+        Move::LoseLease if world.state.membership().lease_id().is_some() => world.tell_lease_lost(),
         Move::StopRenewing if world.renewing => world.renewing = false,
         Move::EndJob { good } => {
             let Some((_, job)) = world.job.clone() else { return false };

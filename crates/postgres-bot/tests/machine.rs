@@ -14,7 +14,8 @@ use bots_core::{
 };
 use datadriven::TestCase;
 use postgres_bot::machine::{
-    Command, CommandId, DataDir, Event, PeerAnswer, Postgres, PostgresBot, Restart, Role, Running, Server, Settings,
+    Command, CommandId, DataDir, Event, PeerAnswer, Postgres, PostgresBot, ReplicationSlot, Restart, Role, Running,
+    Server, Settings, SlotKind,
 };
 use serde_json::json;
 use world::{Fate, SYSTEM_ID, World, member, scope, server, settings};
@@ -90,6 +91,7 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
             }
         }
         "lease" => world.grant(),
+        "grant-by-hand" => world.grants_at_once = false,
         "lease-expires" => world.expire(),
         "lease-lost" => world.tell_lease_lost(),
         "etcd-silent" => world.renewing = false,
@@ -131,7 +133,8 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
                     let change = ParameterChange { old_value: String::from("100"), new_value: String::from("200") };
                     let pending_restart =
                         args.text("pending").map(|name| (name.to_owned(), change)).into_iter().collect();
-                    Postgres::Up(Server { streaming: args.has("streaming"), pending_restart, ..up })
+                    let slots = args.has("slots").then(|| slots(args));
+                    Postgres::Up(Server { streaming: args.has("streaming"), pending_restart, slots, ..up })
                 }
             });
         }
@@ -164,6 +167,20 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
         other => panic!("no directive {other}"),
     }
     String::new()
+}
+
+/// `slots=(NAME[.POSITION][.active][.lost][.logical],...)`
+fn slots(args: &Args<'_>) -> BTreeMap<String, ReplicationSlot> {
+    let logical = || SlotKind::Logical { database: String::from("app"), plugin: String::from("pgoutput") };
+    let slot = |text: &String| {
+        let words: Vec<&str> = text.split('.').collect();
+        let (name, says) = (words[0].to_owned(), |word: &str| words.contains(&word));
+        let kind = if says("logical") { logical() } else { SlotKind::Physical };
+        let restart = words.get(1).and_then(|word| u64::from_str_radix(word, 16).ok()).map(Lsn);
+        let (active, lost) = (says("active"), says("lost"));
+        (name, ReplicationSlot { kind, active, restart, confirmed: None, lost })
+    };
+    args.0.args.get("slots").into_iter().flatten().filter(|text| !text.is_empty()).map(slot).collect()
 }
 
 /// A restart, at once or at a second of the first day of 2026.
@@ -246,7 +263,9 @@ fn given(world: &mut World, args: &Args<'_>) -> String {
         world.job_done(timeline, position, true);
         world.watch();
     }
+    world.grants_at_once = !args.has("grant_by_hand");
     world.pass(Span::from_secs(20));
+    world.grant();
     while world.answer(Fate::Answered).is_some() {
         world.watch();
     }

@@ -17,13 +17,9 @@ use futures_util::{Stream, StreamExt};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
-    service::TowerToHyperService,
 };
 use subtle::ConstantTimeEq;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +27,7 @@ use super::{
     config::RestApi,
     http,
     metrics::Metrics,
+    places::{Answering, Places},
     runtime::Exit,
     status::{Status, StatusHub},
 };
@@ -211,12 +208,8 @@ async fn limit_time(request: Request, next: Next) -> Response {
 
 async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
     let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new(CONNECTIONS_MAX);
     loop {
-        let permit = tokio::select! {
-            () = stop.cancelled() => break,
-            permit = Arc::clone(&places).acquire_owned() => permit.expect("the semaphore is never closed"),
-        };
         let stream = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted {
@@ -228,11 +221,15 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
                 }
             },
         };
-        let connection = graceful.watch(connection(stream, router.clone()));
+        // Dropped if everybody is busy: the client sees its connection closed.
+        let Some(place) = places.take() else { continue };
+        let connection = graceful.watch(connection(stream, place.answering(router.clone())));
         tokio::spawn(async move {
-            // A client that breaks off is its own business.
-            let _broken = connection.await;
-            drop(permit);
+            tokio::select! {
+                // A client that breaks off is its own business.
+                _broken = connection => {}
+                () = place.wanted() => {}
+            }
         });
     }
     let _elapsed = tokio::time::timeout(STOP_DEADLINE, graceful.shutdown()).await;
@@ -240,11 +237,11 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
 
 fn connection(
     stream: TcpStream,
-    router: Router,
-) -> hyper::server::conn::http1::Connection<TokioIo<TcpStream>, TowerToHyperService<Router>> {
+    answering: Answering,
+) -> hyper::server::conn::http1::Connection<TokioIo<TcpStream>, Answering> {
     let _best_effort = stream.set_nodelay(true);
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_DEADLINE)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(stream), answering)
 }

@@ -8,6 +8,7 @@ pub mod dcs;
 pub mod entropy;
 pub mod http;
 pub mod metrics;
+mod places;
 pub mod process;
 pub mod runtime;
 pub mod status;

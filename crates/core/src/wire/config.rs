@@ -23,6 +23,25 @@ pub fn whole_number(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_str().and_then(|text| text.trim().parse().ok()))
 }
 
+/// The seconds that `value` is: a whole number of them, or a time as Postgres writes it, such as `30min`.
+#[must_use]
+pub fn seconds(value: &Value) -> Option<u64> {
+    if let Some(secs) = whole_number(value) {
+        return Some(secs);
+    }
+    let text = value.as_str()?.trim();
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let number: u64 = number.parse().ok()?;
+    match unit.trim() {
+        "ms" => Some(number.div_ceil(1_000)),
+        "s" => Some(number),
+        "min" => number.checked_mul(60),
+        "h" => number.checked_mul(3_600),
+        "d" => number.checked_mul(86_400),
+        _no_unit => None,
+    }
+}
+
 /// What no bot could go by, a line a field; empty if all is well.
 #[must_use]
 pub fn misfits(config: &Value) -> Vec<String> {
@@ -43,7 +62,18 @@ pub fn misfits(config: &Value) -> Vec<String> {
 mod tests {
     use serde_json::json;
 
-    use super::misfits;
+    use super::{misfits, seconds};
+
+    #[test]
+    fn times_are_read_as_postgres_writes_them() {
+        let read = |text: &str| seconds(&json!(text));
+        assert_eq!(
+            [read("30min"), read("1 h"), read("1500ms"), read("7")],
+            [Some(1_800), Some(3_600), Some(2), Some(7)]
+        );
+        assert_eq!([read("soon"), read("-1"), read("3x"), seconds(&json!(1.5))], [None; 4]);
+        assert_eq!(seconds(&json!(5)), Some(5));
+    }
 
     #[test]
     fn what_no_bot_could_go_by_is_named() {

@@ -137,6 +137,12 @@ pub struct PostgresStatus {
     /// leads, whoever lacks a part of that lets it go first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handed_over_by: Option<String>,
+    /// The leader's replication slots, each with the position from which it keeps the log.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub slots: BTreeMap<String, Lsn>,
+    /// Those among them that are kept for members that have gone, for a while.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retain_slots: Vec<String>,
 }
 
 /// The `failover` key: what an operator asked for. `{}` asks for nothing.

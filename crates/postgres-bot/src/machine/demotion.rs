@@ -97,7 +97,11 @@ impl Turn {
             self.s.timers.arm(Timer::Rewrite, self.now + RETRY_AFTER);
         }
         let also = checkpoint.map(|optime| {
-            let status = PostgresStatus { optime, handed_over_by: Some(self.s.settings.name.clone()) };
+            let status = PostgresStatus {
+                optime,
+                handed_over_by: Some(self.s.settings.name.clone()),
+                ..self.s.view.json(&self.s.settings.scope.status()).unwrap_or_default()
+            };
             Write::put(self.s.settings.scope.status(), serde_json::to_string(&status).unwrap_or_default())
         });
         let also = also.into_iter().collect();

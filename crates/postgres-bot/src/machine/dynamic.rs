@@ -9,7 +9,10 @@ use bots_core::{
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::settings::{Rules, Settings, TTL_DEFAULT, TTL_MIN, parameter_text};
+use super::{
+    settings::{Rules, Settings, TTL_DEFAULT, TTL_MIN, parameter_text},
+    slots::SlotRules,
+};
 
 /// How much WAL a replica may lack and still lead, unless told otherwise (Patroni's figure).
 const MAXIMUM_LAG_DEFAULT: u64 = 1_048_576;
@@ -27,6 +30,10 @@ pub struct Dynamic {
     pub maximum_lag_on_failover: u64,
     /// How long a crashed primary may take to come back in place; zero fails over at once.
     pub primary_start_timeout: Span,
+    /// How long a primary may take to stop in good order before it is stopped at once; nothing for our own patience.
+    pub primary_stop_timeout: Option<Span>,
+    /// Who is not on the cluster's newest timeline does not lead.
+    pub check_timeline: bool,
     /// The bots keep their hands off: nobody takes the lead, starts or stops a server but on an operator's word.
     pub pause: bool,
     /// So many of the youngest lines are kept in the `history` key.
@@ -39,6 +46,8 @@ pub struct Dynamic {
     pub use_pg_rewind: Option<bool>,
     /// Delete what cannot be rewound, where a member does not say.
     pub remove_data_directory_on_rewind_failure: Option<bool>,
+    /// Which replication slots there shall be.
+    pub slots: SlotRules,
     /// Fields that could not be used, one line each.
     pub complaints: Vec<String>,
 }
@@ -49,12 +58,15 @@ impl Default for Dynamic {
             ttl: TTL_DEFAULT,
             maximum_lag_on_failover: MAXIMUM_LAG_DEFAULT,
             primary_start_timeout: PRIMARY_START_TIMEOUT_DEFAULT,
+            primary_stop_timeout: None,
+            check_timeline: false,
             pause: false,
             max_timelines_history: HISTORY_LINES_MAX,
             parameters: BTreeMap::new(),
             rules: Rules::default(),
             use_pg_rewind: None,
             remove_data_directory_on_rewind_failure: None,
+            slots: SlotRules::default(),
             complaints: Vec::new(),
         }
     }
@@ -66,24 +78,24 @@ const ACTED_ON: &[&str] = &[
     "maximum_lag_on_failover",
     "primary_start_timeout",
     "master_start_timeout",
+    "primary_stop_timeout",
+    "master_stop_timeout",
+    "check_timeline",
     "pause",
     "max_timelines_history",
     "postgresql",
+    "slots",
+    "ignore_slots",
+    "member_slots_ttl",
     // The bots react to events: there is no loop to wait for, and every question to etcd has a deadline of its own.
     "loop_wait",
     "retry_timeout",
 ];
 /// What Patroni knows and we do not act on yet.
 const LATER: &[&str] = &[
-    "check_timeline",
     "failsafe_mode",
-    "ignore_slots",
-    "master_stop_timeout",
     "maximum_lag_on_syncnode",
-    "member_slots_ttl",
     "primary_race_backoff",
-    "primary_stop_timeout",
-    "slots",
     "standby_cluster",
     "synchronous_mode",
     "synchronous_mode_strict",
@@ -97,6 +109,7 @@ const POSTGRESQL_ACTED_ON: &[&str] = &[
     "remove_data_directory_on_diverged_timelines",
     "remove_data_directory_on_rewind_failure",
     "use_pg_rewind",
+    "use_slots",
 ];
 /// See [`LATER`]; they may stand here as they may in a member's own configuration.
 const POSTGRESQL_LATER: &[&str] = &[
@@ -108,7 +121,6 @@ const POSTGRESQL_LATER: &[&str] = &[
     "pg_ctl_timeout",
     "pre_promote",
     "recovery_conf",
-    "use_slots",
 ];
 
 impl Dynamic {
@@ -130,10 +142,16 @@ impl Dynamic {
         if let Some(secs) = timeout.iter().find_map(|field| out.number(config, field)) {
             out.primary_start_timeout = Span::from_secs(secs);
         }
+        let timeout = ["primary_stop_timeout", "master_stop_timeout"];
+        let timeout = timeout.iter().find_map(|field| out.number(config, field)).filter(|secs| *secs > 0);
+        out.primary_stop_timeout = timeout.map(Span::from_secs);
+        out.check_timeline = config.get("check_timeline").is_some_and(is_true);
         // Zero keeps all, as far as they fit.
         if let Some(lines) = out.number(config, "max_timelines_history").filter(|lines| *lines > 0) {
             out.max_timelines_history = usize::try_from(lines).unwrap_or(usize::MAX).min(HISTORY_LINES_MAX);
         }
+        let rules = SlotRules::from_value(config, &mut out.complaints);
+        out.slots = rules;
         out.pause = config.get("pause").is_some_and(is_true);
         if let Some(Value::Object(map)) = config.get("postgresql") {
             out.read_postgresql(map);
@@ -270,7 +288,7 @@ mod tests {
         let read = Dynamic::from_value(&json!({
             "ttl": 5, "loop_wait": 10, "retry_timeout": 10, "pause": true, "synchronous_mode": false, "slots": null,
             "failsafe_mode": true, "mine": 1,
-            "postgresql": {"use_slots": true, "use_pg_rewind": "on", "typo": 1,
+            "postgresql": {"callbacks": {"on_start": "x"}, "use_pg_rewind": "on", "typo": 1,
                 "parameters": {"wal_log_hints": "off", "port": 1, "work_mem": [4]}},
         }));
         assert!(read.pause && read.use_pg_rewind == Some(true));
@@ -280,8 +298,8 @@ mod tests {
                 "config: postgresql.parameters.port has no effect: each member's own file decides it",
                 "config: postgresql.parameters.wal_log_hints has no effect: it is always on",
                 "config: postgresql.parameters.work_mem is [4]: use a text, a number, true or false",
+                "config: postgresql.callbacks is known and has no effect yet",
                 "config: postgresql.typo has no effect: nobody knows this field",
-                "config: postgresql.use_slots is known and has no effect yet",
                 "config: failsafe_mode is known and has no effect yet",
                 "config: mine has no effect: nobody knows this field",
             ]

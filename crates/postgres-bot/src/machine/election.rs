@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bots_core::{
     dcs::Compare,
     machine::{Span, Time},
-    wire::{FailoverRequest, Lsn, PostgresStatus, Timeline},
+    wire::{FailoverRequest, Lsn, Member, PostgresFacts, PostgresStatus, Timeline, tags},
 };
 
 use super::{
@@ -55,6 +55,11 @@ impl Turn {
                 "it is on timeline {own}, and the cluster's timeline {newest} does not go on from there"
             ));
         };
+        let newest = s.timelines().current;
+        if s.dynamic.check_timeline && server.timeline < newest {
+            let own = server.timeline;
+            return Some(format!("it is on timeline {own} and the cluster on {newest}; check_timeline is set"));
+        }
         let status: PostgresStatus = s.view.json(&s.settings.scope.status()).unwrap_or_default();
         let lag = status.optime.0.saturating_sub(position.0);
         if let Some((old, _)) = self.handed_over_first() {
@@ -189,6 +194,14 @@ impl Turn {
         if !candidate.observed || self.s.timers.armed(Timer::Retry).is_some() || self.s.leadership.is_busy() {
             return;
         }
+        if self.s.membership.is_resting() {
+            // The lock shall hang on a lease of its length, which was asked for along with the peers.
+            return;
+        }
+        if candidate.probe.is_some() && self.holds_all() {
+            return self.ask_for_the_lock();
+        }
+        let Phase::Candidate(candidate) = &mut self.s.phase else { return };
         let Some(answers) = candidate.answers.take() else {
             // Asked for the lock and refused: look again, unless the winner shows first.
             if candidate.probe.is_none() {
@@ -206,6 +219,23 @@ impl Turn {
         } else {
             self.s.timers.arm(Timer::Retry, self.now + LOOK_AGAIN);
         }
+    }
+
+    /// The last leader has shut its server down and handed over, nobody has begun a promotion since, and we hold all that it
+    /// had: nobody can be ahead, whatever the peers might say. The lock is asked for on the condition that this is so still.
+    fn holds_all(&self) -> bool {
+        let status: PostgresStatus = self.s.view.json(&self.s.settings.scope.status()).unwrap_or_default();
+        let record = self.s.timelines();
+        let own_priority = self.s.settings.tags.failover_priority();
+        let preferred = |(name, member): (&str, Member)| {
+            let facts = member.facts::<PostgresFacts>().filter(|_| status.handed_over_by.as_deref() != Some(name));
+            facts.is_some_and(|facts| tags::failover_priority(&facts.tags) > own_priority)
+        };
+        status.handed_over_by.is_some()
+            && record.reserved == record.current
+            && self.s.server().is_some_and(|server| server.timeline == record.current)
+            && self.position_in_history() >= Some(status.optime)
+            && !self.s.peers().any(preferred)
     }
 
     /// The peer that must lead rather than we.

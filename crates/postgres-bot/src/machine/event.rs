@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     operator::{Command, CommandId},
-    postgres::{DataDir, Postgres, Upstream},
+    postgres::{DataDir, Postgres, SlotKind, Upstream},
     settings::Rules,
 };
 
@@ -195,6 +195,30 @@ impl fmt::Display for Job {
     }
 }
 
+/// One change of the replication slots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SlotChange {
+    /// Make it; from then on it keeps the log.
+    Create {
+        /// Its name.
+        name: String,
+        /// What it is for.
+        kind: SlotKind,
+    },
+    /// Let go of the log before this position.
+    Advance {
+        /// Its name.
+        name: String,
+        /// From here on, the log is kept.
+        to: Lsn,
+    },
+    /// Remove it, unless it is in use.
+    Drop {
+        /// Its name.
+        name: String,
+    },
+}
+
 /// How a job ended well.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobResult {
@@ -261,6 +285,12 @@ pub enum Action {
         id: JobId,
         /// What to do.
         job: Job,
+    },
+    /// Change replication slots of the running server, in this order. Each change is made if it still can be: what is in use
+    /// or there already is left alone. Never answered: the next look shows what has become of it.
+    ChangeSlots {
+        /// What to change.
+        changes: Vec<SlotChange>,
     },
     /// Give up a running job; its end is not waited for and not told.
     Cancel {

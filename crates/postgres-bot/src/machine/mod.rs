@@ -37,6 +37,7 @@ mod restart;
 mod role;
 mod settings;
 mod share;
+mod slots;
 mod state;
 mod timelines;
 mod turn;
@@ -46,9 +47,9 @@ use bots_core::machine::{Deadline, Machine, Report, Step, Time, TransitionTable}
 use self::turn::Turn;
 pub use self::{
     dynamic::Dynamic,
-    event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, StopMode},
+    event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, SlotChange, StopMode},
     operator::{Answer, Command, CommandId, Refusal, Restart},
-    postgres::{DataDir, Postgres, Running, Server, Upstream},
+    postgres::{DataDir, Postgres, ReplicationSlot, Running, Server, SlotKind, Upstream},
     role::{Role, TRANSITIONS},
     settings::{Live, Rules, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},
     state::State,

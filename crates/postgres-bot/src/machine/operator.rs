@@ -119,7 +119,8 @@ impl State {
     }
 
     /// The server is down, or on its way down or up, on an operator's word.
-    pub(super) const fn is_restarting(&self) -> bool {
+    #[must_use]
+    pub const fn is_restarting(&self) -> bool {
         self.operator.restart.is_some()
     }
 

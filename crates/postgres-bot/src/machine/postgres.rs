@@ -85,8 +85,40 @@ pub struct Server {
     pub streaming: bool,
     /// The parameters that wait for a restart.
     pub pending_restart: BTreeMap<String, ParameterChange>,
+    /// Its replication slots by name, without temporary ones; nothing while it has not been asked for them.
+    pub slots: Option<BTreeMap<String, ReplicationSlot>>,
     /// The version that runs, as Postgres counts: 150002 for 15.2; zero if not known.
     pub version: u32,
+}
+
+/// A replication slot as the server shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ReplicationSlot {
+    /// What it is for.
+    pub kind: SlotKind,
+    /// Somebody uses it at the moment.
+    pub active: bool,
+    /// The log is kept from here on.
+    pub restart: Option<Lsn>,
+    /// Logical: the consumer has everything up to here.
+    pub confirmed: Option<Lsn>,
+    /// The log that it should have kept is gone: it is of no use any more.
+    pub lost: bool,
+}
+
+/// What a replication slot is for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum SlotKind {
+    /// A copy of the log.
+    #[default]
+    Physical,
+    /// Decoded changes of one database.
+    Logical {
+        /// The database.
+        database: String,
+        /// What decodes.
+        plugin: String,
+    },
 }
 
 impl Postgres {

@@ -5,7 +5,7 @@ use bots_core::{
     dcs::{Compare, DcsAction, Outcome, RequestId, Revision, Transaction, Write},
     machine::{Span, Time},
     membership::RETRY_AFTER,
-    wire::{FailoverRequest, HistoryLine, Lsn, PostgresStatus, Timeline, TimelineRecord, rfc3339_from_unix_ms, tags},
+    wire::{FailoverRequest, HistoryLine, Lsn, Timeline, TimelineRecord, rfc3339_from_unix_ms, tags},
 };
 
 use super::{
@@ -306,7 +306,7 @@ impl Turn {
             return;
         }
         let scope = self.s.settings.scope.clone();
-        let shared = primary.shared;
+        let shared = primary.shared.clone();
         let Some((timeline, position)) = self.s.server().map(|server| (server.timeline, server.position)) else {
             return;
         };
@@ -343,14 +343,18 @@ impl Turn {
                 None => Compare::Absent(scope.history()),
             };
             // With the promotion, what an earlier leader has handed over is history too: nobody waits for it to come back.
-            let status = Write::put(scope.status(), status_text(position));
+            let status = Write::put(scope.status(), self.s.status_text(position));
             let puts = vec![Write::put(scope.history(), text), Write::put(scope.timelines(), record), status];
             return self.write_under_lock(Writing::History, vec![unchanged], puts);
         }
-        if shared != Some(position) && self.s.timers.armed(Timer::ShareStatus).is_none() {
+        if self.s.timers.armed(Timer::ShareStatus).is_some() {
+            return;
+        }
+        let status = self.s.status_text(position);
+        if shared.as_ref() != Some(&status) {
             self.s.timers.arm(Timer::ShareStatus, self.now + SHARE_STATUS_EVERY);
-            let put = Write::put(scope.status(), status_text(position));
-            self.write_under_lock(Writing::Status(position), Vec::new(), vec![put]);
+            let put = Write::put(scope.status(), status.clone());
+            self.write_under_lock(Writing::Status(status), Vec::new(), vec![put]);
         }
     }
 
@@ -383,7 +387,7 @@ impl Primary {
     fn written(&mut self, writing: Writing, outcome: &Outcome) {
         match (writing, outcome) {
             (Writing::History, Outcome::Done(_)) => self.restarted = false,
-            (Writing::Status(position), Outcome::Done(_)) => self.shared = Some(position),
+            (Writing::Status(status), Outcome::Done(_)) => self.shared = Some(status),
             (Writing::Failover(asked_at), Outcome::Done(_)) => self.answered = Some(asked_at),
             (
                 Writing::Failover(_) | Writing::Initialize | Writing::History | Writing::Status(_),
@@ -391,9 +395,4 @@ impl Primary {
             ) => {}
         }
     }
-}
-
-/// The `status` key's value of a leader that leads on.
-fn status_text(optime: Lsn) -> String {
-    serde_json::to_string(&PostgresStatus { optime, handed_over_by: None }).unwrap_or_default()
 }

@@ -19,7 +19,12 @@ pub(super) fn publish(s: &mut State, now: Time, out: &mut Vec<MembershipAction>)
         return;
     }
     let (head, mut facts) = (head(s), facts(s));
-    let full = Member::new(head.clone(), &facts).to_json();
+    let mut shown = head.clone();
+    if let Some(copy) = facts.copying.filter(|_| shown.state == CREATING) {
+        // For `patronictl list`, which knows no better place for it.
+        shown.state = format!("{CREATING} ({} %)", copy.percent);
+    }
+    let full = Member::new(shown, &facts).to_json();
     facts.copying = None;
     facts.xlog_location = None;
     facts.receive_lsn = None;
@@ -32,6 +37,9 @@ pub(super) fn publish(s: &mut State, now: Time, out: &mut Vec<MembershipAction>)
         s.membership.publish(now, full, out);
     }
 }
+
+/// Patroni's word for a member whose data is being copied.
+const CREATING: &str = "creating replica";
 
 fn head(s: &State) -> MemberHead {
     let (state, role) = words(s);
@@ -53,10 +61,10 @@ fn words(s: &State) -> (&'static str, &'static str) {
         // Nobody is to notice that its bot was started again.
         Phase::Initializing | Phase::Recovering { .. } if s.is_kept(true) => ("running", "primary"),
         Phase::Initializing | Phase::Starting { .. } if s.is_kept(false) => ("running", "replica"),
-        Phase::Waiting if s.is_reinitializing() => ("creating replica", "replica"),
+        Phase::Waiting if s.is_reinitializing() => (CREATING, "replica"),
         Phase::Initializing | Phase::Waiting => ("stopped", "uninitialized"),
         Phase::Bootstrapping(_) => ("initializing new cluster", "uninitialized"),
-        Phase::Cloning { .. } => ("creating replica", "replica"),
+        Phase::Cloning { .. } => (CREATING, "replica"),
         Phase::Starting { .. } if s.pause.left_down => ("stopped", "replica"),
         Phase::Starting { .. } => ("starting", "replica"),
         Phase::Replica { .. } | Phase::Candidate(_) => match s.postgres {
@@ -75,7 +83,7 @@ fn words(s: &State) -> (&'static str, &'static str) {
         Phase::Recovering { .. } if s.is_restarting() => ("restarting", "primary"),
         Phase::Recovering { .. } => ("crashed", "primary"),
         Phase::Demoting { .. } => ("stopping", "demoted"),
-        Phase::Rejoining { .. } if s.is_reinitializing() => ("creating replica", "replica"),
+        Phase::Rejoining { .. } if s.is_reinitializing() => (CREATING, "replica"),
         Phase::Rejoining { .. } => ("stopped", "replica"),
         Phase::Stopping { .. } => ("stopping", "replica"),
     }

@@ -17,6 +17,7 @@ use super::{
     postgres::{DataDir, Postgres, Running as Runs, Server, Upstream},
     role::Role,
     settings::{Rules, Settings},
+    slots::Slots,
 };
 
 /// What the machine waits for with a clock in hand.
@@ -41,6 +42,8 @@ pub(super) enum Timer {
     ScheduledRestart,
     /// A restart on an operator's word has taken long enough.
     RestartPatience,
+    /// Replication slots are to be looked at again.
+    Slots,
 }
 
 /// A running job.
@@ -194,8 +197,8 @@ pub(super) struct Reservation {
 pub(super) struct Primary {
     /// The first checkpoint after the promotion is still to come: who rewinds must wait for it.
     pub(super) checkpoint_due: bool,
-    /// The position in the `status` key that we wrote last.
-    pub(super) shared: Option<Lsn>,
+    /// The `status` key as we wrote it last.
+    pub(super) shared: Option<String>,
     /// Started in place, perhaps after a promotion that nobody recorded.
     pub(super) restarted: bool,
     /// The key that a write under the lock is under way for.
@@ -225,7 +228,7 @@ pub(super) struct Stall {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) enum Writing {
     History,
-    Status(Lsn),
+    Status(String),
     Failover(Revision),
     Initialize,
 }
@@ -270,6 +273,8 @@ pub struct State {
     pub(super) crashes: Vec<Time>,
     /// What operators have asked of this member.
     pub(super) operator: Operator,
+    /// What is remembered about replication slots.
+    pub(super) slots: Slots,
     /// What a pause must know.
     pub(super) pause: Pause,
     /// The last copy from a member other than the leader failed: the next one is the leader's.
@@ -310,6 +315,7 @@ impl State {
             stall: Stall::default(),
             crashes: Vec::new(),
             operator: Operator::default(),
+            slots: Slots::default(),
             pause: Pause::default(),
             copy_leader: false,
             farewell: None,
@@ -388,6 +394,18 @@ impl State {
         self.data.as_ref()
     }
 
+    /// Since when the scope has had no leader, as far as it is seen; nothing while it has one.
+    #[must_use]
+    pub const fn leaderless_since(&self) -> Option<Time> {
+        self.leaderless_since
+    }
+
+    /// The server is being stopped, or was stopped last, for want of the lock or its lease.
+    #[must_use]
+    pub const fn is_fenced(&self) -> bool {
+        matches!(&self.phase, Phase::Demoting { why: DemoteWhy::Fenced(_), .. })
+    }
+
     /// The live server's facts.
     #[must_use]
     pub const fn server(&self) -> Option<&Server> {
@@ -464,16 +482,39 @@ impl State {
         self.has_ample_lease(now) && self.leadership.fence(now, &self.membership).is_some()
     }
 
+    /// Whether nothing hangs on the lease but our place among the members: a replica whose leader lives, once the dust of a
+    /// failover has settled. Its death is seen by who streams to it and by who connects to it. Nothing where it does not matter.
+    pub(super) fn rests(&self, now: Time) -> Option<bool> {
+        match &self.phase {
+            Phase::Replica { .. } => {
+                let led = self.leader().is_some_and(|leader| leader != self.settings.name);
+                let settled = self.membership.is_resting() || now.since(self.since) >= self.dynamic.ttl;
+                Some(led && settled)
+            }
+            Phase::Restarting { primary, .. } => (*primary).then_some(false),
+            // No lock is asked for from here.
+            Phase::Cloning { .. } | Phase::Starting { .. } | Phase::Rejoining { .. } | Phase::Stopping { .. } => None,
+            Phase::Initializing
+            | Phase::Waiting
+            | Phase::Bootstrapping(_)
+            | Phase::Candidate(_)
+            | Phase::Promoting { .. }
+            | Phase::Primary(_)
+            | Phase::Recovering { .. }
+            | Phase::Demoting { .. } => Some(false),
+        }
+    }
+
     /// Before the fence falls, this much of the lease is left: what stopping Postgres may take, and any drift of clocks.
     #[must_use]
-    pub const fn fence_margin(&self) -> Span {
+    pub fn fence_margin(&self) -> Span {
         self.membership.lease_ttl().divided_by(5)
     }
 
     /// The guard acts this long before the lease may have run out: what killing a server may take on a busy machine, and
     /// any drift of clocks. Half of [`Self::fence_margin`], so that a bot that lives acts first, and more gently.
     #[must_use]
-    pub const fn guard_margin(&self) -> Span {
+    pub fn guard_margin(&self) -> Span {
         self.fence_margin().divided_by(2)
     }
 

@@ -15,7 +15,7 @@ use super::{
     PostgresBot,
     dynamic::{Dynamic, effective_parameters, effective_rules},
     event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, StopMode},
-    postgres::{DataDir, Postgres, Running as Runs},
+    postgres::{DataDir, Postgres, Running as Runs, Server},
     share,
     state::{Bootstrap, DemoteStep, DemoteWhy, Phase, Running, Stall, State, Timer},
 };
@@ -128,15 +128,23 @@ impl Turn {
             match timer {
                 Timer::ScheduledRestart => self.restart_is_due(),
                 Timer::RestartPatience => self.restart_takes_long(),
+                Timer::Slots => {}
                 of_the_role => self.drive(Happened::Due(of_the_role)),
             }
         }
         self.mind_restart();
         if !self.s.exited {
+            self.mind_slots();
             self.move_fence();
             self.let_go_of_the_lock();
             let mut out = Vec::new();
             self.s.membership.hold_lock(self.s.leadership.is_held(), &mut out);
+            // A question about the lock is about the lease that it was asked with.
+            if !self.s.leadership.is_busy()
+                && let Some(rests) = self.s.rests(self.now)
+            {
+                self.s.membership.rest(self.now, rests, &mut out);
+            }
             self.s.membership.advance(self.now, &mut out);
             share::publish(&mut self.s, self.now, &mut out);
             self.push_membership(out);
@@ -290,7 +298,9 @@ impl Turn {
             self.s.dynamic = Dynamic::from_value(&config);
             self.s.membership.set_ttl(self.s.dynamic.ttl);
         }
-        let parameters = effective_parameters(&self.s.settings, &self.s.dynamic);
+        self.s.note_own_slot();
+        let mut parameters = effective_parameters(&self.s.settings, &self.s.dynamic);
+        parameters.extend(self.s.own_slot_parameter());
         let rules = effective_rules(&self.s.settings, &self.s.dynamic);
         let wanted = (parameters, rules);
         if self.s.configured.as_ref() != Some(&wanted) {
@@ -327,8 +337,13 @@ impl Turn {
             | Job::Clone { .. }
             | Job::Follow { .. }
             | Job::Checkpoint
-            | Job::Stop { .. }
+            | Job::Stop { mode: StopMode::Immediate { .. } }
             | Job::Rewind { .. } => {}
+            Job::Stop { mode: StopMode::Fast } => {
+                if let Some(timeout) = self.s.dynamic.primary_stop_timeout.filter(|_| self.s.may_be_writable()) {
+                    self.s.timers.arm(Timer::Patience, self.now + timeout);
+                }
+            }
         }
         self.s.jobs += 1;
         let id = JobId(self.s.jobs);
@@ -351,7 +366,9 @@ impl Turn {
             }
             (Job::StartPrimary | Job::StartStandby { .. }, Err(_)) => self.s.postgres = Postgres::Down,
             (Job::Promote { .. }, Ok(JobResult::Promoted { server, .. })) => {
-                self.s.postgres = Postgres::Up(server.clone());
+                // It has the slots that it had.
+                let slots = server.slots.clone().or_else(|| self.s.server()?.slots.clone());
+                self.s.postgres = Postgres::Up(Server { slots, ..server.clone() });
                 self.note_primary(true);
             }
             (Job::Stop { .. }, Ok(JobResult::Stopped { .. })) => {

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::{
     binaries::Binaries,
+    callbacks,
     node::{Listen, Login, Node},
 };
 use crate::machine::{Rules, Settings, Tags};
@@ -80,6 +81,8 @@ pub struct Postgresql {
     pub pg_ident: Vec<String>,
     /// Rewind rather than copy anew.
     pub use_pg_rewind: Option<bool>,
+    /// What is told of what becomes of the server.
+    pub callbacks: Option<Value>,
     /// Delete what cannot be rewound.
     pub remove_data_directory_on_rewind_failure: Option<bool>,
     /// The same, by another of Patroni's names.
@@ -121,7 +124,6 @@ const POSTGRESQL_LATER: &[&str] = &[
     "basebackup",
     "before_stop",
     "bin_name",
-    "callbacks",
     "config_dir",
     "create_replica_method",
     "create_replica_methods",
@@ -164,6 +166,7 @@ impl Config {
         self.listen()?;
         self.connect_address()?;
         self.warnings()?;
+        self.callbacks()?;
         let run_dir = self.run_dir()?;
         if run_dir.as_os_str().len() > RUN_DIR_LEN_MAX {
             return Err(format!(
@@ -219,13 +222,29 @@ impl Config {
         }
     }
 
+    /// The operator's callbacks.
+    ///
+    /// # Errors
+    /// One line that names the field and the fix.
+    pub(super) fn callbacks(&self) -> Result<callbacks::Programs, String> {
+        callbacks::programs(self.postgresql.callbacks.as_ref())
+    }
+
     /// The sections that differ in `new` in what a bot that runs cannot take over.
     pub fn fixed_differences(&self, new: &Self) -> Vec<&'static str> {
         let fixed = |c: &Self| {
             let p = &c.postgresql;
             format!(
                 "{:?}",
-                (&p.listen, &p.connect_address, &p.data_dir, &p.bin_dir, &p.log_directory, &p.authentication)
+                (
+                    &p.listen,
+                    &p.connect_address,
+                    &p.data_dir,
+                    &p.bin_dir,
+                    &p.log_directory,
+                    &p.authentication,
+                    &p.callbacks
+                )
             )
         };
         let bootstrap = |c: &Self| format!("{:?}", (&c.bootstrap.dcs, &c.bootstrap.initdb));

@@ -1,8 +1,10 @@
 //! The shell: performs the machine's actions on a real server and turns what happens into its events. Decides nothing.
 
 pub mod binaries;
+mod callbacks;
 pub mod config;
 mod conninfo;
+mod figures;
 mod files;
 mod floor;
 pub mod guard;
@@ -19,6 +21,7 @@ mod reload;
 pub mod report;
 mod routes;
 mod server;
+mod slots;
 mod timelines;
 pub mod tool;
 
@@ -33,13 +36,13 @@ use std::{
 use bots_core::{
     dcs::DcsEvent,
     machine::Time,
-    shell::{Assembled, Bot, Common, Context, DcsHandle, Events, Exit, Health, Shell, probe_instance},
+    shell::{Assembled, Bot, Clock, Common, Context, DcsHandle, Events, Exit, Health, Shell, probe_instance},
 };
 use tokio::{sync::watch, task::AbortHandle};
 
 use self::{
-    binaries::Binaries, config::Config, hands::Hands, node::Node, observe::Poke, reload::Reload, report::Reporter,
-    routes::Site,
+    binaries::Binaries, callbacks::Callbacks, config::Config, figures::Figures, hands::Hands, node::Node,
+    observe::Poke, reload::Reload, report::Reporter, routes::Site,
 };
 use crate::machine::{Action, Event, JobId, PostgresBot, State};
 
@@ -55,6 +58,8 @@ pub struct PostgresShell {
     dcs: DcsHandle,
     jobs: BTreeMap<JobId, AbortHandle>,
     state: watch::Sender<Arc<State>>,
+    figures: Figures,
+    callbacks: Callbacks,
     /// See [`lock`].
     _lock: File,
 }
@@ -88,6 +93,7 @@ impl Bot for Program {
         }
         let (node, lock) = prepare(&config)?;
         postmaster::adopt_orphans().map_err(|e| Exit::failure(format!("{e:#}")))?;
+        let callbacks = Callbacks::new(config.callbacks().map_err(Exit::usage)?, &config.common.scope);
         let settings = config.settings(context.instance.clone(), Self::VERSION, context.epoch_unix_ms);
         let path = context.config_path.clone();
         let reload = Arc::new(Reload::new(path, config, context.instance.clone(), context.epoch_unix_ms));
@@ -108,6 +114,8 @@ impl Bot for Program {
             dcs: context.dcs,
             jobs: BTreeMap::new(),
             state: sender,
+            figures: Figures::new(&context.metrics),
+            callbacks,
             _lock: lock,
         };
         Ok(Assembled::new(state, shell, prefixes, health).routes(routes))
@@ -210,6 +218,13 @@ impl Shell for PostgresShell {
                 let hands = Arc::clone(&self.hands);
                 tokio::spawn(async move { apply(&hands).await });
             }
+            Action::ChangeSlots { changes } => {
+                let (hands, poke) = (Arc::clone(&self.hands), self.poke.clone());
+                tokio::spawn(async move {
+                    slots::change(&hands, changes).await;
+                    poke.look_at_slots();
+                });
+            }
             Action::SetFence { at } => self.hands.postmaster.set_fence(at),
             Action::Run { id, job } => self.run(id, job),
             Action::Cancel { id } => {
@@ -234,6 +249,8 @@ impl Shell for PostgresShell {
     }
 
     fn stepped(&mut self, state: &State) {
+        self.figures.note(state, Clock::now());
+        self.callbacks.note(state, self.hands.reloads());
         self.state.send_replace(Arc::new(state.clone()));
     }
 }

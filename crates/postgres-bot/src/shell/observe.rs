@@ -17,10 +17,16 @@ use super::{
     postmaster::Life,
     server::{self, Connection},
 };
-use crate::machine::Postgres;
+use crate::machine::{Postgres, ReplicationSlot, Server};
 
 /// How often the server is asked. Deaths and streams that break show otherwise, and sooner; this is for figures.
 const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// How often, once it has said the same for [`QUIET_AFTER`] questions: an idle bot should cost next to nothing.
+const ASK_EVERY_QUIET: Duration = Duration::from_secs(1);
+
+/// See [`ASK_EVERY_QUIET`]. Five seconds.
+const QUIET_AFTER: u32 = 10;
 
 /// How long the server may take to answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
@@ -30,6 +36,9 @@ const MISSED_MAX: u32 = 3;
 
 /// One question in so many is the costly one for pending restarts.
 const PENDING_RESTART_EVERY: u32 = 20;
+
+/// One question in so many is the one for replication slots: they are looked after in minutes, not in moments.
+const SLOTS_EVERY: u32 = 4;
 
 /// After a reload, so many questions in a row are: the server takes its files in a moment later.
 const PENDING_RESTART_AFTER_RELOAD: u32 = 4;
@@ -44,11 +53,18 @@ pub struct Poke {
 struct PokeInner {
     wake: Notify,
     asked: AtomicBool,
+    slots: AtomicBool,
 }
 
 impl Poke {
     /// Look now; report if there is news.
     pub fn look(&self) {
+        self.inner.wake.notify_one();
+    }
+
+    /// Look at the replication slots now; report if there is news.
+    pub fn look_at_slots(&self) {
+        self.inner.slots.store(true, Ordering::Relaxed);
         self.inner.wake.notify_one();
     }
 
@@ -64,8 +80,12 @@ struct Eye {
     connection: Option<Connection>,
     looks: u32,
     missed: u32,
+    /// So many questions in a row had the same answer.
+    quiet: u32,
+    last: Option<Server>,
     timeline: Timeline,
     pending_restart: BTreeMap<String, ParameterChange>,
+    slots: Option<BTreeMap<String, ReplicationSlot>>,
     /// The reloads that have been seen, and how many more questions their effect is asked for.
     reloads: (u64, u32),
 }
@@ -74,8 +94,12 @@ struct Eye {
 pub async fn run(hands: Arc<Hands>, poke: Poke) {
     let mut eye = Eye::default();
     loop {
-        let _either_way = tokio::time::timeout(ASK_EVERY, poke.inner.wake.notified()).await;
+        let pause = if eye.quiet >= QUIET_AFTER { ASK_EVERY_QUIET } else { ASK_EVERY };
+        let _either_way = tokio::time::timeout(pause, poke.inner.wake.notified()).await;
         let asked = poke.inner.asked.swap(false, Ordering::Relaxed);
+        if poke.inner.slots.swap(false, Ordering::Relaxed) {
+            eye.slots = None;
+        }
         let since = hands.reporter.epoch();
         let seen = match hands.postmaster.life() {
             Life::Alive { ready: true, .. } => eye.look(&hands, asked).await,
@@ -100,6 +124,9 @@ impl Eye {
         match tokio::time::timeout(ANSWER_DEADLINE, self.question(hands)).await {
             Ok(Ok(seen)) => {
                 self.missed = 0;
+                let same = seen.server() == self.last.as_ref();
+                self.quiet = if same { self.quiet.saturating_add(1) } else { 0 };
+                self.last = seen.server().cloned();
                 return Some(seen);
             }
             Ok(Err(error)) if server::is_starting(&error) => {
@@ -112,6 +139,7 @@ impl Eye {
             Err(_elapsed) => tracing::debug!("the server did not answer in time"),
         }
         self.connection = None;
+        self.quiet = 0;
         self.missed += 1;
         (asked || self.missed >= MISSED_MAX).then_some(Postgres::Silent)
     }
@@ -132,7 +160,11 @@ impl Eye {
             self.pending_restart = connection.pending_restart().await?;
             self.reloads.1 = self.reloads.1.saturating_sub(1);
         }
+        if self.looks.is_multiple_of(SLOTS_EVERY) || self.slots.is_none() {
+            self.slots = Some(connection.slots().await?);
+        }
         self.looks = self.looks.wrapping_add(1);
+        server.slots.clone_from(&self.slots);
         server.pending_restart.clone_from(&self.pending_restart);
         Ok(Postgres::Up(server))
     }

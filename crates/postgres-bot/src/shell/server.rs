@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio_postgres::{Client, NoTls, Statement, error::SqlState};
 
 use super::node::Node;
-use crate::machine::Server;
+use crate::machine::{ReplicationSlot, Server, SlotKind};
 
 /// A server that does not take a connection on its own machine within this time is busy beyond use.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
@@ -34,6 +34,14 @@ SELECT now.name, current_setting(now.name),
                   WHERE lower(file.name) = lower(now.name) ORDER BY seqno DESC LIMIT 1), now.reset_val, '')
   FROM pg_settings AS now WHERE pending_restart";
 
+/// The replication slots. Those that Postgres 17 itself keeps in step on standbys (`failover`) are none of our business.
+const SLOTS: &str = "
+SELECT slot_name::text, database::text, plugin::text, active,
+       pg_wal_lsn_diff(restart_lsn, '0/0')::int8, pg_wal_lsn_diff(confirmed_flush_lsn, '0/0')::int8,
+       COALESCE(wal_status = 'lost', false)
+  FROM pg_replication_slots AS slot
+ WHERE NOT temporary AND NOT COALESCE((to_jsonb(slot) ->> 'failover')::bool, false)";
+
 /// What the API tells beyond the facts, as the JSON that Patroni's members answer with.
 const DETAILS: &str = "
 SELECT json_build_object(
@@ -52,6 +60,7 @@ SELECT json_build_object(
 pub(super) struct Connection {
     client: Client,
     facts: Statement,
+    slots: Statement,
 }
 
 impl Connection {
@@ -64,7 +73,8 @@ impl Connection {
         let options = format!("-c statement_timeout={}", deadline.as_millis());
         let client = connect(node, &options).await?;
         let facts = client.prepare(FACTS).await.context("prepare the question for facts")?;
-        Ok(Self { client, facts })
+        let slots = client.prepare(SLOTS).await.context("prepare the question for replication slots")?;
+        Ok(Self { client, facts, slots })
     }
 
     /// The connection for other questions.
@@ -94,7 +104,17 @@ impl Connection {
         let streaming = row.get(8);
         let position = received.max(replayed);
         let pending_restart = BTreeMap::new();
-        Ok(Server { in_recovery, timeline, position, received, replayed, streaming, pending_restart, version })
+        Ok(Server {
+            in_recovery,
+            timeline,
+            position,
+            received,
+            replayed,
+            streaming,
+            pending_restart,
+            slots: None,
+            version,
+        })
     }
 
     /// The parameters that wait for a restart; a costlier question than the facts.
@@ -105,6 +125,23 @@ impl Connection {
         let rows = self.client.query(PENDING_RESTART, &[]).await.context("ask for pending restarts")?;
         let change = |row: &tokio_postgres::Row| ParameterChange { old_value: row.get(1), new_value: row.get(2) };
         Ok(rows.iter().map(|row| (row.get(0), change(row))).collect())
+    }
+
+    /// The replication slots by name, without temporary ones.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(super) async fn slots(&self) -> anyhow::Result<BTreeMap<String, ReplicationSlot>> {
+        let rows = self.client.query(&self.slots, &[]).await.context("ask for replication slots")?;
+        let slot = |row: &tokio_postgres::Row| {
+            let lsn = |column: usize| row.get::<_, Option<i64>>(column).map(|lsn| Lsn(lsn.cast_unsigned()));
+            let kind = match (row.get::<_, Option<String>>(1), row.get::<_, Option<String>>(2)) {
+                (Some(database), Some(plugin)) => SlotKind::Logical { database, plugin },
+                (_, _) => SlotKind::Physical,
+            };
+            ReplicationSlot { kind, active: row.get(3), restart: lsn(4), confirmed: lsn(5), lost: row.get(6) }
+        };
+        Ok(rows.iter().map(|row| (row.get(0), slot(row))).collect())
     }
 
     /// What the API tells beyond the facts.
@@ -122,8 +159,16 @@ impl Connection {
 /// # Errors
 /// If the server does not take the connection in time.
 pub(super) async fn connect(node: &Node, options: &str) -> anyhow::Result<Client> {
+    connect_to(node, "postgres", options).await
+}
+
+/// The same, to another database.
+///
+/// # Errors
+/// If the server does not take the connection in time.
+pub(super) async fn connect_to(node: &Node, database: &str, options: &str) -> anyhow::Result<Client> {
     let mut config = tokio_postgres::Config::new();
-    config.host_path(&node.run_dir).port(node.listen.port).dbname("postgres").application_name("bots");
+    config.host_path(&node.run_dir).port(node.listen.port).dbname(database).application_name("bots");
     config.user(&node.superuser.username).options(options);
     if let Some(password) = &node.superuser.password {
         config.password(password.expose());

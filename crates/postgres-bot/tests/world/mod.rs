@@ -7,7 +7,7 @@ pub(crate) mod show;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bots_core::{
-    dcs::{DcsAction, DcsEvent, LeaseId, MemoryDcs, Outcome, RequestId, Revision, Scope, Transaction, Write},
+    dcs::{DcsAction, DcsEvent, MemoryDcs, Outcome, RequestId, Revision, Scope, Transaction, Write},
     machine::{Machine, Span, Step, Time},
     wire::{Kind, Lsn, Member, MemberHead, PostgresFacts, Timeline},
 };
@@ -45,8 +45,9 @@ pub(crate) struct World {
     pub(crate) shown: Revision,
     /// The bot's questions to the store, the oldest first.
     pub(crate) asked: VecDeque<(RequestId, Transaction)>,
-    pub(crate) lease: Option<LeaseId>,
-    pub(crate) granting: bool,
+    pub(crate) granting: Option<Span>,
+    /// A lease that takes the place of another is granted as soon as it is asked for.
+    pub(crate) grants_at_once: bool,
     pub(crate) job: Option<(JobId, Job)>,
     pub(crate) probe: Option<ProbeId>,
     /// The bot waits to hear what is in the data directory.
@@ -141,8 +142,8 @@ impl World {
             dcs: MemoryDcs::new(),
             shown: Revision(0),
             asked: VecDeque::new(),
-            lease: None,
-            granting: false,
+            granting: None,
+            grants_at_once: false,
             job: None,
             probe: None,
             inspecting: false,
@@ -221,6 +222,9 @@ impl World {
         while let Some((id, transaction)) = self.shares.pop_front() {
             self.settle(id, &transaction, Fate::Answered);
         }
+        if self.grants_at_once && self.state.membership().lease_id().is_some() {
+            self.grant();
+        }
     }
 
     /// A server that may take writes has a lease that is not about to end, or is being stopped at once.
@@ -281,8 +285,8 @@ impl World {
                 return;
             }
             Action::Dcs(DcsAction::Transact { id, transaction }) => self.asked.push_back((id, transaction)),
-            Action::Dcs(DcsAction::GrantLease { .. }) => {
-                assert!(!std::mem::replace(&mut self.granting, true), "a lease is asked for twice");
+            Action::Dcs(DcsAction::GrantLease { ttl }) => {
+                assert_eq!(self.granting.replace(ttl), None, "a lease is asked for twice");
             }
             // Leases here are renewed by the tests.
             Action::Dcs(DcsAction::PaceLease { .. }) => {}
@@ -319,7 +323,7 @@ impl World {
                 }
                 self.fenced = true;
             }
-            Action::Observe => {}
+            Action::Observe | Action::ChangeSlots { .. } => {}
         }
         self.log.push(shown);
     }
@@ -382,16 +386,15 @@ impl World {
     }
 
     pub(crate) fn grant(&mut self) {
-        if std::mem::replace(&mut self.granting, false) {
+        if let Some(ttl) = self.granting.take() {
             let lease = self.dcs.grant(self.now, LEASE_FOR_EVER);
-            self.lease = Some(lease);
-            let valid_until = self.now + self.state.membership().lease_ttl();
+            let valid_until = self.now + ttl;
             self.step(Event::Dcs(DcsEvent::LeaseGranted { lease, valid_until }));
         }
     }
 
     pub(crate) fn renew(&mut self) {
-        if let Some(lease) = self.lease {
+        if let Some(lease) = self.state.membership().lease_id() {
             if !self.dcs.lease_lives(lease) {
                 return self.tell_lease_lost();
             }
@@ -402,14 +405,14 @@ impl World {
 
     /// The store drops the lease; the bot hears of it only by [`World::tell_lease_lost`].
     pub(crate) fn expire(&mut self) {
-        if let Some(lease) = self.lease {
+        if let Some(lease) = self.state.membership().lease_id() {
             self.dcs.revoke(lease);
         }
     }
 
     pub(crate) fn tell_lease_lost(&mut self) {
         self.expire();
-        if let Some(lease) = self.lease.take() {
+        if let Some(lease) = self.state.membership().lease_id() {
             self.step(Event::Dcs(DcsEvent::LeaseLost { lease, why: String::from("it has expired") }));
         }
     }

@@ -6,7 +6,7 @@ use bots_core::{
     dcs::{Compare, DcsAction, Transaction, Write},
     wire::Member,
 };
-use postgres_bot::machine::Action;
+use postgres_bot::machine::{Action, SlotChange, SlotKind};
 
 use super::{World, scope};
 
@@ -37,6 +37,17 @@ pub(crate) fn action(action: &Action, world: &World) -> String {
         Action::ProbePeers { peers, deadline, .. } => {
             let names: Vec<&str> = peers.keys().map(String::as_str).collect();
             format!("ask the peers [{}] within {deadline}", names.join(", "))
+        }
+        Action::ChangeSlots { changes } => {
+            let change = |change: &SlotChange| match change {
+                SlotChange::Create { name, kind: SlotKind::Physical } => format!("create {name}"),
+                SlotChange::Create { name, kind: SlotKind::Logical { database, plugin } } => {
+                    format!("create {name} for {plugin} in {database}")
+                }
+                SlotChange::Advance { name, to } => format!("advance {name} to {to}"),
+                SlotChange::Drop { name } => format!("drop {name}"),
+            };
+            format!("replication slots: {}", changes.iter().map(change).collect::<Vec<_>>().join(", "))
         }
         Action::Exit { code, message } => format!("exit {code}: {message}"),
     }

@@ -39,6 +39,8 @@ impl World {
                 self.server_after(node, delay, ServerItem::Observe { life });
             }
             Action::Configure { parameters: _, rules: _ } => {}
+            // The servers here keep all of their log, and show no replication slots.
+            Action::ChangeSlots { changes: _ } => {}
             Action::SetFence { at } => self.set_fence(node, at),
             Action::Run { id, job } => self.run_job(node, id, job),
             Action::Cancel { id } => {

@@ -1,4 +1,4 @@
-//! A bot's way to etcd: one queue of transactions, one lease that is renewed beside it, one watch a prefix. As the real
+//! A bot's way to etcd: one queue of transactions, leases that are renewed beside it, one watch a prefix. As the real
 //! shell does it: deadlines, lost answers, renewal counted from the sending, lists after broken watches.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -50,26 +50,27 @@ pub(crate) enum Reply {
 enum Asked {
     Transaction { id: RequestId, takes_lock: bool },
     Revocation,
-    Grant { sent: Time },
-    Renewal { lease: LeaseId, sent: Time },
+    Grant { task: u64, sent: Time },
+    Renewal { task: u64, sent: Time },
     List { prefix: String },
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-enum Renewal {
-    #[default]
-    Idle,
-    Getting {
-        ttl: Span,
-        tries: u64,
-    },
-    Holding {
-        lease: LeaseId,
-        ttl: Span,
-        every: Span,
-        sent: Time,
-        tries: u64,
-    },
+/// One lease's task.
+#[derive(Debug, Clone, Copy)]
+struct Renewal {
+    /// The wake-up that counts; earlier ones are old news.
+    wakes: u64,
+    ttl: Span,
+    tries: u64,
+    /// Nothing while it is asked for.
+    held: Option<Held>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    lease: LeaseId,
+    every: Span,
+    sent: Time,
 }
 
 #[derive(Debug)]
@@ -91,19 +92,22 @@ pub struct Client {
     asked: BTreeMap<u64, Asked>,
     jobs: VecDeque<Request>,
     busy: bool,
-    renewal: Renewal,
-    renewals: u64,
+    renewals: BTreeMap<u64, Renewal>,
+    /// Counts tasks and wake-ups.
+    serial: u64,
     watches: BTreeMap<String, Watch>,
 }
 
 impl Client {
-    /// The lease that is being renewed.
-    #[must_use]
-    pub const fn lease(&self) -> Option<LeaseId> {
-        match self.renewal {
-            Renewal::Holding { lease, .. } => Some(lease),
-            Renewal::Idle | Renewal::Getting { .. } => None,
-        }
+    fn next_serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+
+    /// The task that renews a lease.
+    fn renewal_of(&self, lease: LeaseId) -> Option<u64> {
+        let of = |renewal: &Renewal| renewal.held.is_some_and(|held| held.lease == lease);
+        self.renewals.iter().find(|(_, renewal)| of(renewal)).map(|(task, _)| *task)
     }
 
     /// The watched prefixes.
@@ -137,14 +141,16 @@ impl World {
         }
         match plant::alter_request(self.plant, action) {
             DcsAction::GrantLease { ttl } => {
-                self.nodes[node.0].client.renewal = Renewal::Getting { ttl, tries: 0 };
-                self.renew_after(node, Span::ZERO);
+                let client = &mut self.nodes[node.0].client;
+                let task = client.next_serial();
+                client.renewals.insert(task, Renewal { wakes: 0, ttl, tries: 0, held: None });
+                self.renew_after(node, task, Span::ZERO);
             }
             DcsAction::PaceLease { lease, every } => self.pace(node, lease, every),
             DcsAction::RevokeLease { lease } => {
                 let client = &mut self.nodes[node.0].client;
-                if client.lease() == Some(lease) {
-                    client.renewal = Renewal::Idle;
+                if let Some(task) = client.renewal_of(lease) {
+                    client.renewals.remove(&task);
                 }
                 client.jobs.push_back(Request::Revoke { lease });
                 self.next_job(node);
@@ -214,14 +220,16 @@ impl World {
                 self.answered(node, id, takes_lock, outcome);
             }
             (Asked::Revocation, _) => self.job_done(node),
-            (Asked::Grant { sent }, Reply::Granted { lease, ttl }) => {
+            (Asked::Grant { task, sent }, Reply::Granted { lease, ttl }) => {
                 let from = if self.plant == Some(Plant::LeaseFromReply) { local } else { sent };
-                self.nodes[node.0].client.renewal =
-                    Renewal::Holding { lease, ttl, every: renewal(ttl), sent, tries: 0 };
-                self.renew_at(node, sent + renewal(ttl));
-                self.hear(node, DcsEvent::LeaseGranted { lease, valid_until: from + ttl });
+                let every = renewal(ttl);
+                if let Some(renewal) = self.nodes[node.0].client.renewals.get_mut(&task) {
+                    *renewal = Renewal { ttl, tries: 0, held: Some(Held { lease, every, sent }), ..*renewal };
+                    self.renew_at(node, task, sent + every);
+                    self.hear(node, DcsEvent::LeaseGranted { lease, valid_until: from + ttl });
+                }
             }
-            (Asked::Renewal { lease, sent }, Reply::Kept { lives }) => self.kept(node, lease, sent, lives),
+            (Asked::Renewal { task, sent }, Reply::Kept { lives }) => self.kept(node, task, sent, lives),
             (Asked::List { .. }, Reply::Listed { prefix, revision, entries }) => {
                 self.listed(node, prefix, revision, entries);
             }
@@ -236,19 +244,12 @@ impl World {
                 self.answered(node, id, takes_lock, Outcome::Unknown(String::from("no answer in 2 s")));
             }
             Some(Asked::Revocation) => self.job_done(node),
-            Some(Asked::Grant { .. } | Asked::Renewal { .. }) => {
-                let (tries, pause) = match &mut self.nodes[node.0].client.renewal {
-                    Renewal::Getting { tries, .. } => {
-                        *tries += 1;
-                        (*tries, Span::from_millis(500))
-                    }
-                    Renewal::Holding { ttl, tries, .. } => {
-                        *tries += 1;
-                        (*tries, renewal_try(*ttl))
-                    }
-                    Renewal::Idle => return,
-                };
-                self.renew_after(node, if tries.is_multiple_of(STORE_MEMBERS) { pause } else { TRY_PAUSE });
+            Some(Asked::Grant { task, .. } | Asked::Renewal { task, .. }) => {
+                let Some(renewal) = self.nodes[node.0].client.renewals.get_mut(&task) else { return };
+                renewal.tries += 1;
+                let pause = renewal.held.map_or(Span::from_millis(500), |_| renewal_try(renewal.ttl));
+                let pause = if renewal.tries.is_multiple_of(STORE_MEMBERS) { pause } else { TRY_PAUSE };
+                self.renew_after(node, task, pause);
             }
             Some(Asked::List { prefix }) => self.list_again(node, prefix),
             None => {}
@@ -271,73 +272,61 @@ impl World {
         self.tell(node, Span::ZERO, event);
     }
 
-    fn renew_at(&mut self, node: NodeId, local: Time) {
+    fn renew_at(&mut self, node: NodeId, task: u64, local: Time) {
         let node_ref = &mut self.nodes[node.0];
-        node_ref.client.renewals += 1;
-        let (serial, life, at) = (node_ref.client.renewals, node_ref.life, node_ref.clock.global(local));
+        let serial = node_ref.client.next_serial();
+        let Some(renewal) = node_ref.client.renewals.get_mut(&task) else { return };
+        renewal.wakes = serial;
+        let (life, at) = (node_ref.life, node_ref.clock.global(local));
         self.at(at, Item::Renew { node, life, serial });
     }
 
-    fn renew_after(&mut self, node: NodeId, delay: Span) {
+    fn renew_after(&mut self, node: NodeId, task: u64, delay: Span) {
         let local = self.local(node);
-        self.renew_at(node, local + delay);
+        self.renew_at(node, task, local + delay);
     }
 
     /// The lease thread has something to do.
     pub(super) fn renew(&mut self, node: NodeId, serial: u64) {
-        let local = self.local(node);
-        let client = &self.nodes[node.0].client;
-        if client.renewals != serial {
-            return;
-        }
-        match client.renewal {
-            Renewal::Idle => {}
-            Renewal::Getting { ttl, .. } => {
-                self.send(node, Request::Grant { ttl }, Asked::Grant { sent: local }, REQUEST_DEADLINE, None);
-            }
-            Renewal::Holding { lease, ttl, .. } => {
-                self.send(
-                    node,
-                    Request::KeepAlive { lease },
-                    Asked::Renewal { lease, sent: local },
-                    renewal_try(ttl),
-                    None,
-                );
+        let sent = self.local(node);
+        let renewals = &self.nodes[node.0].client.renewals;
+        let Some((&task, &renewal)) = renewals.iter().find(|(_, renewal)| renewal.wakes == serial) else { return };
+        let Renewal { ttl, held, .. } = renewal;
+        match held {
+            None => self.send(node, Request::Grant { ttl }, Asked::Grant { task, sent }, REQUEST_DEADLINE, None),
+            Some(Held { lease, .. }) => {
+                self.send(node, Request::KeepAlive { lease }, Asked::Renewal { task, sent }, renewal_try(ttl), None);
             }
         }
     }
 
     /// The lease is renewed this often from now on; a renewal that is under way ends as it would have.
     fn pace(&mut self, node: NodeId, of: LeaseId, wanted: Span) {
-        let Renewal::Holding { lease, every, sent, tries, .. } = &mut self.nodes[node.0].client.renewal else { return };
-        if *lease != of {
-            return;
-        }
-        *every = wanted;
-        let (due, idle) = (*sent + wanted, *tries == 0);
-        let asking = self.nodes[node.0].client.asked.values().any(|asked| matches!(asked, Asked::Renewal { .. }));
-        if idle && !asking {
-            self.renew_at(node, due);
+        let client = &mut self.nodes[node.0].client;
+        let Some(task) = client.renewal_of(of) else { return };
+        let asking = |asked: &Asked| matches!(asked, Asked::Renewal { task: of, .. } if *of == task);
+        let asking = client.asked.values().any(asking);
+        let Some(Renewal { held: Some(held), tries, .. }) = client.renewals.get_mut(&task) else { return };
+        held.every = wanted;
+        let due = held.sent + wanted;
+        if *tries == 0 && !asking {
+            self.renew_at(node, task, due);
         }
     }
 
-    fn kept(&mut self, node: NodeId, of: LeaseId, when: Time, lives: bool) {
+    fn kept(&mut self, node: NodeId, task: u64, when: Time, lives: bool) {
         let local = self.local(node);
-        let Renewal::Holding { lease, ttl, every, sent, tries } = &mut self.nodes[node.0].client.renewal else {
-            return;
-        };
-        let (lease, ttl, every) = (*lease, *ttl, *every);
-        if lease != of {
-            return;
-        }
+        let client = &mut self.nodes[node.0].client;
+        let Some(Renewal { ttl, tries, held: Some(held), .. }) = client.renewals.get_mut(&task) else { return };
+        let (lease, ttl, every) = (held.lease, *ttl, held.every);
         if lives {
-            *sent = when;
+            held.sent = when;
             *tries = 0;
             let from = if self.plant == Some(Plant::LeaseFromReply) { local } else { when };
-            self.renew_at(node, when + every);
+            self.renew_at(node, task, when + every);
             self.hear(node, DcsEvent::LeaseRenewed { lease, valid_until: from + ttl });
         } else {
-            self.nodes[node.0].client.renewal = Renewal::Idle;
+            client.renewals.remove(&task);
             self.hear(node, DcsEvent::LeaseLost { lease, why: String::from("etcd says that it has expired") });
         }
     }

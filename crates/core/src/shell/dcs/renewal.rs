@@ -5,7 +5,10 @@
 
 use std::{io, thread};
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{broadcast, mpsc, watch},
+    task::JoinSet,
+};
 
 use super::{DcsSink, Etcd};
 use crate::{
@@ -22,7 +25,7 @@ const GRANT_PAUSE_MIN: Span = Span::from_millis(100);
 const GRANT_PAUSE_MAX: Span = Span::from_millis(2_000);
 /// The first pause between rounds of tries to renew a lease.
 const RENEW_PAUSE_MIN: Span = Span::from_millis(50);
-/// Orders that may wait. A machine has one lease at a time and asks for another only when that is lost.
+/// Orders that may wait. A machine has one lease, and for a moment two, when one takes the place of the other.
 const ORDERS_MAX: usize = 64;
 /// How often the loop is looked at again while it owes a sign of life.
 const PULSE_PAUSE: Span = Span::from_millis(5);
@@ -33,6 +36,7 @@ pub(super) struct Renewal {
     orders: mpsc::Sender<Order>,
 }
 
+#[derive(Debug, Clone, Copy)]
 enum Order {
     Grant { ttl: Span },
     Pace { lease: LeaseId, every: Span },
@@ -43,7 +47,7 @@ impl Renewal {
     pub(super) fn start(etcd: Etcd, sink: DcsSink, pulse: Pulse) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
-        let renewer = Renewer { etcd, sink, pulse, orders };
+        let renewer = Renewer { hands: Hands { etcd, sink, pulse }, orders };
         thread::Builder::new().name(String::from("lease")).spawn(move || runtime.block_on(renewer.run()))?;
         Ok(Self { orders: sender })
     }
@@ -70,10 +74,16 @@ impl Renewal {
 }
 
 struct Renewer {
+    hands: Hands,
+    orders: mpsc::Receiver<Order>,
+}
+
+/// What each lease's task works with.
+#[derive(Clone)]
+struct Hands {
     etcd: Etcd,
     sink: DcsSink,
     pulse: Pulse,
-    orders: mpsc::Receiver<Order>,
 }
 
 /// A lease as the store granted it.
@@ -92,25 +102,34 @@ impl Lease {
 }
 
 impl Renewer {
+    /// Each lease is a task of its own, which hears every order and minds those about itself.
     async fn run(mut self) {
-        let mut next = self.orders.recv().await;
-        while let Some(order) = next {
-            next = match order {
-                Order::Grant { ttl } => self.hold(ttl).await,
-                // About a lease that is lost.
-                Order::Pace { .. } | Order::Forget { .. } => self.orders.recv().await,
-            };
+        let about_leases = broadcast::Sender::new(ORDERS_MAX);
+        let mut leases = JoinSet::new();
+        loop {
+            tokio::select! {
+                order = self.orders.recv() => match order {
+                    Some(Order::Grant { ttl }) => {
+                        leases.spawn(self.hands.clone().hold(ttl, about_leases.subscribe()));
+                    }
+                    Some(order @ (Order::Pace { .. } | Order::Forget { .. })) => {
+                        // Nobody listens if the lease that it is about is lost.
+                        let _heard = about_leases.send(order);
+                    }
+                    None => return,
+                },
+                Some(_ended) = leases.join_next() => {}
+            }
         }
     }
+}
 
-    /// Gets a lease and renews it until it is lost or another order comes, which is returned.
-    async fn hold(&mut self, ttl: Span) -> Option<Order> {
-        let lease = tokio::select! {
-            lease = get(&self.etcd, ttl) => lease,
-            order = self.orders.recv() => return order,
-        };
-        self.sink.send(DcsEvent::LeaseGranted { lease: lease.id, valid_until: lease.valid_until() }).await;
+impl Hands {
+    /// Gets a lease and renews it until it is lost or given back.
+    async fn hold(self, ttl: Span, mut orders: broadcast::Receiver<Order>) {
+        let lease = get(&self.etcd, ttl).await;
         let id = lease.id;
+        self.sink.send(DcsEvent::LeaseGranted { lease: id, valid_until: lease.valid_until() }).await;
         let every = watch::Sender::new(renewal(lease.ttl));
         let lost = keep(&self.etcd, &self.sink, &self.pulse, lease, every.subscribe());
         tokio::pin!(lost);
@@ -118,21 +137,20 @@ impl Renewer {
             tokio::select! {
                 why = &mut lost => {
                     tracing::warn!(lease = id.0, why, "the lease is lost");
-                    self.sink.send(DcsEvent::LeaseLost { lease: id, why }).await;
-                    break;
+                    return self.sink.send(DcsEvent::LeaseLost { lease: id, why }).await;
                 }
-                order = self.orders.recv() => match order {
-                    // An order about another lease came late.
-                    Some(Order::Forget { lease } | Order::Pace { lease, .. }) if lease != id => {}
-                    Some(Order::Pace { every: wanted, .. }) => {
+                order = orders.recv() => match order {
+                    Ok(Order::Pace { lease, every: wanted }) if lease == id => {
                         every.send_replace(wanted);
                     }
-                    Some(Order::Forget { .. }) => break,
-                    Some(Order::Grant { .. }) | None => return order,
+                    Ok(Order::Forget { lease }) if lease == id => return,
+                    // About another lease, or missed while this one was asked for: those cannot be about it.
+                    Ok(Order::Pace { .. } | Order::Forget { .. } | Order::Grant { .. })
+                    | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return,
                 },
             }
         }
-        self.orders.recv().await
     }
 }
 

@@ -147,7 +147,7 @@ pub(super) fn body(site: &Site, state: &State, server: Option<&Server>, now: Tim
 /// When etcd was last heard of, in seconds since 1970: counted from the last answered renewal.
 pub(super) fn dcs_last_seen(state: &State) -> u64 {
     let Some(valid_until) = state.membership().valid_until() else { return 0 };
-    let seen = valid_until - state.membership().ttl();
+    let seen = valid_until - state.membership().lease_ttl();
     (state.settings().epoch_unix_ms + seen.as_millis()) / 1_000
 }
 
