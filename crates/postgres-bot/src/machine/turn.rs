@@ -327,6 +327,7 @@ impl Turn {
             | Job::Clone { .. }
             | Job::Follow { .. }
             | Job::Checkpoint
+            | Job::Drain
             | Job::Stop { .. }
             | Job::Rewind { .. } => {}
         }
@@ -375,7 +376,7 @@ impl Turn {
         match (&job, &result) {
             (_, Err(error)) => self.s.trouble = Some(error.why.clone()),
             // On the way down, or beside the way: what went wrong before is still the news.
-            (Job::Stop { .. } | Job::SetAside { .. } | Job::Checkpoint | Job::Follow { .. }, Ok(_)) => {}
+            (Job::Stop { .. } | Job::SetAside { .. } | Job::Checkpoint | Job::Drain | Job::Follow { .. }, Ok(_)) => {}
             (
                 Job::Initialize
                 | Job::CreateRoles
