@@ -145,6 +145,25 @@ async fn held_for(mut stream: TcpStream) -> (bool, u64) {
     (served, Clock::now().since(began).as_millis())
 }
 
+/// The operator owns the template: names and numbers of places, other sections, whatever the bot does not need.
+#[tokio::test]
+async fn an_operators_own_configuration_is_driven_all_the_same() {
+    let built_in = include_str!("../src/shell/haproxy.cfg");
+    let own = built_in.replace("server-template pg \"${EDGE_PLACES}\"", "server-template database 5");
+    assert_ne!(own, built_in);
+    let own = own + "\nbackend others\n    server theirs 127.0.0.1:1\n";
+    let proxy = Proxy::start_with(Some(&own)).await;
+    let backing = Backing::start().await;
+    let shown = proxy.look(&[]).await;
+    let count = |backend| shown.servers.iter().filter(|s| s.place.backend == backend).count();
+    assert_eq!((count(Backend::Primary), count(Backend::Replicas), count(Backend::Web)), (5, 5, 2));
+    let place = Place { backend: Backend::Primary, slot: String::from("database3") };
+    let address = Command::SetAddress { place: place.clone(), serve: backing.serve, check: backing.check };
+    let open = [address, Command::SetAdmin { place: place.clone(), admin: Admin::Ready }, Command::SetUp { place }];
+    proxy.look(&open).await;
+    assert!(served(&mut proxy.connect().await).await, "it routes there");
+}
+
 #[tokio::test]
 async fn two_proxies_never_share_their_ports() {
     let mut proxy = Proxy::start().await;

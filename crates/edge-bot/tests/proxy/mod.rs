@@ -42,8 +42,13 @@ pub struct Proxy {
 
 impl Proxy {
     pub async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// One with this configuration instead of the built-in one.
+    pub async fn start_with(own: Option<&str>) -> Self {
         for _ in 0..STARTS_MAX {
-            match Self::start_on_free_ports().await {
+            match Self::start_on_free_ports(own).await {
                 Ok(proxy) => return proxy,
                 Err(why) => assert!(why.contains("Address already in use"), "{why}"),
             }
@@ -52,13 +57,18 @@ impl Proxy {
     }
 
     /// A port that is free may be taken by the time that the proxy binds it.
-    async fn start_on_free_ports() -> Result<Self, String> {
+    async fn start_on_free_ports(own: Option<&str>) -> Result<Self, String> {
         let dir = tempfile::tempdir().expect("a folder");
         let (primary, web) = (local(free_port().expect("a port")), local(free_port().expect("a port")));
         let socket = dir.path().join("haproxy.sock");
+        let config_file = own.map(|text| {
+            let path = dir.path().join("own.cfg");
+            std::fs::write(&path, text).expect("write it");
+            path
+        });
         let launch = Launch {
             binary: find_binary("haproxy".as_ref()).expect("haproxy is installed"),
-            config_file: None,
+            config_file,
             data_dir: dir.path().to_owned(),
             env: vec![
                 ("EDGE_SOCKET", socket.display().to_string()),
