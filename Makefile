@@ -77,6 +77,13 @@ soak: build ## a Postgres cluster on a machine without time, and a disk without:
 bench-idle: build ## what each bot costs when nothing happens
 	@$(BIN)/bench-idle
 
+# How often `make bench-edge` has the leader change in front of our edge bot and of a stock HAProxy, and of the former alone.
+FLIPS ?= 200
+
+.PHONY: bench-edge
+bench-edge: build ## how soon a HAProxy routes to a new leader: our edge bot beside health checks: ROUNDS=10 FLIPS=200 (four minutes)
+	@$(BIN)/bench-edge --flips $(FLIPS) $(if $(filter command line environment,$(origin ROUNDS)),--rounds $(ROUNDS))
+
 # How often `make bench-failover` does every fault to every cluster, and which rows of its table it measures (ONLY=a,b; the
 # others stay as an earlier run left them).
 ROUNDS ?= 3

@@ -11,11 +11,13 @@ export BOTS_PROJECT=bots-test-$$
 # Port 0: the engine picks a free one, so that a running demo is not in the way.
 export ETCD_PORT=0 GIT_PORT=0 POSTGRES_1_PORT=0 POSTGRES_2_PORT=0 POSTGRES_3_PORT=0
 export WEB_1_PORT=0 WEB_2_PORT=0 WEB_3_PORT=0 WEB_4_PORT=0
+export EDGE_PRIMARY_PORT=0 EDGE_REPLICAS_PORT=0 EDGE_WEB_PORT=0
 readonly compose=deploy/scripts/compose.sh
 # How long any one reaction of the fleet may take: two leases of 5 s, a promotion and a slow machine.
 readonly patience_s=60
 
 scratch=$(mktemp -d)
+edge=
 passed=0
 declare -A containers
 urls=()
@@ -31,6 +33,8 @@ main() {
     step 'a page is served' within page_shows '<html'
     step 'an entry is written' within write_entry before-the-failover
     step 'the entry is on the page' within page_shows before-the-failover
+    step 'the edge shows the page' within edge_shows before-the-failover
+    step 'the edge routes to the primary' within edge_takes_writes
     step 'new content is pushed' push_content
     step 'the new commit is served' within serves_commit
     step 'the entry is still there' within page_shows before-the-failover
@@ -38,9 +42,11 @@ main() {
     step "the primary's container ($primary) is killed" docker kill "${containers[$primary]}"
     step 'another member leads' within another_leads "$primary"
     step 'an entry is written after the failover' within write_entry after-the-failover
+    step 'the edge routes to the new primary' within edge_takes_writes
     step 'both entries are on the page' within page_shows before-the-failover after-the-failover
     step 'the lost member is started again' docker start "${containers[$primary]}"
     step 'it is back as a replica' within is_replica "$primary"
+    step 'the edge shows both entries' within edge_shows before-the-failover after-the-failover
     step 'every service is healthy again' $compose wait-healthy
     printf '%s passed, 0 failed\n' "$passed"
 }
@@ -73,9 +79,10 @@ within() {
 # The compose tool takes a second for every question: what does not change is asked once.
 look_up() {
     local name
-    for name in etcd-1 postgres-1 postgres-2 postgres-3; do containers[$name]=$($compose ps --quiet "$name"); done
+    for name in etcd-1 postgres-1 postgres-2 postgres-3 edge-1; do containers[$name]=$($compose ps --quiet "$name"); done
     # Those that idle do not serve pages.
     for name in web-1 web-2 web-3 web-4; do urls+=("http://$($compose port "$name" 8080)/"); done
+    edge=http://$($compose port edge-1 8080)/
 }
 
 # page FILE: the page of the first web bot that serves one; its headers go into FILE.headers.
@@ -89,9 +96,29 @@ page() {
 
 # page_shows TEXT...
 page_shows() {
+    page "$scratch/page" && has "$@"
+}
+
+# edge_shows TEXT...: the same through the edge.
+edge_shows() {
+    curl --fail --silent --max-time 5 --output "$scratch/page" "$edge" && has "$@"
+}
+
+# has TEXT...: the page that was fetched last.
+has() {
     local text
-    page "$scratch/page" || return 1
     for text in "$@"; do grep --quiet --fixed-strings --ignore-case "$text" "$scratch/page" || return 1; done
+}
+
+# Asked by a member that knows of the edge alone.
+edge_takes_writes() {
+    local now
+    now=$(leader)
+    # shellcheck disable=SC2016 # the container's shell has the password
+    docker exec "${containers[$now]}" sh -c \
+        'PGPASSWORD=$BOT_POSTGRESQL_AUTHENTICATION_SUPERUSER_PASSWORD psql --host=edge-1 --port=5000 --username=postgres --tuples-only --no-align \
+            --command="SELECT NOT pg_is_in_recovery()"' sh |
+        grep --quiet t
 }
 
 write_entry() {

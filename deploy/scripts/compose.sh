@@ -139,9 +139,9 @@ say_where() {
     cat <<END
 
 The fleet runs. From this machine (127.0.0.1 only):
-  the guestbook   http://127.0.0.1:${WEB_1_PORT:-18081}/ to :${WEB_4_PORT:-18084}/    (bots that idle answer 503)
+  the guestbook   http://127.0.0.1:${EDGE_WEB_PORT:-18080}/    (the bots behind it: :${WEB_1_PORT:-18081} to :${WEB_4_PORT:-18084}; those that idle answer 503)
   the site's git  git clone git://127.0.0.1:${GIT_PORT:-19418}/site.git    then commit and: git push
-  the database    psql -h 127.0.0.1 -p ${POSTGRES_1_PORT:-15431} -U postgres    (to :${POSTGRES_3_PORT:-15433}, password ${BOTS_DATABASE_PASSWORD:-demo-only})
+  the database    psql -h 127.0.0.1 -p ${EDGE_PRIMARY_PORT:-15000} -U postgres    (who follows: -p ${EDGE_REPLICAS_PORT:-15001}; password ${BOTS_DATABASE_PASSWORD:-demo-only})
 Look at it:
   $me exec web-1 botctl list
   $me exec web-1 botctl why postgres-1

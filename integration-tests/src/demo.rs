@@ -45,6 +45,8 @@ pub async fn start(mut say: impl FnMut(&str)) -> Result<Fleet> {
     fleet.create_guestbook_database().await?;
     say(&format!("{WEB_BOTS} web bots with the guestbook: {SERVING_MIN} serve, the others wait for load"));
     fleet.add_web(WEB_BOTS, &Serves::Guestbook(fleet.guestbook()))?;
+    say("an edge bot with a HAProxy: clients find the primary, the replicas and the guestbook at one port each");
+    fleet.add_edge()?;
     healthy(&mut fleet).await?;
     Ok(fleet)
 }
@@ -63,12 +65,16 @@ pub async fn healthy(fleet: &mut Fleet) -> Result<()> {
         if now.members().values().filter(settled).count() == count { Ok(()) } else { Err(now.summary()) }
     })
     .await?;
+    fleet.acknowledged(UP_DEADLINE).await?;
     let first = serving.first().context("somebody serves")?.page();
     let http = Http::new();
-    until("the guestbook's page", UP_DEADLINE, || async {
-        http.page(&first).await.map(drop).map_err(|error| format!("{error:#}"))
-    })
-    .await
+    for page in [first, edge_page(fleet)?] {
+        until("the guestbook's page", UP_DEADLINE, || async {
+            http.page(&page).await.map(drop).map_err(|error| format!("{error:#}"))
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 /// Every push is told to the content bot at once.
@@ -83,6 +89,14 @@ fn announce_pushes(fleet: &Fleet) -> Result<()> {
 /// If the store does not answer.
 pub async fn serving_pages(fleet: &Fleet) -> Result<Vec<String>> {
     Ok(fleet.store.scope(WEB).await?.serving().iter().map(Serving::page).collect())
+}
+
+/// The guestbook's page at the edge.
+///
+/// # Errors
+/// If there is no edge.
+pub fn edge_page(fleet: &Fleet) -> Result<String> {
+    Ok(format!("http://127.0.0.1:{}/", fleet.edge()?.web))
 }
 
 /// Writes an entry into the guestbook, at whichever bot takes it, as a patient visitor does.
@@ -131,15 +145,18 @@ pub async fn shown_everywhere(fleet: &Fleet, http: &Http, texts: &[String], dead
 /// # Errors
 /// If a part of the fleet is missing.
 pub fn introduction(fleet: &Fleet) -> Result<String> {
+    let edge = fleet.edge()?;
     let botctl = crate::process::workspace_binary("botctl")?;
     let botctl = botctl.display();
     let urls = fleet.web.iter().map(|w| format!("{}/", w.url)).collect::<Vec<_>>().join(" ");
     let data = fleet.postgres.first().map(|p| p.data_dir.display().to_string()).unwrap_or_default();
     Ok(format!(
         "\
-guestbook   {urls}
-            (an idle bot answers 503 until load wakes it)
-database    psql '{database}'
+guestbook   {page}
+            (through the edge; the bots behind it: {urls}
+            an idle one answers 503 until load wakes it)
+database    psql '{primary}'    who accepts writes, wherever that is
+            psql '{replicas}'    who follows
 push        cd {work} && $EDITOR index.html && git commit -am 'New words' && git push
 look        export BOTCTL_ETCD={etcd}
             {botctl} list --watch
@@ -149,7 +166,9 @@ break       kill -9 $(head -1 {data}/postmaster.pid)
 logs        {logs}/
 revisions   {botctl} history {SITE}
 ",
-        database = fleet.guestbook().url(),
+        page = edge_page(fleet)?,
+        primary = fleet.guestbook().at(edge.primary).url(),
+        replicas = fleet.guestbook().at(edge.replicas).plain_url(),
         work = fleet.origin()?.work().display(),
         etcd = fleet.etcd.hosts(),
         logs = fleet.logs().display(),

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    bots::{API_USER, Bot, ContentBot, Keeper, Passwords, Place, PostgresBot, Serves, WebBot},
+    bots::{API_USER, Bot, ContentBot, EdgeBot, Keeper, Passwords, Place, PostgresBot, Serves, WebBot},
     etcd::{EtcdCluster, member_name},
     git::Origin,
     ground::{Ground, Site},
@@ -29,9 +29,13 @@ pub const MAIN: &str = "main";
 pub const SITE: &str = "site";
 /// The web fleet's scope.
 pub const WEB: &str = "web";
+/// The edge's scope.
+pub const EDGE: &str = "edge";
 
 /// A running fleet. Dropping it stops everything.
 pub struct Fleet {
+    /// The edge bots.
+    pub edge: Vec<EdgeBot>,
     /// The web bots.
     pub web: Vec<WebBot>,
     /// The content bots.
@@ -83,6 +87,7 @@ impl Fleet {
         let etcd = EtcdCluster::start(&scratch, &logs, &sites)?;
         let store = Store::new(&etcd.hosts())?;
         let fleet = Self {
+            edge: Vec::new(),
             web: Vec::new(),
             content: Vec::new(),
             postgres: Vec::new(),
@@ -177,6 +182,45 @@ impl Fleet {
             self.web.push(bot);
         }
         Ok(())
+    }
+
+    /// Starts another edge bot, in front of the Postgres cluster and of the web fleet.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn add_edge(&mut self) -> Result<()> {
+        let name = format!("edge-{}", self.edge.len() + 1);
+        let mut edge = EdgeBot::new(&self.place(), EDGE, &name)?;
+        edge.bot.start()?;
+        self.edge.push(edge);
+        Ok(())
+    }
+
+    /// The edge bot.
+    ///
+    /// # Errors
+    /// If this fleet has none.
+    pub fn edge(&self) -> Result<&EdgeBot> {
+        self.edge.first().context("this fleet has no edge bot")
+    }
+
+    /// Waits until every edge bot that lives acknowledges the generation of the leader that etcd shows; yields the leader's name.
+    ///
+    /// # Errors
+    /// If they do not in time.
+    pub async fn acknowledged(&self, deadline: Duration) -> Result<String> {
+        until("the edge routes to the leader", deadline, || async {
+            let (main, edge) = (self.store.look(MAIN).await?, self.store.look(EDGE).await?);
+            let leader = main.primary().ok_or_else(|| main.summary())?;
+            for name in edge.members().keys() {
+                let facts = edge.edge(name).unwrap_or_default();
+                if facts.leader.as_deref() != Some(leader) || facts.generation != main.generation() {
+                    return Err(format!("{name}: {facts:?}; {} of {:?}", main.summary(), main.generation()));
+                }
+            }
+            if edge.members().is_empty() { Err(String::from("there is no edge bot")) } else { Ok(leader.to_owned()) }
+        })
+        .await
     }
 
     /// The site's repository.
@@ -319,7 +363,8 @@ impl Fleet {
     pub fn bots(&mut self) -> impl Iterator<Item = &mut Bot> {
         let web = self.web.iter_mut().map(|w| &mut w.bot);
         let content = self.content.iter_mut().map(|c| &mut c.bot);
-        web.chain(content).chain(self.postgres.iter_mut().map(|p| &mut p.bot))
+        let edge = self.edge.iter_mut().map(|e| &mut e.bot);
+        web.chain(content).chain(self.postgres.iter_mut().map(|p| &mut p.bot)).chain(edge)
     }
 
     /// Stops everything, and checks that nothing is left.
@@ -337,10 +382,17 @@ impl Fleet {
         .await
     }
 
-    /// Stops web bots, content bots, replicas, the primary, etcd, in this order, so that nobody takes over from anybody
+    /// Stops edge bots, web bots, content bots, replicas, the primary, etcd, in this order, so that nobody takes over from anybody
     /// who is about to go too. Yields those that had to be killed.
     fn wind_down(&mut self) -> Vec<String> {
         self.ground.heal();
+        let mut unclean = Vec::new();
+        for edge in &mut self.edge {
+            if !edge.bot.stop() {
+                unclean.push(edge.bot.name.clone());
+            }
+            edge.end_proxy();
+        }
         let primaries = |bot: &PostgresBot| !bot.data_dir.join("standby.signal").exists();
         self.postgres.sort_by_key(primaries);
         // All are asked before any is waited for, but for the primary, which hands its last words to its replicas.
@@ -348,7 +400,6 @@ impl Fleet {
             bot.ask_to_stop();
         }
         self.postgres.iter_mut().filter(|bot| !primaries(bot)).for_each(|bot| bot.bot.ask_to_stop());
-        let mut unclean = Vec::new();
         for bot in self.web.iter_mut().map(|w| &mut w.bot).chain(self.content.iter_mut().map(|c| &mut c.bot)) {
             if !bot.stop() {
                 unclean.push(bot.name.clone());

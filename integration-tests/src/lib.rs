@@ -5,6 +5,7 @@
 
 pub mod bots;
 pub mod chaos;
+pub mod clients;
 pub mod demo;
 pub mod disk;
 pub mod etcd;

@@ -49,14 +49,17 @@ impl Login {
         self.hosts.get(&port).map_or("127.0.0.1", String::as_str)
     }
 
-    /// The address for `psql` and for apps.
+    /// The address for `psql` and for apps that write.
     #[must_use]
     pub fn url(&self) -> String {
+        format!("{}?target_session_attrs=read-write", self.plain_url())
+    }
+
+    /// The address for `psql` and for apps.
+    #[must_use]
+    pub fn plain_url(&self) -> String {
         let hosts = self.ports.iter().map(|p| format!("{}:{p}", self.host(*p))).collect::<Vec<_>>().join(",");
-        format!(
-            "postgresql://{}:{}@{hosts}/{}?target_session_attrs=read-write",
-            self.user, self.password, self.database
-        )
+        format!("postgresql://{}:{}@{hosts}/{}", self.user, self.password, self.database)
     }
 
     /// Connects to whichever server takes writes.

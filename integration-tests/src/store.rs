@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 use bots_core::{
-    dcs::{Outcome, Scope, Transaction, Write},
+    dcs::{Outcome, Revision, Scope, Transaction, Write},
+    leadership::generation,
     shell::{Etcd, config},
-    wire::{ContentRevision, FailoverRequest, Member, PostgresFacts, WebFacts},
+    wire::{ContentRevision, EdgeFacts, FailoverRequest, Member, PostgresFacts, WebFacts},
 };
 
 /// The namespace of every fleet here.
@@ -33,6 +34,8 @@ pub struct Serving {
 #[derive(Debug, Clone, Default)]
 pub struct ScopeNow {
     keys: BTreeMap<String, String>,
+    /// The generation of the leader.
+    generation: Option<Revision>,
     members: BTreeMap<String, Member>,
 }
 
@@ -67,6 +70,9 @@ impl Store {
             if let (Some(member), Some(state)) = (rest.strip_prefix("members/"), Member::from_json(&entry.value)) {
                 now.members.insert(member.to_owned(), state);
             }
+            if rest == "leader" {
+                now.generation = Some(generation(&entry));
+            }
             now.keys.insert(rest.to_owned(), entry.value);
         }
         Ok(now)
@@ -85,11 +91,19 @@ impl Store {
     /// # Errors
     /// If etcd does not take it.
     pub async fn put(&self, scope_name: &str, rest: &str, value: &str) -> Result<()> {
-        let write = Write::put(scope(scope_name)?.key(rest), value);
-        match self.etcd.transact(&Transaction::new(Vec::new(), vec![write])).await {
-            Outcome::Done(_) => Ok(()),
+        self.write(vec![Write::put(scope(scope_name)?.key(rest), value)]).await?;
+        Ok(())
+    }
+
+    /// Writes keys, all at once, whatever they hold.
+    ///
+    /// # Errors
+    /// If etcd does not take it.
+    pub async fn write(&self, writes: Vec<Write>) -> Result<Revision> {
+        match self.etcd.transact(&Transaction::new(Vec::new(), writes)).await {
+            Outcome::Done(revision) => Ok(revision),
             Outcome::Refused { .. } => bail!("a write without conditions was refused"),
-            Outcome::Unknown(why) => bail!("write {rest} of {scope_name}: {why}"),
+            Outcome::Unknown(why) => bail!("write to etcd: {why}"),
         }
     }
 }
@@ -112,6 +126,12 @@ impl ScopeNow {
         self.value("leader")
     }
 
+    /// The generation of who leads.
+    #[must_use]
+    pub const fn generation(&self) -> Option<Revision> {
+        self.generation
+    }
+
     /// Who lives.
     #[must_use]
     pub const fn members(&self) -> &BTreeMap<String, Member> {
@@ -127,6 +147,12 @@ impl ScopeNow {
     /// A web member's facts.
     #[must_use]
     pub fn web(&self, name: &str) -> Option<WebFacts> {
+        self.members.get(name)?.facts()
+    }
+
+    /// An edge member's facts.
+    #[must_use]
+    pub fn edge(&self, name: &str) -> Option<EdgeFacts> {
         self.members.get(name)?.facts()
     }
 
@@ -181,6 +207,10 @@ impl ScopeNow {
     }
 }
 
-fn scope(name: &str) -> Result<Scope> {
+/// A scope of the fleet.
+///
+/// # Errors
+/// If the name cannot be a scope's.
+pub fn scope(name: &str) -> Result<Scope> {
     Scope::new(NAMESPACE, name).with_context(|| format!("use the scope {name}"))
 }

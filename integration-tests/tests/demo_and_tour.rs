@@ -40,7 +40,7 @@ async fn the_demo_stops_everything_when_it_is_asked_to() -> Result<()> {
     for told in ["psql 'postgresql://", "git push", "BOTCTL_ETCD=127.0.0.1:", "switchover main", "http://127.0.0.1:"] {
         ensure!(text.contains(told), "the demo does not print {told}: {text}");
     }
-    for bot in ["pg-1", "pg-2", "pg-3", "content-1", "web-1", "web-2", "web-3", "web-4"] {
+    for bot in ["pg-1", "pg-2", "pg-3", "content-1", "web-1", "web-2", "web-3", "web-4", "edge-1"] {
         ensure!(text.contains(bot), "the demo does not show {bot}: {text}");
     }
     process.signal(Signal::INT);

@@ -3,22 +3,18 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bots_core::{
-    dcs::Scope,
-    shell::{Etcd, config},
-    wire::EdgeFacts,
-};
 use fleet::{
     Fleet,
     bots::{EdgeBot, Serves},
-    fleet::{MAIN, WEB, plain_site},
+    clients::{Clients, Connects},
+    fleet::{EDGE, MAIN, WEB, plain_site},
     http::{Http, Load},
     sql::Writer,
     wait::{millis, until},
 };
 
 const STEP: Duration = Duration::from_secs(60);
-const EDGE: &str = "edge";
+const SWITCHOVERS: usize = 5;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sql_finds_the_primary_wherever_it_is() -> Result<()> {
@@ -27,7 +23,7 @@ async fn sql_finds_the_primary_wherever_it_is() -> Result<()> {
     let mut edge = EdgeBot::new(&fleet.place(), EDGE, "edge-1")?;
     edge.bot.start()?;
     let first = fleet.postgres_up(Duration::from_secs(90)).await?;
-    ensure!(acknowledges(&fleet).await? == first, "{first} leads");
+    ensure!(fleet.acknowledged(STEP).await? == first, "{first} leads");
     let login = fleet.superuser().at(edge.primary);
     login.execute("CREATE TABLE kept (word text); INSERT INTO kept VALUES ('first')").await?;
     fleet.superuser().at(edge.replicas).wait_for("SELECT pg_is_in_recovery()", "t", STEP).await?;
@@ -60,7 +56,7 @@ async fn switches_over(fleet: &Fleet, edge: &EdgeBot, old: &str) -> Result<Strin
     ensure!(done.code == Some(0), "botctl switchover ends with {:?}: {}{}", done.code, done.stdout, done.stderr);
     ensure!(fleet.new_primary(old, STEP).await? == to, "{to} leads");
     let led = Instant::now();
-    ensure!(acknowledges(fleet).await? == to, "the edge routes to {to}");
+    ensure!(fleet.acknowledged(STEP).await? == to, "the edge routes to {to}");
     println!("acknowledged no later than {} ms after etcd showed the new primary", millis(led.elapsed()));
     writer.writes_after(Instant::now(), STEP).await?;
     let (gap, refused) = (writer.longest_gap_since(began), writer.refused());
@@ -87,7 +83,7 @@ async fn a_killed_bot_keeps_the_routes(fleet: &Fleet, edge: &mut EdgeBot, primar
     login.execute("INSERT INTO kept VALUES ('without the bot')").await?;
     writer.writes_after(Instant::now(), STEP).await?;
     edge.bot.start()?;
-    ensure!(acknowledges(fleet).await? == primary, "{primary} leads");
+    ensure!(fleet.acknowledged(STEP).await? == primary, "{primary} leads");
     let report = edge.bot.report().await?;
     ensure!(report.doing.contains("adopted"), "it has adopted the proxy: {report:?}");
     ensure!(edge.proxy() == Some(proxy), "the proxy is the same process");
@@ -113,7 +109,7 @@ async fn checks_find_the_primary_without_the_bot(fleet: &Fleet, edge: &mut EdgeB
     println!("switchover without the edge bot: {} ms without a write", writer.longest_gap_since(began));
     ensure!(writer.finish().await?.lost == 0, "nothing is lost");
     edge.bot.start()?;
-    ensure!(acknowledges(fleet).await? == new, "{new} leads");
+    ensure!(fleet.acknowledged(STEP).await? == new, "{new} leads");
     Ok(new)
 }
 
@@ -142,7 +138,7 @@ async fn loses_the_primarys_node(fleet: &mut Fleet, edge: &EdgeBot, old: &str) -
     // What etcd shows right after an outage may be about to expire: only what lasts beyond a lease counts.
     settled(edge).await?;
     fleet.postgres_up(STEP).await?;
-    let leader = acknowledges(fleet).await?;
+    let leader = fleet.acknowledged(STEP).await?;
     println!("before the loss {leader} leads ({old} led before etcd stopped)");
     let writer = Writer::start(&fleet.superuser().at(edge.primary)).await?;
     let killed = Instant::now();
@@ -155,32 +151,11 @@ async fn loses_the_primarys_node(fleet: &mut Fleet, edge: &EdgeBot, old: &str) -
         writer.longest_gap_since(killed),
         millis(led - killed)
     );
-    acknowledges(fleet).await?;
+    fleet.acknowledged(STEP).await?;
     writer.finish().await?;
     fleet.postgres_bot_mut(&leader)?.bot.start()?;
     fleet.postgres_up(STEP).await?;
     Ok(())
-}
-
-/// Waits until the edge member acknowledges the generation of the leader that etcd shows; yields the leader's name.
-async fn acknowledges(fleet: &Fleet) -> Result<String> {
-    let etcd = Etcd::new(&config::Etcd::from_hosts(&fleet.etcd.hosts())).context("read the addresses of etcd")?;
-    let main = Scope::new("service", MAIN)?;
-    until("the edge routes to the leader", STEP, || async {
-        let (_, entries) = etcd.list(&main.prefix()).await.map_err(|e| e.to_string())?;
-        let key = entries.into_iter().find(|kv| kv.key == main.leader());
-        let now = fleet.store.look(EDGE).await?;
-        let facts = now.members().get("edge-1").and_then(|m| m.facts::<EdgeFacts>()).unwrap_or_default();
-        match (key, facts) {
-            (Some(kv), EdgeFacts { leader: Some(leader), generation: Some(generation), .. })
-                if kv.value == leader && kv.created == generation =>
-            {
-                Ok(leader)
-            }
-            (key, facts) => Err(format!("{facts:?}; {key:?}")),
-        }
-    })
-    .await
 }
 
 /// Waits until the bot has found nothing to do for as long as it takes the proxy's checks to come to a result.
@@ -197,6 +172,48 @@ async fn settled(edge: &EdgeBot) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Ok(())
+}
+
+/// Clients that know of the edge alone and retry nothing lose no transaction in planned switchovers; pools lose none to speak
+/// of; an edge bot that stands still costs a bounded time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_switchover_through_the_edge_fails_no_transaction() -> Result<()> {
+    let mut fleet = Fleet::with_etcd(1).await?;
+    fleet.add_postgres(3)?;
+    fleet.add_edge()?;
+    fleet.postgres_up(Duration::from_secs(90)).await?;
+    let mut leader = fleet.acknowledged(STEP).await?;
+    let login = fleet.superuser().at(fleet.edge()?.primary);
+    let each = Clients::start(&login, 4, Connects::EachTime).await?;
+    let pooled = Clients::start(&login, 4, Connects::Pooled).await?;
+    for _ in 0..SWITCHOVERS {
+        let began = Instant::now();
+        leader = hands_over(&fleet, &leader).await?;
+        each.commit_after(Instant::now(), STEP).await?;
+        println!("{leader} leads; {} ms without a commit through the edge", each.longest_gap_since(began));
+        // All follow, so that the next one is ready at once.
+        fleet.postgres_up(STEP).await?;
+    }
+    let (each, pooled) = (each.finish().await?, pooled.finish().await?);
+    println!("a connection for each transaction: {each:?}\na pool that looks before it uses one: {pooled:?}");
+    ensure!(each.failed == 0, "transactions failed: {each:?}");
+    ensure!(pooled.failed <= 4 * SWITCHOVERS, "a pooled connection fails once a switchover at most: {pooled:?}");
+
+    fleet.edge[0].bot.freeze()?;
+    let began = Instant::now();
+    hands_over(&fleet, &leader).await?;
+    let took = millis(began.elapsed());
+    fleet.edge[0].bot.thaw()?;
+    println!("with an edge bot that stands still, a switchover takes {took} ms");
+    ensure!(took < 6_000, "an edge bot that stands still holds a switchover up for {took} ms");
+    fleet.acknowledged(STEP).await?;
+    fleet.stop().await
+}
+
+async fn hands_over(fleet: &Fleet, old: &str) -> Result<String> {
+    let done = fleet.botctl(["switchover", MAIN, "--force"]).await?;
+    ensure!(done.code == Some(0), "botctl switchover ends with {:?}: {}{}", done.code, done.stdout, done.stderr);
+    fleet.new_primary(old, STEP).await
 }
 
 /// Web bots come and go behind the edge, and no request is dropped.

@@ -20,6 +20,13 @@ pub struct Fence {
     pub lease: LeaseId,
 }
 
+/// The generation of a leader key: it tells one term of leading from the next, for whoever only reads the key. It is when
+/// the key was last written, not when it was created: one that is put over names another leader and keeps its creation.
+#[must_use]
+pub const fn generation(leader: &KeyValue) -> Revision {
+    leader.modified
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 enum Phase {
     Out {

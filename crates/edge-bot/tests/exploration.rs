@@ -12,7 +12,7 @@ use edge_bot::machine::{Admin, BATCHES_MAX, Backend, EdgeMachine, LOOK_INTERVAL,
 use world::{World, scope};
 
 /// Enough that every pair of troubles comes together many times; a few seconds on one core.
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 250;
 const TROUBLES: u64 = 60;
 
 /// How long after the last trouble all must be in order: a lease of a dead namesake, then looks at the proxy, then the end
@@ -89,7 +89,7 @@ fn storm(seed: u64) {
 
 fn trouble(world: &mut World, dice: &mut Dice) {
     let (member, web) = (dice.pick(&MEMBERS), dice.pick(&["web-1", "web-2", "web-3", "web-4"]));
-    match dice.roll(14) {
+    match dice.roll(15) {
         0 | 1 => {
             let (role, state) = dice.pick(&ROLES);
             world.postgres(member, role, state, None);
@@ -112,6 +112,7 @@ fn trouble(world: &mut World, dice: &mut Dice) {
                 }
             }
         }
+        13 => world.hands_over(member),
         10 => world.end_proxy(),
         11 => {
             if let Some(proxy) = &mut world.proxy {
@@ -148,7 +149,7 @@ fn lead(world: &mut World, leader: &str) -> Revision {
         world.postgres(member, if member == leader { "primary" } else { "replica" }, "running", None);
     }
     world.put(&scope("main").leader(), leader);
-    let generation = world.dcs.get(&scope("main").leader()).expect("just written").created;
+    let generation = world.dcs.get(&scope("main").leader()).expect("just written").modified;
     world.pass(Span::from_secs(8));
     let address = |member: &str| format!("10.0.0.{}:5432", member.trim_start_matches("pg-"));
     let servers = world.proxy.iter().flat_map(|p| &p.servers).filter(|s| s.admin != Admin::Maint);

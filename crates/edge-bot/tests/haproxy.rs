@@ -1,8 +1,8 @@
 //! The real HAProxy does what the model in `world` says: places, checks, drains, sessions, and the hold.
 
+mod proxy;
+
 use std::{
-    net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,23 +10,14 @@ use std::{
     time::Duration,
 };
 
-use bots_core::shell::{Clock, process::send_signal, testing::free_port};
+use bots_core::shell::{Clock, process::send_signal};
 use edge_bot::{
-    machine::{Admin, Backend, Command, Look, Place, Server, Snapshot, Started},
-    shell::{config::find_binary, launch::Launch, socket::converse},
+    machine::{Admin, Backend, Command, Look, Place, Started},
+    shell::{launch::Launch, socket::converse},
 };
+use proxy::{Backing, HOLD_MS, Proxy, STEP, served};
 use rustix::process::Signal;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
-};
-
-const STEP: Duration = Duration::from_secs(20);
-/// How often other ports are tried if somebody else takes those that were free.
-const STARTS_MAX: usize = 5;
-/// A second longer than the checks take to bring a server up: the hold does not race with them by chance.
-const HOLD_MS: u64 = 3_000;
+use tokio::{net::TcpStream, task::JoinSet};
 
 /// How much sooner it may end: HAProxy counts from when it last looked at the clock.
 const EARLY_MS_MAX: u64 = 200;
@@ -38,143 +29,6 @@ const HELD: usize = 600;
 /// Longer than between two looks (`hold.lua`).
 const STALL: Duration = Duration::from_millis(70);
 const BETWEEN_STALLS: Duration = Duration::from_millis(30);
-
-/// A running proxy in a folder of its own; killed when dropped.
-struct Proxy {
-    socket: PathBuf,
-    primary: SocketAddr,
-    pid: u32,
-    launch: Option<Launch>,
-    _dir: tempfile::TempDir,
-}
-
-impl Proxy {
-    async fn start() -> Self {
-        for _ in 0..STARTS_MAX {
-            match Self::start_on_free_ports().await {
-                Ok(proxy) => return proxy,
-                Err(why) => assert!(why.contains("Address already in use"), "{why}"),
-            }
-        }
-        panic!("its ports were taken {STARTS_MAX} times");
-    }
-
-    /// A port that is free may be taken by the time that the proxy binds it.
-    async fn start_on_free_ports() -> Result<Self, String> {
-        let dir = tempfile::tempdir().expect("a folder");
-        let primary = local(free_port().expect("a port"));
-        let socket = dir.path().join("haproxy.sock");
-        let launch = Launch {
-            binary: find_binary("haproxy".as_ref()).expect("haproxy is installed"),
-            config_file: None,
-            data_dir: dir.path().to_owned(),
-            env: vec![
-                ("EDGE_SOCKET", socket.display().to_string()),
-                ("EDGE_LUA", Launch::hold_file(dir.path()).display().to_string()),
-                ("EDGE_HOLD_MS", HOLD_MS.to_string()),
-                ("EDGE_PLACES", String::from("2")),
-                ("EDGE_PRIMARY", primary.to_string()),
-                ("EDGE_REPLICAS", local(free_port().expect("a port")).to_string()),
-                ("EDGE_WEB", local(free_port().expect("a port")).to_string()),
-            ],
-        };
-        assert!(matches!(converse(&socket, &[]).await, Look::Absent { .. }), "nobody listens yet");
-        if let Started::Failed { why } = launch.start().await {
-            return Err(why);
-        }
-        let Look::Up { snapshot, .. } = converse(&socket, &[]).await else { panic!("it answers") };
-        Ok(Self { socket, primary, pid: snapshot.pid, launch: Some(launch), _dir: dir })
-    }
-
-    /// Runs commands, none of which may be refused, and looks.
-    async fn look(&self, commands: &[Command]) -> Snapshot {
-        match converse(&self.socket, commands).await {
-            Look::Up { snapshot, complaints } => {
-                assert!(complaints.is_empty(), "{commands:?}: {complaints:?}");
-                snapshot
-            }
-            other @ (Look::Absent { .. } | Look::Silent { .. }) => panic!("{other:?}"),
-        }
-    }
-
-    async fn server(&self, place: &Place, commands: &[Command]) -> Server {
-        let shown = self.look(commands).await;
-        shown.servers.into_iter().find(|s| s.place == *place).expect("the place is there")
-    }
-
-    /// Waits until the server looks like that.
-    async fn until(&self, what: &str, place: &Place, good: impl Fn(&Server) -> bool) {
-        let began = Clock::now();
-        loop {
-            let server = self.server(place, &[]).await;
-            if good(&server) {
-                return;
-            }
-            assert!(Clock::now().since(began).to_std() < STEP, "{what}: not in time: {server:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    async fn connect(&self) -> TcpStream {
-        TcpStream::connect(self.primary).await.expect("the proxy listens")
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        send_signal(self.pid, Signal::KILL).expect("it is ours");
-    }
-}
-
-/// A server that sends back what it gets, and a health check that says what it is told.
-struct Backing {
-    serve: SocketAddr,
-    check: SocketAddr,
-    healthy: Arc<AtomicBool>,
-}
-
-impl Backing {
-    async fn start() -> Self {
-        let (echo, checks) = (listener().await, listener().await);
-        let (serve, check) = (echo.local_addr().expect("bound"), checks.local_addr().expect("bound"));
-        let healthy = Arc::new(AtomicBool::new(false));
-        let says = Arc::clone(&healthy);
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = echo.accept().await {
-                tokio::spawn(async move {
-                    let (mut from, mut to) = stream.split();
-                    let _cut = tokio::io::copy(&mut from, &mut to).await;
-                });
-            }
-        });
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = checks.accept().await {
-                let word = if says.load(Ordering::Relaxed) { "200 OK" } else { "503 Service Unavailable" };
-                let answer = format!("HTTP/1.0 {word}\r\ncontent-length: 0\r\n\r\n");
-                let mut request = [0; 1024];
-                let _cut = stream.read(&mut request).await;
-                let _cut = stream.write_all(answer.as_bytes()).await;
-            }
-        });
-        Self { serve, check, healthy }
-    }
-}
-
-async fn listener() -> TcpListener {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port")
-}
-
-fn local(port: u16) -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
-}
-
-/// Whether the connection is served: what is sent comes back.
-async fn served(stream: &mut TcpStream) -> bool {
-    let mut back = [0; 2];
-    let sent = stream.write_all(b"hi").await.is_ok();
-    let answered = tokio::time::timeout(STEP, stream.read_exact(&mut back)).await.expect("in time");
-    sent && answered.is_ok() && back == *b"hi"
-}
 
 #[tokio::test]
 async fn haproxy_does_what_the_model_says() {
@@ -289,6 +143,25 @@ async fn held_for(mut stream: TcpStream) -> (bool, u64) {
     let began = Clock::now();
     let served = served(&mut stream).await;
     (served, Clock::now().since(began).as_millis())
+}
+
+/// The operator owns the template: names and numbers of places, other sections, whatever the bot does not need.
+#[tokio::test]
+async fn an_operators_own_configuration_is_driven_all_the_same() {
+    let built_in = include_str!("../src/shell/haproxy.cfg");
+    let own = built_in.replace("server-template pg \"${EDGE_PLACES}\"", "server-template database 5");
+    assert_ne!(own, built_in);
+    let own = own + "\nbackend others\n    server theirs 127.0.0.1:1\n";
+    let proxy = Proxy::start_with(Some(&own)).await;
+    let backing = Backing::start().await;
+    let shown = proxy.look(&[]).await;
+    let count = |backend| shown.servers.iter().filter(|s| s.place.backend == backend).count();
+    assert_eq!((count(Backend::Primary), count(Backend::Replicas), count(Backend::Web)), (5, 5, 2));
+    let place = Place { backend: Backend::Primary, slot: String::from("database3") };
+    let address = Command::SetAddress { place: place.clone(), serve: backing.serve, check: backing.check };
+    let open = [address, Command::SetAdmin { place: place.clone(), admin: Admin::Ready }, Command::SetUp { place }];
+    proxy.look(&open).await;
+    assert!(served(&mut proxy.connect().await).await, "it routes there");
 }
 
 #[tokio::test]

@@ -51,6 +51,7 @@ fn perform(world: &mut World, case: &TestCase) -> String {
             let state = arg("state").unwrap_or_else(|| String::from("running"));
             world.postgres(&name(), &role, &state, arg("host").as_deref());
         }
+        "hands-over" => world.hands_over(&name()),
         "pg-gone" => world.delete(&scope("main").member(&name())),
         "leader" => world.put(&scope("main").leader(), &name()),
         "no-leader" => world.delete(&scope("main").leader()),

@@ -315,7 +315,8 @@ impl Walk {
     fn others_act(&mut self) {
         let random = &mut self.random;
         let free = self.world.dcs.get("/service/main/leader").is_none();
-        match random.below(12) {
+        match random.below(13) {
+            12 => self.edge_acts(),
             11 if random.one_in(2) => self.operator_acts(),
             0 | 1 if free || !self.plausible => self.world.put("leader", "pg2"),
             2 | 3 if random.one_in(2) => self.world.delete("leader"),
@@ -372,6 +373,19 @@ impl Walk {
                 self.world.put("initialize", id);
             }
             _ => {}
+        }
+    }
+
+    /// An edge comes, goes, holds connections for our term or for another one.
+    fn edge_acts(&mut self) {
+        let random = &mut self.random;
+        let term = self.world.dcs.get("/service/main/leader").map_or(0, |kv| kv.modified.0);
+        let term = if random.one_in(4) { random.below(40) } else { term };
+        let stand =
+            random.pick(&[json!({}), json!({"holds": term}), json!({"holds": term, "drained": term}), json!(7)]);
+        match random.below(4) {
+            0 => self.world.delete("edges/edge/edge-1"),
+            _ => self.world.put("edges/edge/edge-1", &stand.to_string()),
         }
     }
 

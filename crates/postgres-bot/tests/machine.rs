@@ -9,8 +9,9 @@ use std::{
 
 use bots_core::{
     dcs::Outcome,
+    leadership::generation,
     machine::{Machine, Span},
-    wire::{Lsn, ParameterChange, PostgresFacts, ScheduledRestart, Timeline, rfc3339_from_unix_ms},
+    wire::{EdgeStand, Lsn, ParameterChange, PostgresFacts, ScheduledRestart, Timeline, rfc3339_from_unix_ms},
 };
 use datadriven::TestCase;
 use postgres_bot::machine::{
@@ -160,6 +161,11 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
         "leader" => world.put("leader", args.text("name").expect("name=pg2")),
         "member" if args.has("gone") => world.delete(&format!("members/{}", args.text("name").expect("name=pg2"))),
         "member" => put_member(world, args),
+        "edge" if args.has("gone") => world.delete(&edge(args)),
+        "edge" => {
+            let stand = edge_stand(world, args);
+            world.put(&edge(args), &stand);
+        }
         "put" => world.put(args.text("key").expect("key=config"), args.input()),
         "delete" => world.delete(args.text("key").expect("key=config")),
         "keys" => return keys(world),
@@ -181,6 +187,18 @@ fn slots(args: &Args<'_>) -> BTreeMap<String, ReplicationSlot> {
         (name, ReplicationSlot { kind, active, restart, confirmed: None, lost })
     };
     args.0.args.get("slots").into_iter().flatten().filter(|text| !text.is_empty()).map(slot).collect()
+}
+
+/// Where an edge stands.
+fn edge(args: &Args<'_>) -> String {
+    format!("edges/edge/{}", args.text("name").expect("name=edge-1"))
+}
+
+/// What it says: of the present term, or whatever the transcript has it say.
+fn edge_stand(world: &World, args: &Args<'_>) -> String {
+    let term = world.dcs.get(&scope().leader()).map(generation);
+    let stand = EdgeStand { holds: term.filter(|_| args.has("holds")), drained: term.filter(|_| args.has("drained")) };
+    if args.input().is_empty() { stand.to_json() } else { args.input().to_owned() }
 }
 
 /// A restart, at once or at a second of the first day of 2026.

@@ -14,7 +14,7 @@ use serde_json::Value;
 /// Between two looks at the fleet.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Starts three etcd members, three Postgres bots, a content bot and four web bots, and shows them until Ctrl-C.
+/// Starts three etcd members, three Postgres bots, a content bot, four web bots and an edge bot, and shows them until Ctrl-C.
 #[derive(Debug, Parser)]
 struct Args {
     /// Start, wait until all is healthy, print what was started, and stop

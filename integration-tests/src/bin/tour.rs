@@ -11,10 +11,11 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use fleet::{
     Fleet,
+    clients::{Clients, Connects},
     demo::{SERVING_MIN, asked_to_stop, print, serving_pages, shown_everywhere, sign, start},
     fleet::{MAIN, WEB},
     http::{Http, Load},
-    sql::Writer,
+    sql::{Login, Writer},
     wait::{millis, timed, until},
 };
 use serde::Serialize;
@@ -29,6 +30,9 @@ const GENTLE_PAUSE: Duration = Duration::from_millis(30);
 /// Visitors that are load: far above what the serving bots are to carry.
 const HEAVY_CLIENTS: usize = 32;
 const HEAVY_PAUSE: Duration = Duration::from_millis(1);
+
+/// Clients of the edge that retry nothing: enough for a transaction to be under way at any moment.
+const EDGE_CLIENTS: usize = 4;
 
 /// Drives a fleet through crashes, losses, switchovers, pushes and load, and checks every outcome.
 #[derive(Debug, Parser)]
@@ -109,7 +113,7 @@ async fn tour(args: &Args, steps: &mut Vec<Step>) -> Result<()> {
     let fleet = start(say).await;
     let seen = fleet
         .as_ref()
-        .map(|_| Seen { milliseconds: millis(began.elapsed()), note: String::from("11 bots and servers") });
+        .map(|_| Seen { milliseconds: millis(began.elapsed()), note: String::from("12 bots and servers") });
     record(steps, "start the fleet", "from nothing to healthy", seen.map_err(|e| anyhow::anyhow!("{e:#}")))?;
     let mut fleet = fleet?;
     if args.keep {
@@ -127,6 +131,10 @@ async fn tour(args: &Args, steps: &mut Vec<Step>) -> Result<()> {
         .await?;
     tour.step(steps, "lose the primary's node", "longest time without a write", async |t| t.lose_node().await).await?;
     tour.step(steps, "switch over", "longest time without a write", async |t| t.switch_over().await).await?;
+    tour.step(steps, "switch over through the edge", "longest that a transaction took", async |t| {
+        t.switch_over_through_the_edge().await
+    })
+    .await?;
     tour.step(steps, "bring the node back", "until it streams and has caught up", async |t| t.bring_back().await)
         .await?;
     tour.step(steps, "load the site", "until an idle bot has woken and serves", async |t| t.load_site().await).await?;
@@ -211,14 +219,19 @@ impl Tour {
         for replica in &replicas {
             self.fleet.caught_up(replica, STEP_DEADLINE).await?;
         }
+        let clients = Clients::start(&self.at_the_edge()?, EDGE_CLIENTS, Connects::EachTime).await?;
         let killed = Instant::now();
         self.fleet.postgres_bot_mut(&primary)?.kill_node();
         let new = self.fleet.new_primary(&primary, STEP_DEADLINE).await?;
         self.writer()?.writes_after(Instant::now(), STEP_DEADLINE).await?;
         let milliseconds = self.writer()?.longest_gap_since(killed);
+        clients.commit_after(Instant::now(), STEP_DEADLINE).await?;
+        let at_the_edge = clients.longest_gap_since(killed);
+        clients.finish().await?;
         self.visit("after the loss").await?;
         self.lost.clone_from(&primary);
-        Ok(Seen { milliseconds, note: format!("{new} leads in place of {primary}") })
+        let note = format!("{new} leads in place of {primary}; through the edge: {at_the_edge} ms");
+        Ok(Seen { milliseconds, note })
     }
 
     async fn switch_over(&mut self) -> Result<Seen> {
@@ -232,6 +245,25 @@ impl Tour {
         self.visit("after the switchover").await?;
         self.fleet.postgres_up(STEP_DEADLINE).await?;
         Ok(Seen { milliseconds, note: done.stdout.trim().to_owned() })
+    }
+
+    /// Clients that know of the edge alone, connect anew for every transaction and retry nothing.
+    async fn switch_over_through_the_edge(&mut self) -> Result<Seen> {
+        let old = self.fleet.acknowledged(STEP_DEADLINE).await?;
+        let clients = Clients::start(&self.at_the_edge()?, EDGE_CLIENTS, Connects::EachTime).await?;
+        let done = self.fleet.botctl(["switchover", "main", "--force"]).await?;
+        ensure!(done.code == Some(0), "botctl switchover ends with {:?}: {}", done.code, done.stderr);
+        let new = self.fleet.new_primary(&old, STEP_DEADLINE).await?;
+        clients.commit_after(Instant::now(), STEP_DEADLINE).await?;
+        let tally = clients.finish().await?;
+        self.visit("after the switchover through the edge").await?;
+        self.fleet.postgres_up(STEP_DEADLINE).await?;
+        let failed = match (tally.failed, tally.first_failure) {
+            (0, _) => String::from("none failed"),
+            (failed, first) => format!("{failed} failed, the first: {}", first.unwrap_or_default()),
+        };
+        let note = format!("{new} leads in place of {old}; {} transactions, {failed}", tally.committed);
+        Ok(Seen { milliseconds: tally.longest_ms, note })
     }
 
     async fn bring_back(&mut self) -> Result<Seen> {
@@ -309,6 +341,11 @@ impl Tour {
         sign(&self.fleet, &self.http, text, STEP_DEADLINE).await?;
         self.entries.push(text.to_owned());
         shown_everywhere(&self.fleet, &self.http, &self.entries, STEP_DEADLINE).await
+    }
+
+    /// The login of the database at the edge's port for the primary.
+    fn at_the_edge(&self) -> Result<Login> {
+        Ok(self.fleet.guestbook().at(self.fleet.edge()?.primary))
     }
 
     fn writer(&self) -> Result<&Writer> {

@@ -141,6 +141,8 @@ impl Scope {
         revision_live => "revision/live",
         /// Where all members stand.
         members_prefix => "members/",
+        /// Where the edges stand that route to a Postgres cluster.
+        edges_prefix => "edges/",
         /// Where all load messages stand.
         load_prefix => "load/",
         /// Where all quarantined commits stand.
@@ -151,6 +153,12 @@ impl Scope {
     #[must_use]
     pub fn member(&self, name: &str) -> String {
         self.key(&format!("members/{name}"))
+    }
+
+    /// The key of an edge bot below the Postgres scope that it routes to, bound to its lease.
+    #[must_use]
+    pub fn edge(&self, edge: &Self, name: &str) -> String {
+        self.key(&format!("edges/{}/{name}", edge.name))
     }
 
     /// A load message: a place in the serving set that wants a bot.

@@ -4,6 +4,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::dcs::Revision;
 
+/// The key of an edge bot below the Postgres scope that it routes to: how far it has come with what the primary asks for
+/// by [`super::PostgresFacts::handing_over`]. Generations are those of [`crate::leadership::generation`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EdgeStand {
+    /// No new connection reaches the leader of this generation, nor any other member: they are held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds: Option<Revision>,
+    /// Besides, no session with that leader is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drained: Option<Revision>,
+}
+
+impl EdgeStand {
+    /// The value of the key. What cannot be read stands nowhere yet.
+    #[must_use]
+    pub fn from_json(value: &str) -> Self {
+        serde_json::from_str(value).unwrap_or_default()
+    }
+
+    /// The value of the key.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
 /// What an edge member says beyond the common part.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct EdgeFacts {
@@ -13,7 +39,7 @@ pub struct EdgeFacts {
     /// The leader to whom new connections for the primary go; absent while they are held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<String>,
-    /// The generation of that leader: the creation revision of its leader key. It stands here once the proxy has been
+    /// The generation of that leader ([`crate::leadership::generation`]). It stands here once the proxy has been
     /// *seen* to route there and no session to any other member is left, so whoever waits for a switchover to reach the
     /// clients waits for its own generation in every edge member of its scope.
     #[serde(default, skip_serializing_if = "Option::is_none")]

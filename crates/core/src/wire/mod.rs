@@ -12,7 +12,7 @@ mod time;
 mod web;
 
 pub use content::{ContentFacts, Quarantined, Revision as ContentRevision};
-pub use edge::EdgeFacts;
+pub use edge::{EdgeFacts, EdgeStand};
 pub use member::{Kind, Member, MemberHead};
 pub use postgres::{
     CopyProgress, FailoverRequest, HistoryLine, Lsn, ParameterChange, PostgresFacts, PostgresStatus, ScheduledRestart,

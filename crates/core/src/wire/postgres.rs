@@ -83,6 +83,9 @@ pub struct PostgresFacts {
     /// `false` until the first checkpoint after a promotion; absent otherwise. Who rewinds waits for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_after_promote: Option<bool>,
+    /// The primary is about to hand over: edges hold new connections, and let the sessions that there are come to their end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub handing_over: bool,
     /// The member's tags.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub tags: serde_json::Map<String, serde_json::Value>,

@@ -21,7 +21,7 @@
 //! own health checks look after them.
 //!
 //! Files: `wanted` (what etcd asks for), `proxy` (what the proxy shows, and the conversation with it), `plan` (the
-//! difference), `names` (host names to addresses), `state`, `report`.
+//! difference), `names` (host names to addresses), `standing` (what the primary is told), `state`, `report`.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
@@ -29,6 +29,7 @@ mod names;
 mod plan;
 mod proxy;
 mod report;
+mod standing;
 mod state;
 mod wanted;
 
@@ -43,10 +44,10 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     names::{RESOLVE_AGAIN, RESOLVE_RETRY},
     proxy::{
-        Admin, BATCHES_MAX, Backend, LOOK_INTERVAL, Look, REPEAT_MAX, REPEAT_MIN, START_RETRY_MAX, Server, Snapshot,
-        Started,
+        Admin, BATCHES_MAX, Backend, HOLD_LOOK_INTERVAL, LOOK_INTERVAL, Look, REPEAT_MAX, REPEAT_MIN, START_RETRY_MAX,
+        Server, Snapshot, Started,
     },
-    state::{Settings, State},
+    state::{HOLD_MAX, Settings, State},
     wanted::{WEIGHT_FULL, WEIGHT_STEP},
 };
 

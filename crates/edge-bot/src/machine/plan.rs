@@ -15,12 +15,13 @@ use std::{
 use bots_core::{
     dcs::Revision,
     machine::{Span, Time},
+    wire::EdgeStand,
 };
 use serde::Serialize;
 
 use super::{
     Admin, Backend, Command, Place, Server, Snapshot,
-    wanted::{Target, Wanted},
+    wanted::{Door, Target, Wanted},
 };
 
 /// What must be remembered between two looks.
@@ -110,7 +111,7 @@ impl Memory {
 
     /// Whether the leader is about to be opened to new connections.
     fn opens_leader(&self, servers: &[&Server], wanted: &Wanted) -> bool {
-        let Some(target) = wanted.of(Backend::Primary).iter().find(|t| t.open) else { return false };
+        let Some(target) = wanted.of(Backend::Primary).iter().find(|t| t.door == Door::Open) else { return false };
         let vouched = self.vouched == wanted.leader.as_ref().map(|l| l.generation);
         let own = servers.iter().find(|s| s.serve == Some(target.serve));
         own.is_none_or(|s| s.admin != Admin::Ready || (!s.up && !vouched))
@@ -126,7 +127,10 @@ impl Memory {
         if server.weight != target.weight {
             draft.opening.push(Command::SetWeight { place: place(), weight: target.weight });
         }
-        if !target.open {
+        if target.door == Door::Closing {
+            return Self::close(server, draft);
+        }
+        if target.door == Door::Shut {
             // A place that comes from rest is taken for healthy until its first check. A check that failed at the last
             // look may have passed since: nobody else stays open when the leader is opened, and nobody is let out of a
             // drain on old news.
@@ -162,6 +166,16 @@ impl Memory {
         }
     }
 
+    /// Lets no new connection in, and leaves those alone that are there. From rest it takes none either.
+    fn close(server: &Server, draft: &mut Draft<'_>) {
+        let drain = || Command::SetAdmin { place: server.place.clone(), admin: Admin::Drain };
+        match server.admin {
+            Admin::Ready => draft.closing.push(drain()),
+            Admin::Maint => draft.opening.push(drain()),
+            Admin::Drain => {}
+        }
+    }
+
     /// Empties a place that nobody should have.
     fn leave(&mut self, server: &Server, draft: &mut Draft<'_>) {
         let place = || server.place.clone();
@@ -187,12 +201,32 @@ impl Memory {
 /// The leader that the proxy is seen to route to: healthy, and no session goes to any other member.
 pub(super) fn routed<'w>(wanted: &'w Wanted, shown: &Snapshot) -> Option<&'w super::wanted::Leader> {
     let leader = wanted.leader.as_ref()?;
-    let target = wanted.of(Backend::Primary).iter().find(|t| t.open)?;
+    let target = wanted.of(Backend::Primary).iter().find(|t| t.door == Door::Open)?;
     let is_leaders = |s: &Server| s.serve == Some(target.serve);
     let takes = |s: &Server| s.admin == Admin::Ready && s.up;
     let open = shown.of(Backend::Primary).any(|s| is_leaders(s) && takes(s));
     let others_shut = shown.of(Backend::Primary).filter(|s| !is_leaders(s)).all(|s| !takes(s) && s.sessions == 0);
     (open && others_shut).then_some(leader)
+}
+
+/// How far the proxy is seen to have come with holding connections for a leader that is about to hand over.
+pub(super) fn stand(wanted: &Wanted, shown: &Snapshot) -> EdgeStand {
+    let closing = wanted.of(Backend::Primary).iter().find(|t| t.door == Door::Closing);
+    let Some((leader, target)) = wanted.leader.as_ref().zip(closing) else { return EdgeStand::default() };
+    // One that is only down for the moment may come up before anybody looks again.
+    let quiet = |s: &Server| s.admin != Admin::Ready || (s.serve != Some(target.serve) && !s.up);
+    let holds = shown.of(Backend::Primary).all(quiet);
+    let sessions = shown.of(Backend::Primary).any(|s| s.sessions > 0);
+    let known = holds.then_some(leader.generation);
+    EdgeStand { holds: known, drained: known.filter(|_| !sessions) }
+}
+
+/// The place of the leader for whom connections are held, unless another takes them meanwhile.
+pub(super) fn held_place(wanted: &Wanted, shown: &Snapshot) -> Option<Place> {
+    let target = wanted.of(Backend::Primary).iter().find(|t| t.door == Door::Closing)?;
+    let another_takes = shown.of(Backend::Primary).any(|s| s.admin == Admin::Ready && s.up);
+    let mut own = shown.of(Backend::Primary).filter(|s| s.serve == Some(target.serve) && s.admin == Admin::Drain);
+    own.next().filter(|_| !another_takes).map(|s| s.place.clone())
 }
 
 struct Draft<'w> {

@@ -11,6 +11,9 @@ use super::{Action, Command, JobId, Place};
 /// to bring a server up against what etcd says; a look a second finds it soon after, and costs nothing to speak of.
 pub const LOOK_INTERVAL: Span = Span::from_secs(1);
 
+/// Between two looks while a primary that hands over waits for the last sessions to end: its clients wait meanwhile.
+pub const HOLD_LOOK_INTERVAL: Span = Span::from_millis(20);
+
 /// How soon commands that had no effect yet are repeated for the first time: sessions that are shut take a moment to end.
 pub const REPEAT_MIN: Span = Span::from_millis(50);
 
@@ -176,6 +179,8 @@ pub(super) struct Proxy {
     jobs: u64,
     snapshot: Snapshot,
     seen_at: Time,
+    /// When the last look ended, whatever it brought.
+    looked_at: Time,
     look_at: Time,
     start_at: Time,
     start_pause: Span,
@@ -201,6 +206,7 @@ impl Proxy {
             jobs: 0,
             snapshot: Snapshot { pid: 0, servers: Vec::new() },
             seen_at: Time::ZERO,
+            looked_at: Time::ZERO,
             look_at: Time::ZERO,
             start_at: Time::ZERO,
             start_pause: START_RETRY_MIN,
@@ -257,6 +263,7 @@ impl Proxy {
             Some(Job::Look(_) | Job::Apply(_) | Job::Start(_)) | None => return Seen::OldNews,
         };
         self.job = None;
+        self.looked_at = now;
         self.look_at = now + LOOK_INTERVAL;
         match look {
             Look::Up { snapshot, complaints } => {
@@ -324,6 +331,16 @@ impl Proxy {
         self.snapshot = Snapshot::default();
         self.applied.clear();
         self.silence.get_or_insert_with(|| format!("no proxy runs: {why}"));
+    }
+
+    /// Whether the snapshot is not older than `since` and no commands are under way.
+    pub(super) fn has_shown_since(&self, since: Time) -> bool {
+        self.seen_at >= since && !matches!(self.job, Some(Job::Apply(_)))
+    }
+
+    /// Wants the next look soon.
+    pub(super) fn look_soon(&mut self) {
+        self.look_at = self.look_at.min(self.looked_at + HOLD_LOOK_INTERVAL);
     }
 
     /// Whether commands can be sent now.

@@ -5,7 +5,7 @@ use bots_core::{
     wire::{EdgeFacts, Kind, Member, MemberHead},
 };
 
-use super::{Admin, Backend, Role, Server, State};
+use super::{Admin, Backend, HOLD_MAX, Role, Server, State};
 
 /// The report.
 pub(super) fn report(state: &State, now: Time) -> Report {
@@ -20,6 +20,12 @@ pub(super) fn report(state: &State, now: Time) -> Report {
     }
     if state.role() == Role::Keeping {
         report = report.why_not("change routes", "what is known of etcd may be old");
+    }
+    if let Some(leader) = state.wanted.leader.as_ref().filter(|_| state.is_hold_over(now)) {
+        let name = &leader.name;
+        report = report.trouble(format!(
+            "{name} has been about to hand over for {HOLD_MAX}: connections go to it again; look at its report"
+        ));
     }
     for trouble in troubles(state) {
         report = report.trouble(trouble);
@@ -92,6 +98,9 @@ fn waiting_for(state: &State) -> String {
         Role::Starting if state.settings.start_proxy => String::from("the next try to start the proxy"),
         Role::Starting => String::from("somebody to start the proxy"),
         Role::Keeping => String::from("etcd"),
+        Role::Routing if state.wanted.leader.as_ref().is_some_and(|l| l.hands_over) => {
+            String::from("the leader to hand over")
+        }
         Role::Routing if state.wanted.held_because.is_some() => String::from("a leader that accepts writes"),
         Role::Routing => String::from("etcd or the proxy to change"),
         Role::Stopping => String::from("the proxy's end"),

@@ -6,20 +6,39 @@ use bots_core::{
     dcs::{Revision, Scope, View},
     machine::{Deadline, Machine, Span, Time},
     membership::{Membership, MembershipAction, MembershipChange, MembershipEvent},
+    wire::EdgeStand,
 };
 use serde::Serialize;
 
 use super::{
-    Action, Backend, EdgeMachine, Event, Role,
+    Action, Admin, Backend, Command, EdgeMachine, Event, Role,
     names::Names,
     plan::{self, Memory, Moment},
     proxy::{Proxy, Seen},
-    report, wanted,
-    wanted::Wanted,
+    report,
+    standing::Standing,
+    wanted::{self, Door, Wanted},
 };
 
 /// The bot duplicates another's name.
 const EXIT_CONTRADICTED: u8 = 3;
+
+/// So long connections are held for a primary that is about to hand over, and then go to it again, even if etcd cannot be
+/// asked. It goes on or gives up in less than a third of that.
+pub const HOLD_MAX: Span = Span::from_secs(10);
+
+/// Connections are held for a primary that is about to hand over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Hold {
+    generation: Revision,
+    since: Time,
+}
+
+impl Hold {
+    fn until(&self) -> Time {
+        self.since + HOLD_MAX
+    }
+}
 
 /// What the operator decides.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -65,6 +84,11 @@ pub struct State {
     pub(super) names: Names,
     pub(super) proxy: Proxy,
     memory: Memory,
+    /// The primary that is about to hand over, and since when connections are held for it.
+    hold: Option<Hold>,
+    /// What the primary is told.
+    stand: EdgeStand,
+    standing: Option<Standing>,
     /// What etcd asked for when it was last known.
     pub(super) wanted: Wanted,
     pub(super) homeless: Vec<(Backend, String)>,
@@ -90,6 +114,9 @@ impl State {
             names: Names::default(),
             proxy: Proxy::new(),
             memory: Memory::default(),
+            hold: None,
+            stand: EdgeStand::default(),
+            standing: settings.postgres.as_ref().map(|s| Standing::new(s.edge(&settings.scope, &settings.name))),
             wanted: Wanted::default(),
             homeless: Vec::new(),
             overruled: None,
@@ -137,6 +164,11 @@ impl State {
         match event {
             Event::Dcs(event) => {
                 self.view.apply(&event);
+                if let (Some(standing), Some(scope)) = (&mut self.standing, &self.settings.postgres) {
+                    standing.on_event(now, &event);
+                    let shown = self.view.get(standing.key()).map(|kv| kv.modified);
+                    standing.shown(shown, self.view.revision(&scope.prefix()));
+                }
                 self.member(now, &MembershipEvent::Dcs(event), out);
             }
             Event::NameProbed { instance } => self.member(now, &MembershipEvent::NameProbed { instance }, out),
@@ -190,17 +222,12 @@ impl State {
         if known {
             self.names.want(now, &wanted::hosts(&self.settings, &self.view), out);
             self.wanted = Wanted::read(&self.settings, &self.view, &self.names);
+            self.bound_hold(now);
             if self.proxy.is_free() {
-                let timeout = self.settings.drain_timeout;
-                let mut memory = self.memory.clone();
-                let moment = Moment { now, seen_at: self.proxy.seen_at() };
-                let plan = memory.plan(moment, &self.wanted, self.proxy.snapshot(), timeout);
-                self.homeless = plan.homeless;
-                self.overruled = plan.overruled;
-                if self.proxy.apply(now, plan.commands, out) {
-                    self.memory = memory;
-                }
+                self.apply_wanted(now, out);
             }
+        } else if self.proxy.is_free() && self.is_hold_over(now) {
+            self.release_unwatched(now, out);
         }
         self.proxy.advance(now, self.settings.start_proxy, out);
         let role = match (self.proxy.is_known(), self.proxy.is_up(), known) {
@@ -210,9 +237,71 @@ impl State {
             (true, true, true) => Role::Routing,
         };
         self.enter(role, now);
+        self.stand(now, out);
         let mut asked = Vec::new();
         self.membership.publish(now, report::member(self).to_json(), &mut asked);
         out.extend(asked.into_iter().map(action));
+    }
+
+    /// Asks for what the proxy does not show yet.
+    fn apply_wanted(&mut self, now: Time, out: &mut Vec<Action>) {
+        let timeout = self.settings.drain_timeout;
+        let mut memory = self.memory.clone();
+        let moment = Moment { now, seen_at: self.proxy.seen_at() };
+        let plan = memory.plan(moment, &self.wanted, self.proxy.snapshot(), timeout);
+        self.homeless = plan.homeless;
+        self.overruled = plan.overruled;
+        if self.proxy.apply(now, plan.commands, out) {
+            self.memory = memory;
+        }
+    }
+
+    /// Lets connections go again to a leader that has not handed over in its time.
+    fn bound_hold(&mut self, now: Time) {
+        let handing_over = self.wanted.leader.as_ref().filter(|leader| leader.hands_over);
+        self.hold = handing_over.map(|leader| match self.hold {
+            Some(hold) if hold.generation == leader.generation => hold,
+            Some(_) | None => Hold { generation: leader.generation, since: now },
+        });
+        if self.is_hold_over(now) {
+            self.wanted.release();
+        } else if self.hold.is_some() {
+            self.proxy.look_soon();
+        }
+    }
+
+    /// Connections have been held for a primary for as long as they may be.
+    pub(super) fn is_hold_over(&self, now: Time) -> bool {
+        self.hold.is_some_and(|hold| now >= hold.until())
+    }
+
+    /// The same while etcd cannot be asked, where no other route is touched: a leader that goes on without etcd would have no
+    /// clients.
+    fn release_unwatched(&mut self, now: Time, out: &mut Vec<Action>) {
+        match plan::held_place(&self.wanted, self.proxy.snapshot()) {
+            Some(place) => {
+                let open = Command::SetAdmin { place, admin: Admin::Ready };
+                let _again_after_the_next_look = self.proxy.apply(now, vec![open], out);
+            }
+            None => self.hold = None,
+        }
+    }
+
+    /// Tells the primary how far we are.
+    fn stand(&mut self, now: Time, out: &mut Vec<Action>) {
+        // One that does not route yet is not worth waiting for.
+        let routes = self.role == Role::Routing;
+        let Some(standing) = self.standing.as_mut().filter(|s| self.joined && (routes || s.is_there())) else { return };
+        let held = self.hold.filter(|hold| routes && self.wanted.closes(hold.generation));
+        self.stand = match held {
+            Some(hold) if self.proxy.has_shown_since(hold.since) => plan::stand(&self.wanted, self.proxy.snapshot()),
+            // Commands are under way that may have been asked for before, or for another place.
+            Some(hold) if self.stand.holds == Some(hold.generation) => self.stand.clone(),
+            Some(_) | None => EdgeStand::default(),
+        };
+        let mut asked = Vec::new();
+        standing.share(now, self.stand.to_json(), &mut self.membership, &mut asked);
+        out.extend(asked.into_iter().map(Action::Dcs));
     }
 
     /// Asked to stop: a proxy that is to go is asked to finish its sessions first.
@@ -275,12 +364,19 @@ impl State {
             Role::Stopped => vec![],
             Role::Stopping => vec![due(self.kill_at, "cut the proxy's last sessions")],
             Role::Initializing | Role::Starting | Role::Keeping => {
-                vec![self.membership.deadline(), self.proxy.deadline(self.settings.start_proxy)]
+                vec![
+                    self.membership.deadline(),
+                    self.proxy.deadline(self.settings.start_proxy),
+                    self.standing.as_ref().and_then(Standing::deadline),
+                    due(self.hold.as_ref().map(Hold::until), "let connections go to the leader again"),
+                ]
             }
             Role::Routing => vec![
                 self.membership.deadline(),
                 self.proxy.deadline(self.settings.start_proxy),
                 self.names.deadline(),
+                self.standing.as_ref().and_then(Standing::deadline),
+                due(self.hold.as_ref().map(Hold::until), "let connections go to the leader again"),
                 due(self.memory.next_cut(self.settings.drain_timeout), "cut sessions with a server that goes"),
             ],
         };
@@ -291,7 +387,7 @@ impl State {
 
     pub(super) fn invariants(&self) -> Result<(), String> {
         let check = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
-        let open = self.wanted.of(Backend::Primary).iter().filter(|t| t.open).count();
+        let open = self.wanted.of(Backend::Primary).iter().filter(|t| t.door != Door::Shut).count();
         check(open <= 1, "no more than one member is routed to as the primary")?;
         check(open == 0 || self.wanted.leader.is_some(), "who is routed to as the primary leads")?;
         let up = matches!(self.role, Role::Keeping | Role::Routing);

@@ -7,6 +7,7 @@ use std::{
 
 use bots_core::{
     dcs::{Revision, Scope, View},
+    leadership,
     wire::{Kind, Member, PostgresFacts, WebFacts},
 };
 use serde::Serialize;
@@ -28,8 +29,21 @@ const HTTP_PORT: u16 = 80;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Leader {
     pub(super) name: String,
-    /// The creation revision of the leader key.
+    /// See [`leadership::generation`].
     pub(super) generation: Revision,
+    /// It is about to hand over: new connections wait for the next one.
+    pub(super) hands_over: bool,
+}
+
+/// What a server should have of the connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(super) enum Door {
+    /// New ones.
+    Open,
+    /// No new ones; those that it has come to their end by themselves.
+    Closing,
+    /// None.
+    Shut,
 }
 
 /// A server that should stand in a backend.
@@ -39,8 +53,8 @@ pub(super) struct Target {
     pub(super) serve: SocketAddr,
     pub(super) check: SocketAddr,
     pub(super) weight: u32,
-    /// Primary: whether it is the leader's. Elsewhere always.
-    pub(super) open: bool,
+    /// Primary: open for the leader alone. Elsewhere always.
+    pub(super) door: Door,
 }
 
 /// Everything that etcd asks for.
@@ -65,7 +79,7 @@ struct Candidate {
     check: Url,
     weight: u32,
     backend: Backend,
-    open: bool,
+    door: Door,
 }
 
 impl Wanted {
@@ -81,14 +95,28 @@ impl Wanted {
         for candidate in candidates(settings, view, wanted.leader.as_ref()) {
             let address = |url: &Url| Some(SocketAddr::new(names.address(&url.host)?, url.port));
             let (Some(serve), Some(check)) = (address(&candidate.serve), address(&candidate.check)) else { continue };
-            let Candidate { name, weight, backend, open, .. } = candidate;
+            let Candidate { name, weight, backend, door, .. } = candidate;
             let targets = wanted.targets.entry(backend).or_default();
             // Two members that claim one address: the first by name has it.
             if targets.iter().all(|t| t.serve != serve) {
-                targets.push(Target { name, serve, check, weight, open });
+                targets.push(Target { name, serve, check, weight, door });
             }
         }
         wanted
+    }
+
+    /// Whether connections are held for the leader of this generation.
+    pub(super) fn closes(&self, generation: Revision) -> bool {
+        self.leader.as_ref().is_some_and(|leader| leader.hands_over && leader.generation == generation)
+    }
+
+    /// Takes the leader for one that leads on.
+    pub(super) fn release(&mut self) {
+        if let Some(leader) = &mut self.leader {
+            leader.hands_over = false;
+        }
+        let targets = self.targets.get_mut(&Backend::Primary).into_iter().flatten();
+        targets.filter(|t| t.door == Door::Closing).for_each(|t| t.door = Door::Open);
     }
 
     /// What should stand in a backend.
@@ -112,7 +140,8 @@ fn leader(scope: &Scope, view: &View) -> Result<Leader, String> {
     };
     // Patroni before 4.0 calls it `master`.
     if matches!(member.head.role.as_str(), "primary" | "master") && member.head.state == "running" {
-        Ok(Leader { name: name.clone(), generation: key.created })
+        let hands_over = member.facts::<PostgresFacts>().is_some_and(|facts| facts.handing_over);
+        Ok(Leader { name: name.clone(), generation: leadership::generation(key), hands_over })
     } else {
         Err(format!("{name} leads {} and is {} {}", scope.name(), member.head.role, member.head.state))
     }
@@ -130,10 +159,15 @@ fn candidates(settings: &Settings, view: &View, leader: Option<&Leader>) -> Vec<
         if reads && matches!(member.head.state.as_str(), "running" | "streaming" | "in archive recovery") {
             let (serve, check) = (serve.clone(), check.clone());
             let (weight, backend) = (WEIGHT_FULL, Backend::Replicas);
-            found.push(Candidate { name: name.to_owned(), serve, check, weight, backend, open: true });
+            found.push(Candidate { name: name.to_owned(), serve, check, weight, backend, door: Door::Open });
         }
         let (weight, backend) = (WEIGHT_FULL, Backend::Primary);
-        found.push(Candidate { name: name.to_owned(), serve, check, weight, backend, open: leads });
+        let door = match leader.filter(|_| leads) {
+            Some(leader) if leader.hands_over => Door::Closing,
+            Some(_) => Door::Open,
+            None => Door::Shut,
+        };
+        found.push(Candidate { name: name.to_owned(), serve, check, weight, backend, door });
     }
     let web: Vec<(&str, Member, WebFacts)> = members(settings.web.as_ref(), view, Kind::Web)
         .filter(|(_, member)| member.head.state == "serving")
@@ -144,7 +178,7 @@ fn candidates(settings: &Settings, view: &View, leader: Option<&Leader>) -> Vec<
         let urls = || Some((url(&facts.url, HTTP_PORT)?, url(&member.head.api_url, HTTP_PORT)?));
         let Some((serve, check)) = urls() else { continue };
         let weight = weight(facts.load.map_or(0, |l| l.in_flight_milli), &loads);
-        found.push(Candidate { name: name.to_owned(), serve, check, weight, backend: Backend::Web, open: true });
+        found.push(Candidate { name: name.to_owned(), serve, check, weight, backend: Backend::Web, door: Door::Open });
     }
     found
 }

@@ -12,7 +12,7 @@ use std::{
 use bots_core::{
     dcs::{DcsAction, DcsEvent, LeaseId, MemoryDcs, Outcome, Revision, Scope, Transaction, Write},
     machine::{Machine, Span, Time},
-    wire::{EdgeFacts, Kind, Member, MemberHead, PostgresFacts, WebFacts, WebLoad},
+    wire::{EdgeFacts, EdgeStand, Kind, Member, MemberHead, PostgresFacts, WebFacts, WebLoad},
 };
 use edge_bot::machine::{
     Action, Admin, Backend, Command, EdgeMachine, Event, JobId, Look, Place, Role, Server, Settings, Snapshot, Started,
@@ -175,6 +175,14 @@ impl World {
         self.put(&scope("main").member(name), &value.to_json());
     }
 
+    /// The primary is about to hand over: it takes writes, and wants no new connections.
+    pub fn hands_over(&mut self, name: &str) {
+        let key = scope("main").member(name);
+        let Some(member) = self.dcs.get(&key).and_then(|kv| Member::from_json(&kv.value)) else { return };
+        let facts = PostgresFacts { handing_over: true, ..member.facts().expect("Postgres facts") };
+        self.put(&key, &Member::new(member.head, &facts).to_json());
+    }
+
     pub fn web(&mut self, name: &str, state: &str, in_flight_milli: u64) {
         let number = name.rsplit('-').next().expect("a number");
         let facts = WebFacts {
@@ -226,6 +234,7 @@ impl World {
                     self.dcs.transact(self.now, &transaction)
                 };
                 if matches!(outcome, Outcome::Done(_)) {
+                    transaction.then.iter().for_each(|write| self.hold_is_true(write));
                     self.log.extend(transaction.then.iter().filter_map(shared));
                 }
                 self.inbox.push_back(Event::Dcs(DcsEvent::Answered { id, outcome }));
@@ -277,6 +286,18 @@ impl World {
                 self.exited = Some(code);
             }
         }
+    }
+
+    /// Whoever is told that connections are held may rely on it.
+    fn hold_is_true(&self, write: &Write) {
+        let Some(EdgeStand { holds: Some(generation), .. }) = stand(write) else { return };
+        let leader = self.dcs.get(&scope("main").leader()).filter(|kv| kv.modified == generation);
+        let Some(leader) = leader.filter(|_| !self.cut) else { return };
+        let address = format!("10.0.0.{}:5432", leader.value.trim_start_matches("pg-"));
+        let servers = self.proxy.iter().flat_map(|p| &p.servers).filter(|s| s.place.backend == Backend::Primary);
+        let mut own = servers.filter(|s| s.serve.is_some_and(|serve| serve.to_string() == address));
+        let lets_in = own.any(|s| s.admin == Admin::Ready);
+        assert!(!lets_in, "it says that it holds, and {address} takes connections\n{}", self.servers());
     }
 
     fn undo(&mut self) {
@@ -462,8 +483,20 @@ fn shown(command: &Command) -> String {
     }
 }
 
-/// What of a write of the member key the others wait for.
+/// What is said to the primary.
+fn stand(write: &Write) -> Option<EdgeStand> {
+    let Write::Put { key, value, .. } = write else { return None };
+    (*key == scope("main").edge(&scope("edge"), "edge-1")).then(|| EdgeStand::from_json(value))
+}
+
+/// What of a write the others wait for.
 fn shared(write: &Write) -> Option<String> {
+    if let Some(stand) = stand(write) {
+        let shown = |what: &str, of: Option<Revision>| of.map(|of| format!("{what} generation {}", of.0));
+        let both = [shown("holds", stand.holds), shown("drained", stand.drained)].into_iter().flatten();
+        let text = both.collect::<Vec<_>>().join(", ");
+        return Some(format!("tells the primary: {}", if text.is_empty() { "stands before it" } else { &text }));
+    }
     let Write::Put { key, value, .. } = write else { return None };
     let member = Member::from_json(value).filter(|_| key.contains("/edge/members/"))?;
     let facts: EdgeFacts = member.facts()?;

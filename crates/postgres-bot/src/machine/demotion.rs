@@ -16,12 +16,13 @@ impl Turn {
     /// On the way down.
     pub(super) fn drive_demoting(&mut self, happened: &Happened) {
         let Phase::Demoting { why, mut step, mut shutdown_checkpoint } = self.s.phase.clone() else { return };
+        if matches!(step, DemoteStep::Holding | DemoteStep::Draining) {
+            return self.drive_handover(happened, step);
+        }
         let stopped = match happened {
             Happened::JobEnded { job: Job::Checkpoint, .. } if step == DemoteStep::Checkpointing => {
                 // Failed or not: the stop makes a checkpoint of its own.
-                self.demote_step(DemoteStep::Stopping, None);
-                self.run(Job::Stop { mode: StopMode::Fast });
-                return;
+                return self.hand_over();
             }
             Happened::JobEnded { job: Job::Stop { .. }, result: Ok(JobResult::Stopped { shutdown_checkpoint }) } => {
                 Some(*shutdown_checkpoint)
@@ -33,9 +34,7 @@ impl Turn {
             Happened::Exited { how } if step == DemoteStep::Checkpointing => return self.crashed(how),
             Happened::Due(Timer::Patience) if step == DemoteStep::Checkpointing => {
                 // The stop makes a checkpoint of its own, and nothing that a client was told is lost by it.
-                self.demote_step(DemoteStep::Stopping, None);
-                self.s.timers.arm(Timer::Patience, self.now + STOP_PATIENCE);
-                return self.run(Job::Stop { mode: StopMode::Fast });
+                return self.hand_over();
             }
             Happened::Due(Timer::Patience) if step == DemoteStep::Stopping => {
                 let mode = self.stop_at_once();
@@ -81,7 +80,7 @@ impl Turn {
         }
     }
 
-    fn demote_step(&mut self, to: DemoteStep, checkpoint: Option<bots_core::wire::Lsn>) {
+    pub(super) fn demote_step(&mut self, to: DemoteStep, checkpoint: Option<bots_core::wire::Lsn>) {
         if let Phase::Demoting { step, shutdown_checkpoint, .. } = &mut self.s.phase {
             *step = to;
             *shutdown_checkpoint = checkpoint;

@@ -156,6 +156,9 @@ pub enum Job {
     },
     /// `CHECKPOINT`. Ends as [`JobResult::Done`].
     Checkpoint,
+    /// End the sessions of clients as they come to rest, none in a transaction. Ends as [`JobResult::Done`] once there are
+    /// none; may never end.
+    Drain,
     /// Stop the server. Ends as [`JobResult::Stopped`] once every process of it is gone.
     Stop {
         /// How.
@@ -186,6 +189,7 @@ impl fmt::Display for Job {
             Self::Follow { upstream } => write!(f, "follow {}", of(upstream)),
             Self::Promote { timeline } => write!(f, "promote to timeline {timeline}"),
             Self::Checkpoint => f.write_str("checkpoint"),
+            Self::Drain => f.write_str("end sessions"),
             Self::Stop { mode: StopMode::Fast } => f.write_str("stop, fast"),
             Self::Stop { mode: StopMode::Immediate { kill_after } } => {
                 write!(f, "stop at once, kill after {kill_after}")

@@ -26,6 +26,7 @@ mod demotion;
 mod dynamic;
 mod election;
 mod event;
+mod handover;
 mod operator;
 mod pause;
 mod postgres;

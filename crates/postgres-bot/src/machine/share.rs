@@ -82,6 +82,7 @@ fn words(s: &State) -> (&'static str, &'static str) {
         Phase::Restarting { primary: false, .. } => ("restarting", "replica"),
         Phase::Recovering { .. } if s.is_restarting() => ("restarting", "primary"),
         Phase::Recovering { .. } => ("crashed", "primary"),
+        Phase::Demoting { .. } if s.is_about_to_hand_over() => ("running", "primary"),
         Phase::Demoting { .. } => ("stopping", "demoted"),
         Phase::Rejoining { .. } if s.is_reinitializing() => (CREATING, "replica"),
         Phase::Rejoining { .. } => ("stopped", "replica"),
@@ -109,6 +110,7 @@ pub(super) fn facts(s: &State) -> PostgresFacts {
             Phase::Primary(primary) if primary.checkpoint_due => Some(false),
             _any_other => None,
         },
+        handing_over: s.is_handing_over(),
         tags: s.tags(),
     }
 }
@@ -214,7 +216,10 @@ fn story(s: &State) -> (String, String) {
                 DemoteWhy::Switchover { to: Some(to) } => format!("switchover to {to}"),
                 DemoteWhy::Switchover { to: None } => String::from("switchover"),
             };
-            (format!("stopping Postgres: {why}"), job)
+            match s.hand_over_waits_for() {
+                Some(waited_for) => (format!("about to stop Postgres: {why}"), waited_for),
+                None => (format!("stopping Postgres: {why}"), job),
+            }
         }
         Phase::Rejoining { .. } if s.shows_our_lock() => {
             (String::from("stopped; the lock is still ours"), String::from("the lease to be renewed, or to be lost"))

@@ -83,6 +83,10 @@ pub(super) enum DemoteWhy {
 pub(super) enum DemoteStep {
     /// A checkpoint first, so that the stop is short.
     Checkpointing,
+    /// Waiting for the edges to hold new connections.
+    Holding,
+    /// Waiting for running transactions to end.
+    Draining,
     /// Stopping the server.
     Stopping,
     /// The server is down: giving the lock to whoever comes.
@@ -421,7 +425,7 @@ impl State {
     /// Whether clients may write here at `now`: the role, the server and the lease all say so.
     #[must_use]
     pub fn accepts_writes(&self, now: Time) -> bool {
-        matches!(self.phase, Phase::Primary(_))
+        (matches!(self.phase, Phase::Primary(_)) || self.is_about_to_hand_over())
             && self.server().is_some_and(|s| !s.in_recovery)
             && self.leadership.fence(now, &self.membership).is_some()
     }

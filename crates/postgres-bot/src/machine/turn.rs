@@ -338,6 +338,7 @@ impl Turn {
             | Job::Follow { .. }
             | Job::Checkpoint
             | Job::Stop { mode: StopMode::Immediate { .. } }
+            | Job::Drain
             | Job::Rewind { .. } => {}
             Job::Stop { mode: StopMode::Fast } => {
                 if let Some(timeout) = self.s.dynamic.primary_stop_timeout.filter(|_| self.s.may_be_writable()) {
@@ -392,7 +393,7 @@ impl Turn {
         match (&job, &result) {
             (_, Err(error)) => self.s.trouble = Some(error.why.clone()),
             // On the way down, or beside the way: what went wrong before is still the news.
-            (Job::Stop { .. } | Job::SetAside { .. } | Job::Checkpoint | Job::Follow { .. }, Ok(_)) => {}
+            (Job::Stop { .. } | Job::SetAside { .. } | Job::Checkpoint | Job::Drain | Job::Follow { .. }, Ok(_)) => {}
             (
                 Job::Initialize
                 | Job::CreateRoles

@@ -269,6 +269,7 @@ impl World {
             | Job::Follow { .. }
             | Job::Promote { .. }
             | Job::Checkpoint
+            | Job::Drain
             | Job::Stop { .. } => {}
         }
     }
@@ -425,7 +426,8 @@ impl World {
             | Job::CreateRoles
             | Job::Follow { .. }
             | Job::Promote { .. }
-            | Job::Checkpoint => self.running,
+            | Job::Checkpoint
+            | Job::Drain => self.running,
             Job::Initialize
             | Job::Complete
             | Job::DiscardUnfinished
@@ -457,6 +459,7 @@ impl World {
             | Job::Clone { .. }
             | Job::Follow { .. }
             | Job::Checkpoint
+            | Job::Drain
             | Job::Rewind { .. } => JobResult::Done,
         };
         self.step(Event::JobEnded { id, result: Ok(result) });

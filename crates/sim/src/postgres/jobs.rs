@@ -63,6 +63,10 @@ impl World {
                 let time = self.job_time(5, 500);
                 self.job_after(node, time, serial);
             }
+            Job::Drain => {
+                let time = self.job_time(5, 1_000);
+                self.job_after(node, time, serial);
+            }
             Job::StartPrimary => self.start_server(node, true, None),
             Job::StartStandby { upstream } => self.start_server(node, false, upstream),
             Job::Promote { timeline } => self.promote(node, serial, timeline),
@@ -171,7 +175,10 @@ impl World {
             _any if failed => fail("a fault"),
             Job::Initialize => self.initialize(node),
             Job::Clone { source } => self.clone_from(node, source, running.source_run),
-            Job::CreateRoles | Job::Checkpoint | Job::Follow { .. } if !open => fail("the server does not answer"),
+            Job::CreateRoles | Job::Checkpoint | Job::Drain | Job::Follow { .. } if !open => {
+                fail("the server does not answer")
+            }
+            Job::Drain => Ok(JobResult::Done),
             Job::CreateRoles => {
                 self.write_record(node, 4_000);
                 Ok(JobResult::Done)

@@ -185,7 +185,8 @@ impl World {
             | Job::StartStandby { .. }
             | Job::Follow { .. }
             | Job::Promote { .. }
-            | Job::Checkpoint => true,
+            | Job::Checkpoint
+            | Job::Drain => true,
             Job::Initialize
             | Job::Complete
             | Job::DiscardUnfinished

@@ -193,6 +193,7 @@ impl World {
             None => serde_json::json!({ "leader": leader }),
         };
         if self.store.answers() {
+            self.place_edges();
             self.write_by_hand(scope.failover(), request.to_string());
         }
     }

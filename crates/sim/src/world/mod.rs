@@ -5,6 +5,7 @@
 
 mod client;
 mod driver;
+mod edges;
 mod faults;
 mod life;
 mod network;

@@ -17,6 +17,7 @@ pub(crate) enum UserItem {
     Write,
     Read,
     Push,
+    EdgeAnswers { edge: usize, drained: bool },
 }
 
 impl World {
@@ -34,6 +35,7 @@ impl World {
 
     pub(super) fn user(&mut self, item: UserItem) {
         match item {
+            UserItem::EdgeAnswers { edge, drained } => self.edge_answers(edge, drained),
             UserItem::Write => {
                 self.write();
                 let pause = self.plan.write_pause;

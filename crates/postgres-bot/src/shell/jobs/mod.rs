@@ -2,6 +2,7 @@
 
 mod clone;
 mod data;
+mod drain;
 mod initialize;
 mod promote;
 mod rewind;
@@ -34,6 +35,7 @@ pub async fn run(hands: &Arc<Hands>, job: Job) -> Result<JobResult, JobError> {
         Job::Follow { upstream } => start::follow(hands, upstream).await,
         Job::Promote { timeline } => promote::run(hands, timeline).await,
         Job::Checkpoint => promote::checkpoint(hands).await,
+        Job::Drain => drain::run(hands).await,
         Job::Stop { mode } => stop::run(hands, mode).await,
         Job::Rewind { source } => rewind::run(hands, &source).await,
     };
@@ -52,7 +54,12 @@ const fn works_on_data(job: &Job) -> bool {
         | Job::StartStandby { .. }
         | Job::Rewind { .. } => true,
         // A stop makes quiet itself, and the others speak with the server.
-        Job::Stop { .. } | Job::CreateRoles | Job::Follow { .. } | Job::Promote { .. } | Job::Checkpoint => false,
+        Job::Stop { .. }
+        | Job::CreateRoles
+        | Job::Follow { .. }
+        | Job::Promote { .. }
+        | Job::Checkpoint
+        | Job::Drain => false,
     }
 }
 
