@@ -77,6 +77,10 @@ soak: build ## a Postgres cluster on a machine without time, and a disk without:
 bench-idle: build ## what each bot costs when nothing happens
 	@$(BIN)/bench-idle
 
+.PHONY: bench-content
+bench-content: build ## from git push to the last of eight web bots, told by a webhook and found by a poll (three minutes)
+	@$(BIN)/bench-content
+
 # How often `make bench-failover` does every fault to every cluster, and which rows of its table it measures (ONLY=a,b; the
 # others stay as an earlier run left them).
 ROUNDS ?= 3

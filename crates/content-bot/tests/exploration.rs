@@ -13,7 +13,7 @@ use bots_core::{
     machine::{Machine, Span},
     wire::{ContentRevision, Quarantined},
 };
-use content_bot::machine::{ContentMachine, Event, FetchResult, PollResult, Role};
+use content_bot::machine::{Announcement, ContentMachine, Event, FetchResult, PollResult, Role};
 use world::{Fate, Job, World, site};
 
 const BOTS: [&str; 3] = ["one", "two", "three"];
@@ -115,7 +115,11 @@ impl Explorer {
             45..57 => self.end_job(name),
             57..65 => self.pass_time(),
             65..72 => self.push(),
-            72..76 => self.world.step(name, Event::PushReceived),
+            72..76 => {
+                let delivery = Some(self.roll(20)).filter(|n| *n > 4).map(|n| format!("delivery-{n}"));
+                let tip = self.tip.clone().filter(|_| self.roll(2) == 0);
+                self.world.step(name, Event::PushReceived(Announcement { delivery, tip }));
+            }
             76..85 => self.web_moves(),
             85..87 => {
                 let fate = self.pick(&[Fate::Answered, Fate::Answered, Fate::AnswerLost, Fate::Lost]);

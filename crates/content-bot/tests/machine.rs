@@ -5,7 +5,7 @@ mod world;
 use std::fmt::Write as _;
 
 use bots_core::machine::{Machine, Span};
-use content_bot::machine::{Commit, ContentMachine, Event, FetchResult, PollResult};
+use content_bot::machine::{Announcement, Commit, ContentMachine, Event, FetchResult, PollResult};
 use datadriven::TestCase;
 use world::{Fate, World, brief, sha, site, web};
 
@@ -57,7 +57,10 @@ fn perform(world: &mut World, case: &TestCase) -> String {
             world.bot(&bot).disk.retain(|c| c.sha != sha);
             world.step(&bot, Event::CommitDamaged { sha });
         }
-        "push" => world.step(&bot, Event::PushReceived),
+        "push" => {
+            let tip = arg("tip").map(|letter| sha(&letter));
+            world.step(&bot, Event::PushReceived(Announcement { delivery: arg("delivery"), tip }));
+        }
         "stop" => world.step(&bot, Event::ShutdownRequested),
         "crash" => {
             world.bots.remove(&bot);
@@ -90,6 +93,10 @@ fn perform(world: &mut World, case: &TestCase) -> String {
             return world.dcs.get(&site().member(&bot)).map_or(String::from("(none)\n"), |kv| kv.value.clone() + "\n");
         }
         "keys" => return keys(world),
+        "missed" => {
+            let state = &world.bot(&bot).state;
+            return format!("{} missed, {} replayed\n", state.pushes_missed(), state.pushes_replayed());
+        }
         other => panic!("no directive {other}"),
     }
     world.settle();

@@ -9,7 +9,7 @@ use bots_core::{
     dcs::{DcsAction, Transaction},
     leadership::Fence,
     machine::Time,
-    wire::ContentRevision,
+    wire::{ContentRevision, PushHint},
 };
 
 use super::{
@@ -17,13 +17,12 @@ use super::{
     mirror::{Fetched, short},
     origin::Tip,
     publication::{self, Move, Pointers},
-    push::hint_key,
 };
 
 /// What is missing, begun.
 pub(super) fn act(state: &mut State, now: Time, out: &mut Vec<Action>) {
     let Some(fence) = state.leadership.fence(now, &state.membership) else { return };
-    heed_pushes(state);
+    heed_pushes(state, now);
     let pointers = state.pointers();
     state.publication.observe(now, state.membership.scope(), &state.view, &pointers);
     if state.publication.is_settled()
@@ -173,13 +172,20 @@ fn begin(state: &mut State, now: Time, fence: Fence, pointers: &Pointers, change
     state.publication.begin(id, change);
 }
 
-/// Our own pushes, and those that followers wrote down.
-fn heed_pushes(state: &mut State) {
-    if state.push.take() {
-        state.origin.look_soon();
+/// Those announcements that other bots wrote down: our own were heeded when they came.
+fn heed_pushes(state: &mut State, now: Time) {
+    state.push.look_answers();
+    let key = state.membership.scope().push();
+    if let Some(modified) = state.view.get(&key).map(|kv| kv.modified)
+        && state.origin.is_news(modified)
+    {
+        let hint: PushHint = state.view.json(&key).unwrap_or_default();
+        if hint.by != state.membership.name() {
+            state.origin.announced(hint.tip);
+        }
     }
-    if let Some(hint) = state.view.get(&hint_key(state.membership.scope())) {
-        state.origin.heed(hint.modified);
+    if state.origin.missed(now) && state.settings.pushes_expected {
+        state.pushes_missed = state.pushes_missed.saturating_add(1);
     }
 }
 

@@ -42,8 +42,9 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     backoff::{BACKOFF_MAX, BACKOFF_MIN},
     mirror::{Commit, KEPT_MAX},
-    origin::{LOOK_SPACING, Reference},
+    origin::{LOOK_SPACING, MISSED_GRACE, Reference},
     publication::QUARANTINE_MAX,
+    push::{Announcement, DELIVERIES_MAX, REPLAY_WINDOW},
     state::{Settings, State},
 };
 
@@ -109,7 +110,7 @@ pub enum Event {
     /// An operator or the system wants the bot to end.
     ShutdownRequested,
     /// A push notification came in and passed its checks. A hint: it says when to look, not what to publish.
-    PushReceived,
+    PushReceived(Announcement),
     /// A look at the origin ended.
     Polled {
         /// The job of [`Action::PollOrigin`].

@@ -7,6 +7,7 @@ use bots_core::{
     leadership::{Leadership, LeadershipChange},
     machine::{Deadline, Machine, Span, Time},
     membership::{Membership, MembershipAction, MembershipChange, MembershipEvent, RETRY_AFTER},
+    wire::PushHint,
 };
 use serde::Serialize;
 
@@ -17,7 +18,7 @@ use super::{
     mirror::{Mirror, short},
     origin::Origin,
     publication::{Pointers, Publication},
-    push::Push,
+    push::{Announcement, Push},
     report,
 };
 
@@ -51,6 +52,8 @@ pub struct Settings {
     pub poll_interval: Span,
     /// How long the web bots may take to prepare a candidate.
     pub prepare_timeout: Span,
+    /// Pushes are announced, so that one which the poll finds first is one whose announcement was lost.
+    pub pushes_expected: bool,
 }
 
 /// Everything that a content bot knows.
@@ -70,6 +73,8 @@ pub struct State {
     pub(super) mirror: Mirror,
     pub(super) publication: Publication,
     pub(super) push: Push,
+    /// How many announcements never came.
+    pub(super) pushes_missed: u64,
     pub(super) dice: Dice,
     jobs: u64,
 }
@@ -105,6 +110,7 @@ impl State {
             mirror: Mirror::new(holds),
             publication: Publication::new(),
             push: Push::default(),
+            pushes_missed: 0,
             dice: Dice::new(seed),
             jobs: 0,
             settings,
@@ -139,6 +145,18 @@ impl State {
         }
     }
 
+    /// How many pushes the poll found whose announcement never came.
+    #[must_use]
+    pub const fn pushes_missed(&self) -> u64 {
+        self.pushes_missed
+    }
+
+    /// How many announcements came again.
+    #[must_use]
+    pub const fn pushes_replayed(&self) -> u64 {
+        self.push.replayed()
+    }
+
     /// Since when the bot has been in its role.
     pub(super) const fn since(&self) -> Time {
         self.since
@@ -164,7 +182,7 @@ impl State {
             Event::NameProbed { instance } => self.member(now, &MembershipEvent::NameProbed { instance }, out),
             Event::TimerFired => {}
             Event::ShutdownRequested => self.stop(now, 0, String::from("asked to stop"), out),
-            Event::PushReceived => self.push.received(),
+            Event::PushReceived(announcement) => self.announced(announcement),
             Event::Polled { job, result } => leader::polled(self, now, job, result),
             Event::FetchEnded { job, holds, result } => {
                 let ended = self.mirror.ended(now, job, holds, result, &mut self.dice);
@@ -175,6 +193,14 @@ impl State {
             Event::CommitDamaged { sha } => self.mirror.damaged(&sha),
         }
         self.settle(now, out);
+    }
+
+    fn announced(&mut self, announcement: Announcement) {
+        let hint: Option<PushHint> = self.view.json(&self.settings.scope.push());
+        let tip = announcement.tip.clone();
+        if self.push.received(announcement, hint.as_ref()) && self.role.leads() {
+            self.origin.announced(tip);
+        }
     }
 
     fn dcs(&mut self, now: Time, event: DcsEvent, out: &mut Vec<Action>) {
@@ -237,9 +263,20 @@ impl State {
             }
         };
         self.enter(role, now);
+        self.hand_on(now, out);
         let mut asked = Vec::new();
         self.membership.publish(now, report::member(self).to_json(), &mut asked);
         out.extend(asked.into_iter().map(action));
+    }
+
+    /// Writes down what was announced here.
+    fn hand_on(&mut self, now: Time, out: &mut Vec<Action>) {
+        if !self.is_ready() {
+            return;
+        }
+        let (now_unix_ms, mut asked) = (self.unix_ms(now), Vec::new());
+        self.push.forward(now, now_unix_ms, &mut self.membership, &self.view, &mut asked);
+        out.extend(asked.into_iter().map(Action::Dcs));
     }
 
     /// Where the bot stands among the others.
@@ -324,15 +361,12 @@ impl State {
         let own = match self.role {
             Role::Stopped => return None,
             Role::Initializing | Role::Detached => vec![],
-            Role::Follower => {
-                vec![due(
-                    self.push.retry_at().filter(|_| self.push.is_pending()),
-                    "hand the push on to the leader again",
-                )]
-            }
+            Role::Follower => vec![],
             Role::Watching | Role::Fetching | Role::Preparing => self.leader_deadlines(),
         };
-        let shared = [self.membership.deadline(), self.leadership.deadline()];
+        let handing_on = self.push.retry_at().filter(|_| self.push.is_pending() && self.is_ready());
+        let handing_on = due(handing_on, "write the announcement of a push down again");
+        let shared = [self.membership.deadline(), self.leadership.deadline(), handing_on];
         Deadline::earliest(own.into_iter().chain(shared).map(|d| self.ahead(d)))
     }
 
@@ -351,6 +385,7 @@ impl State {
             due(retry, "fetch again"),
             due(prepare, "the web bots' time to prepare is over"),
             due(self.publication.retry_at(), "try again to change the publication"),
+            due(self.origin.missed_at(), "an announcement that has not come is taken for lost"),
         ]
     }
 

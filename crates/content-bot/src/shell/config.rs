@@ -10,6 +10,7 @@ use bots_core::{
 use serde::Deserialize;
 
 use super::{
+    gates::{Check, Gates, Signers},
     known_hosts::KnownHosts,
     origin::{Credentials, Limits},
     source::{Source, Transport},
@@ -27,6 +28,9 @@ const POLL_INTERVAL_S_MAX: u64 = 86_400;
 /// A web bot that takes longer than this to prepare is broken.
 const PREPARE_TIMEOUT_S_MAX: u64 = 600;
 
+/// A minute for a check: that of a large site's links takes seconds.
+const COMMAND_TIMEOUT_S: u64 = 60;
+
 /// The whole document.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Config {
@@ -38,6 +42,9 @@ pub struct Config {
     /// How pushes are announced.
     #[serde(default)]
     pub push: Push,
+    /// What a commit must pass beside the rules for content.
+    #[serde(default)]
+    pub verify: Verify,
     /// Where the mirror and the packs are kept; one bot, one directory.
     pub data_dir: PathBuf,
     /// The web scopes that serve the site.
@@ -95,8 +102,119 @@ pub struct Git {
 pub struct Push {
     /// What announcements are signed with.
     pub secret: Option<Secret>,
-    /// The file that holds it.
+    /// The file that holds it, read afresh for every announcement.
     pub secret_file: Option<PathBuf>,
+    /// Others that are in force beside it: the old one, until every sender has the new one.
+    pub secrets: Vec<Secret>,
+    /// The files that hold them.
+    pub secret_files: Vec<PathBuf>,
+}
+
+/// What a commit must pass beside the rules for content.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Verify {
+    /// OpenSSH's file of allowed signers. With it, a commit must be signed.
+    pub ssh_allowed_signers_file: Option<PathBuf>,
+    /// Public keys of GPG, exported with `gpg --export`. With it, a commit must be signed.
+    pub gpg_keys_file: Option<PathBuf>,
+    /// A program that is run in the files of the commit, and its arguments; it says yes by ending with 0.
+    pub command: Vec<String>,
+    /// How long it may take.
+    pub command_timeout_s: u64,
+}
+
+impl Default for Verify {
+    fn default() -> Self {
+        Self {
+            ssh_allowed_signers_file: None,
+            gpg_keys_file: None,
+            command: Vec::new(),
+            command_timeout_s: COMMAND_TIMEOUT_S,
+        }
+    }
+}
+
+impl Verify {
+    /// The gates.
+    #[must_use]
+    pub fn gates(&self) -> Gates {
+        let (ssh, gpg) = (self.ssh_allowed_signers_file.clone(), self.gpg_keys_file.clone());
+        let deadline = Duration::from_secs(self.command_timeout_s);
+        let check = Check { command: self.command.clone(), deadline };
+        Gates {
+            signers: (ssh.is_some() || gpg.is_some()).then_some(Signers { ssh, gpg }),
+            check: (!self.command.is_empty()).then_some(check),
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let files = [
+            ("verify.ssh_allowed_signers_file", &self.ssh_allowed_signers_file, "ssh-keygen", "openssh-client"),
+            ("verify.gpg_keys_file", &self.gpg_keys_file, "gpg", "gpg"),
+        ];
+        for (field, path, tool, package) in files {
+            let Some(path) = path else { continue };
+            std::fs::File::open(path).map_err(|e| format!("{field}: cannot read {}: {e}", path.display()))?;
+            if !is_program(tool) {
+                return Err(format!("{field}: {tool} is not installed: `apt-get install {package}`"));
+            }
+        }
+        match self.command.first() {
+            Some(program) if !is_program(program) => {
+                Err(format!("verify.command: {program} is not there or not executable: give the path of a program"))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// Whether `name` can be run: a path, or a name that is looked up on PATH.
+fn is_program(name: &str) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    let runs =
+        |path: &std::path::Path| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    if name.contains('/') {
+        return runs(std::path::Path::new(name));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| runs(&dir.join(name)))
+}
+
+/// Secrets in force at a time. Two are a rotation; many are a mistake, and each costs every announcement a check.
+const SECRETS_MAX: usize = 8;
+
+impl Push {
+    /// Whether announcements must be signed.
+    #[must_use]
+    pub const fn is_signed(&self) -> bool {
+        let one = self.secret.is_some() || self.secret_file.is_some();
+        one || !self.secrets.is_empty() || !self.secret_files.is_empty()
+    }
+
+    /// Every secret that is in force.
+    ///
+    /// # Errors
+    /// One line that names the field and the fix.
+    pub fn secrets(&self) -> Result<Vec<Secret>, String> {
+        let mut found = self.secrets.clone();
+        if self.secret.is_some() || self.secret_file.is_some() {
+            found.push(one_secret("push.secret", self.secret.as_ref(), self.secret_file.as_ref())?);
+        }
+        for path in &self.secret_files {
+            found.push(Secret::from_file(path).map_err(|e| format!("push.secret_files: {e}"))?);
+        }
+        if found.iter().any(|secret| secret.expose().is_empty()) {
+            return Err(String::from("push.secret is empty, or one of push.secrets: give one, or remove the field"));
+        }
+        if found.len() > SECRETS_MAX {
+            let many = found.len();
+            return Err(format!(
+                "push.secrets: {many} secrets are in force: {SECRETS_MAX} at most, remove the old ones"
+            ));
+        }
+        Ok(found)
+    }
 }
 
 impl Config {
@@ -107,8 +225,11 @@ impl Config {
     pub fn check(&self) -> Result<(), String> {
         self.source()?;
         self.credentials()?;
-        self.push_secret()?;
+        if self.push.is_signed() {
+            self.push.secrets()?;
+        }
         self.web()?;
+        self.verify.check()?;
         check_reference(&self.git.reference)?;
         let within = |field: &str, value: u64, min: u64, max: u64| {
             let fits = (min..=max).contains(&value);
@@ -119,6 +240,7 @@ impl Config {
         within("git.poll_timeout_s", self.git.poll_timeout_s, 1, 600)?;
         within("git.fetch_timeout_s", self.git.fetch_timeout_s, 1, 86_400)?;
         within("prepare_timeout_s", self.prepare_timeout_s, 1, PREPARE_TIMEOUT_S_MAX)?;
+        within("verify.command_timeout_s", self.verify.command_timeout_s, 1, self.git.fetch_timeout_s)?;
         within("git.size_max_bytes", self.git.size_max_bytes, 1, u64::MAX)?;
         within("git.files_max", self.git.files_max, 1, u64::MAX)?;
         let address = self.common.restapi.connect_address();
@@ -164,22 +286,6 @@ impl Config {
         })
     }
 
-    /// What announcements are signed with, if anything.
-    ///
-    /// # Errors
-    /// One line that names the field and the fix.
-    pub fn push_secret(&self) -> Result<Option<Secret>, String> {
-        let push = &self.push;
-        if push.secret.is_none() && push.secret_file.is_none() {
-            return Ok(None);
-        }
-        let secret = one_secret("push.secret", push.secret.as_ref(), push.secret_file.as_ref())?;
-        if secret.expose().is_empty() {
-            return Err(String::from("push.secret is empty: give one, or remove the field"));
-        }
-        Ok(Some(secret))
-    }
-
     /// The limits of all work with git.
     #[must_use]
     pub const fn limits(&self) -> Limits {
@@ -210,6 +316,7 @@ impl Config {
             ttl: Span::from_secs(self.ttl_s),
             poll_interval: Span::from_secs(self.git.poll_interval_s),
             prepare_timeout: Span::from_secs(self.prepare_timeout_s),
+            pushes_expected: self.push.is_signed(),
         })
     }
 
@@ -310,8 +417,18 @@ mod tests {
         check("git: {url: 'git@host:a'}", "git.ssh_key_file");
         check("git: {url: /a}, ttl_s: 1", "ttl_s");
         check("git: {url: /a}, web_scopes: ['a/b']", "web_scopes");
+        check("git: {url: /a}, verify: {command: [/does/not/exist]}", "verify.command");
+        check("git: {url: /a}, verify: {command: [no-such-program]}", "verify.command");
+        check("git: {url: /a}, verify: {command: ['true'], command_timeout_s: 301}", "verify.command_timeout_s");
+        check("git: {url: /a}, verify: {ssh_allowed_signers_file: /none}", "verify.ssh_allowed_signers_file");
+        check("git: {url: /a}, verify: {gpg_keys_file: /none}", "verify.gpg_keys_file");
+        check("git: {url: /a}, verify: {signed: true}", "verify");
         check("git: {url: /a}, web_scopes: [site]", "web_scopes");
         check("git: {url: /a}, push: {secret: ''}", "push.secret");
+        check("git: {url: /a}, push: {secrets: [x, '']}", "push.secret");
+        check("git: {url: /a}, push: {secrets: [a, b, c, d, e, f, g, h, i]}", "push.secrets");
+        check("git: {url: /a}, push: {secret_files: [/does/not/exist]}", "push.secret_files");
+        check("git: {url: /a}, push: {secret: x, secret_file: /y}", "push.secret");
         check("git: {url: /a}, restapi: {listen: '0.0.0.0:8008'}", "restapi.connect_address");
     }
 }

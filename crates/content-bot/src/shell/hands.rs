@@ -10,6 +10,7 @@ use bots_core::{
     machine::Machine,
     shell::{Clock, DcsHandle, Events, Exit, Shell, probe_instance},
 };
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::Semaphore;
 
 use super::{guard::Stop, metrics::ContentMetrics, mirror::Mirror, origin::Limits};
@@ -129,6 +130,11 @@ impl Drop for Hands {
     }
 }
 
+/// Brings a counter to what the machine has counted.
+fn count_up(counter: &Counter, counted: u64) {
+    counter.inc_by(counted.saturating_sub(counter.get()));
+}
+
 impl Shell for Hands {
     type Machine = ContentMachine;
 
@@ -155,5 +161,7 @@ impl Shell for Hands {
 
     fn stepped(&mut self, state: &State) {
         *self.role.lock().unwrap_or_else(PoisonError::into_inner) = ContentMachine::role(state);
+        count_up(&self.metrics.webhook_missed, state.pushes_missed());
+        count_up(&self.metrics.pushes_replayed, state.pushes_replayed());
     }
 }

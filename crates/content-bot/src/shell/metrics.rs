@@ -10,6 +10,12 @@ pub struct ContentMetrics {
     pub pushes: Counter,
     /// Announcements with a wrong signature or none.
     pub pushes_refused: Counter,
+    /// Announcements of other branches or other events.
+    pub pushes_ignored: Counter,
+    /// Announcements that were played back.
+    pub pushes_replayed: Counter,
+    /// Pushes that the poll found and nobody had announced.
+    pub webhook_missed: Counter,
     /// Looks at the origin.
     pub looks: Counter,
     /// Looks that failed.
@@ -35,6 +41,21 @@ impl ContentMetrics {
                 "content_pushes_refused",
                 "Push announcements with a wrong signature or none",
                 own.pushes_refused.clone(),
+            );
+            r.register(
+                "content_pushes_ignored",
+                "Push announcements of other branches or events",
+                own.pushes_ignored.clone(),
+            );
+            r.register(
+                "content_pushes_replayed",
+                "Push announcements that came a second time",
+                own.pushes_replayed.clone(),
+            );
+            r.register(
+                "webhook_missed",
+                "Pushes that the poll found and that no webhook had announced",
+                own.webhook_missed.clone(),
             );
             r.register("content_looks", "Looks at the origin", own.looks.clone());
             r.register("content_looks_failed", "Looks at the origin that failed", own.looks_failed.clone());

@@ -111,6 +111,7 @@ impl World {
             ttl: TTL,
             poll_interval: Span::from_secs(10),
             prepare_timeout: PREPARE_TIMEOUT,
+            pushes_expected: true,
         };
         let cursors = State::prefixes(&settings).into_iter().map(|p| (p, None)).collect();
         let bot = Bot {

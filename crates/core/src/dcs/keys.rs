@@ -139,6 +139,8 @@ impl Scope {
         revision_candidate => "revision/candidate",
         /// Content: the commit that every web bot serves.
         revision_live => "revision/live",
+        /// Content: the newest announcement of a push, and the window of replays, JSON.
+        push => "push",
         /// Where all members stand.
         members_prefix => "members/",
         /// Where all load messages stand.

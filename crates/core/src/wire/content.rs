@@ -1,5 +1,7 @@
 //! The values of a content scope: which commit is prepared, which one is live, which one must never be.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The `revision/candidate` and `revision/live` keys: one pinned commit.
@@ -30,6 +32,22 @@ pub struct Quarantined {
     /// Milliseconds since 1970.
     #[serde(default)]
     pub since_unix_ms: u64,
+}
+
+/// The `push` key: the newest announcement of a push, and which deliveries were taken. It says "look", never "publish this".
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PushHint {
+    /// The bot that wrote it.
+    pub by: String,
+    /// Milliseconds since 1970.
+    #[serde(default)]
+    pub at_unix_ms: u64,
+    /// The commit that the announcement names: an origin that does not show it yet lags behind its own word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tip: Option<String>,
+    /// The deliveries that were taken, and when, in milliseconds since 1970: one that comes again is a replay.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub deliveries: BTreeMap<String, u64>,
 }
 
 /// What a content member says beyond the common part.

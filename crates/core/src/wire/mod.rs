@@ -11,7 +11,7 @@ pub mod tags;
 mod time;
 mod web;
 
-pub use content::{ContentFacts, Quarantined, Revision as ContentRevision};
+pub use content::{ContentFacts, PushHint, Quarantined, Revision as ContentRevision};
 pub use edge::EdgeFacts;
 pub use member::{Kind, Member, MemberHead};
 pub use postgres::{

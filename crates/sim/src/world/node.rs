@@ -310,6 +310,7 @@ fn content_settings(node: &Node) -> content::Settings {
         ttl: Span::from_secs(5),
         poll_interval: Span::from_secs(10),
         prepare_timeout: Span::from_secs(10),
+        pushes_expected: true,
     }
 }
 
