@@ -28,23 +28,43 @@ const LAG_WAIT: Span = Span::from_millis(500);
 pub enum Reference {
     /// A branch or a tag, by name: it moves.
     Named(String),
+    /// The greatest version among the tags that fits a range, as `semver:^1.2`: it moves with every tag.
+    Range(String),
     /// One commit, 40 hex digits: it never moves.
     Pinned(String),
 }
 
+/// What a range begins with.
+const RANGE_PREFIX: &str = "semver:";
+
 impl Reference {
-    /// Reads a reference: 40 hex digits are a commit, everything else is a name.
+    /// Reads a reference: 40 hex digits are a commit, `semver:` begins a range, everything else is a name.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let hex = text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        if hex { Self::Pinned(text.to_ascii_lowercase()) } else { Self::Named(text.to_owned()) }
+        if hex {
+            Self::Pinned(text.to_ascii_lowercase())
+        } else if text.starts_with(RANGE_PREFIX) {
+            Self::Range(text.to_owned())
+        } else {
+            Self::Named(text.to_owned())
+        }
+    }
+
+    /// The range, if it is one.
+    #[must_use]
+    pub fn range(&self) -> Option<&str> {
+        match self {
+            Self::Range(text) => text.strip_prefix(RANGE_PREFIX),
+            Self::Named(_) | Self::Pinned(_) => None,
+        }
     }
 
     /// As it stands in the configuration.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
-            Self::Named(name) => name,
+            Self::Named(name) | Self::Range(name) => name,
             Self::Pinned(sha) => sha,
         }
     }
@@ -229,6 +249,7 @@ mod tests {
     fn forty_hex_digits_are_a_commit() {
         let sha = "0123456789ABCDEF0123456789abcdef01234567";
         assert_eq!(Reference::parse(sha), Reference::Pinned(sha.to_ascii_lowercase()));
+        assert_eq!(Reference::parse("semver:^1.2").range(), Some("^1.2"));
         assert_eq!(Reference::parse("main"), Reference::Named(String::from("main")));
         assert_eq!(Reference::parse(&sha[1..]), Reference::Named(sha[1..].to_owned()));
     }

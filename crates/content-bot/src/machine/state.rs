@@ -14,10 +14,12 @@ use serde::Serialize;
 use super::{
     Action, Commit, ContentMachine, Event, JobId, KEPT_MAX, Reference, Role,
     backoff::Dice,
+    canary::{CanarySettings, Trial},
     follower, leader,
     mirror::{Mirror, short},
-    origin::Origin,
+    origin::{Origin, Tip},
     publication::{Pointers, Publication},
+    purge::{self, Purge, PurgeSettings},
     push::{Announcement, Push},
     report,
 };
@@ -52,6 +54,10 @@ pub struct Settings {
     pub poll_interval: Span,
     /// How long the web bots may take to prepare a candidate.
     pub prepare_timeout: Span,
+    /// Whether and how a candidate is tried on one web bot.
+    pub canary: Option<CanarySettings>,
+    /// Whether and how caches in front are purged.
+    pub purge: Option<PurgeSettings>,
     /// Pushes are announced, so that one which the poll finds first is one whose announcement was lost.
     pub pushes_expected: bool,
 }
@@ -70,6 +76,10 @@ pub struct State {
     /// The lock was refused though the view shows it free: the view lags, and asking again at once would be a storm.
     pub(super) lock_asked_again: Option<Time>,
     pub(super) origin: Origin,
+    /// The commit that an operator wants published, wherever the reference points.
+    pub(super) pin: Option<Tip>,
+    pub(super) trial: Trial,
+    pub(super) purge: Purge,
     pub(super) mirror: Mirror,
     pub(super) publication: Publication,
     pub(super) push: Push,
@@ -107,6 +117,9 @@ impl State {
             leadership: Leadership::new(settings.scope.leader(), &settings.name),
             lock_asked_again: None,
             origin: Origin::new(),
+            pin: None,
+            trial: Trial::default(),
+            purge: Purge::default(),
             mirror: Mirror::new(holds),
             publication: Publication::new(),
             push: Push::default(),
@@ -162,6 +175,11 @@ impl State {
         self.since
     }
 
+    /// The commit that is to be published: what the operator has pinned, or else what the reference points at.
+    pub(super) fn goal(&self) -> Option<&Tip> {
+        self.pin.as_ref().or_else(|| self.origin.tip())
+    }
+
     pub(super) fn unix_ms(&self, at: Time) -> u64 {
         self.epoch_unix_ms.saturating_add(at.as_millis())
     }
@@ -191,6 +209,8 @@ impl State {
                 }
             }
             Event::CommitDamaged { sha } => self.mirror.damaged(&sha),
+            Event::CanaryRead { job, asked, failed, why } => self.trial.read(job, asked, failed, why),
+            Event::Purged { job, result } => self.purge.ended(now, job, result, &mut self.dice),
         }
         self.settle(now, out);
     }
@@ -329,6 +349,8 @@ impl State {
         if self.role.leads() && !role.leads() {
             self.origin = Origin::new();
             self.publication = Publication::new();
+            self.trial = Trial::default();
+            self.purge = Purge::default();
         }
         self.role = role;
         self.since = now;
@@ -385,6 +407,8 @@ impl State {
             due(retry, "fetch again"),
             due(prepare, "the web bots' time to prepare is over"),
             due(self.publication.retry_at(), "try again to change the publication"),
+            due(self.settings.canary.and_then(|c| self.trial.due(c)), "read the canary's pages, or judge them"),
+            due(purge::due(self, &pointers), "purge the caches in front"),
             due(self.origin.missed_at(), "an announcement that has not come is taken for lost"),
         ]
     }

@@ -28,6 +28,10 @@ pub struct ContentMetrics {
     pub fetches_failed: Counter,
     /// Packs handed out.
     pub packs: Counter,
+    /// Rounds of purging caches.
+    pub purges: Counter,
+    /// Rounds of purging that failed.
+    pub purges_failed: Counter,
 }
 
 impl ContentMetrics {
@@ -67,6 +71,8 @@ impl ContentMetrics {
             r.register("content_fetches", "Fetches from the origin", own.fetches.clone());
             r.register("content_fetches_failed", "Fetches that brought nothing", own.fetches_failed.clone());
             r.register("content_packs", "Packs handed out", own.packs.clone());
+            r.register("content_purges", "Rounds in which the caches in front were purged", own.purges.clone());
+            r.register("content_purges_failed", "Rounds of purging that failed", own.purges_failed.clone());
         });
         own
     }

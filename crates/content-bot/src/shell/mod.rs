@@ -3,6 +3,7 @@
 pub mod api;
 mod base64;
 mod bucket;
+pub mod callers;
 pub mod config;
 pub mod fault;
 pub mod gates;
@@ -73,8 +74,9 @@ impl Bot for ContentBot {
         let door = push_door(&config).map_err(Exit::usage)?;
         let reference = Reference::parse(&config.git.reference);
         let front = Front { site: config.common.scope.clone(), reference, door };
+        let callees = config.callees().map_err(Exit::usage)?;
         let (limits, stop) = (config.limits(), Stop::default());
-        let origin = Origin::new(source, Reference::parse(&config.git.reference), credentials);
+        let origin = Origin::new(source, Reference::parse(&config.git.reference), credentials).reached(config.reach());
         let mirror = Mirror::open(&config.data_dir, origin, limits, stop.clone())?.behind(config.verify.gates());
         let mirror = Arc::new(mirror);
         let prefixes = State::prefixes(&settings);
@@ -89,7 +91,7 @@ impl Bot for ContentBot {
             context.status,
             Arc::clone(&role),
         ));
-        let hands = Hands::new(context.events, context.dcs, mirror, limits, stop, metrics, role);
+        let hands = Hands::new(context.events, context.dcs, mirror, limits, stop, metrics, role).calling(callees);
         Ok(Assembled::new(state, hands, prefixes, health)
             .routes(api::routes(Arc::clone(&doors)))
             .self_authenticated(api::push_routes(doors)))

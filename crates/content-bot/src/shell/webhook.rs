@@ -270,6 +270,7 @@ fn changes(payload: Payload) -> Vec<(String, Option<String>)> {
 fn may_move(reference: &Reference, name: &str) -> bool {
     match reference {
         Reference::Pinned(_) => true,
+        Reference::Range(_) => name.starts_with("refs/tags/"),
         Reference::Named(own) if own == "HEAD" => true,
         Reference::Named(own) => {
             name == own || name.strip_prefix("refs/heads/").or(name.strip_prefix("refs/tags/")) == Some(own)

@@ -141,6 +141,16 @@ impl Scope {
         revision_live => "revision/live",
         /// Content: the newest announcement of a push, and the window of replays, JSON.
         push => "push",
+        /// Content: the last publications, JSON.
+        revision_history => "revision/history",
+        /// Content: the commit that an operator wants published, JSON.
+        revision_pin => "revision/pin",
+        /// Content: the candidate that an operator lets go live as it is, JSON.
+        revision_promote => "revision/promote",
+        /// Content: the web bot that serves the candidate before the others, JSON.
+        revision_canary => "revision/canary",
+        /// Content: how far caches were purged, JSON.
+        revision_purged => "revision/purged",
         /// Where all members stand.
         members_prefix => "members/",
         /// Where all load messages stand.

@@ -34,6 +34,64 @@ pub struct Quarantined {
     pub since_unix_ms: u64,
 }
 
+/// One publication of the past.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// The commit.
+    pub sha: String,
+    /// Its number.
+    pub generation: u64,
+    /// The first line of the commit message, shortened.
+    #[serde(default)]
+    pub subject: String,
+    /// When it went live: milliseconds since 1970.
+    #[serde(default)]
+    pub since_unix_ms: u64,
+}
+
+/// The `revision/history` key: the last publications, oldest first; the last one is live.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PublicationHistory(pub Vec<Published>);
+
+/// The `revision/pin` key, an operator's: this commit is published, wherever the branch points.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// The commit, 40 hex digits.
+    pub sha: String,
+    /// Milliseconds since 1970.
+    #[serde(default)]
+    pub since_unix_ms: u64,
+}
+
+/// The `revision/promote` key, an operator's: the candidate goes live as it is, if it is this commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promotion {
+    /// The commit, 40 hex digits.
+    pub sha: String,
+}
+
+/// The `revision/canary` key: one serving web bot serves the candidate before all others do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Canary {
+    /// The candidate, 40 hex digits.
+    pub sha: String,
+    /// The bot, as `scope/name`.
+    pub member: String,
+    /// Milliseconds since 1970.
+    #[serde(default)]
+    pub since_unix_ms: u64,
+}
+
+/// The `revision/purged` key: how far the caches in front know of the live revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Purged {
+    /// The generation of the live revision that was purged for.
+    pub generation: u64,
+    /// How often: the second time catches what was cached while the first went round.
+    pub rounds: u32,
+}
+
 /// The `push` key: the newest announcement of a push, and which deliveries were taken. It says "look", never "publish this".
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PushHint {
