@@ -84,6 +84,10 @@ FLIPS ?= 200
 bench-edge: build ## how soon a HAProxy routes to a new leader: our edge bot beside health checks: ROUNDS=10 FLIPS=200 (four minutes)
 	@$(BIN)/bench-edge --flips $(FLIPS) $(if $(filter command line environment,$(origin ROUNDS)),--rounds $(ROUNDS))
 
+.PHONY: bench-content
+bench-content: build ## from git push to the last of eight web bots, told by a webhook and found by a poll (three minutes)
+	@$(BIN)/bench-content
+
 # How often `make bench-failover` does every fault to every cluster, and which rows of its table it measures (ONLY=a,b; the
 # others stay as an earlier run left them).
 ROUNDS ?= 3

@@ -507,9 +507,23 @@ impl ContentBot {
     /// # Errors
     /// If it cannot be set up.
     pub fn new(place: &Place<'_>, scope: &str, name: &str, url: &str, extra: &str) -> Result<Self> {
+        Self::polling(place, (scope, name), url, 2, extra)
+    }
+
+    /// A bot that looks at the repository every `poll_interval_s` seconds, if it is not told before.
+    ///
+    /// # Errors
+    /// If it cannot be set up.
+    pub fn polling(
+        place: &Place<'_>,
+        (scope, name): (&str, &str),
+        url: &str,
+        poll_interval_s: u64,
+        extra: &str,
+    ) -> Result<Self> {
         let data_dir = place.scratch.dir(&format!("{scope}-{name}"), None)?;
         let rest = format!(
-            "git:\n  url: {url}\n  ref: main\n  poll_interval_s: 2\n{extra}data_dir: {}\nweb_scopes: [web]\nttl_s: {}\n",
+            "git:\n  url: {url}\n  ref: main\n  poll_interval_s: {poll_interval_s}\n{extra}data_dir: {}\nweb_scopes: [web]\nttl_s: {}\n",
             data_dir.display(),
             place.ttl_s,
         );

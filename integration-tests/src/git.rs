@@ -101,11 +101,35 @@ impl Origin {
     /// # Errors
     /// If git fails.
     pub async fn push(&self, message: &str) -> Result<String> {
+        let sha = self.commit(message).await?;
+        self.push_branch().await?;
+        Ok(sha)
+    }
+
+    /// Commits the work tree, and pushes nothing yet; yields the commit.
+    ///
+    /// # Errors
+    /// If git fails.
+    pub async fn commit(&self, message: &str) -> Result<String> {
         self.in_work(&["add", "--all"]).await?;
         self.in_work(&["commit", "--quiet", "--allow-empty", "-m", message]).await?;
-        let sha = self.in_work(&["rev-parse", "HEAD"]).await?;
-        self.in_work(&["push", "--quiet", "--force", "origin", "main"]).await?;
-        Ok(sha.trim().to_owned())
+        Ok(self.in_work(&["rev-parse", "HEAD"]).await?.trim().to_owned())
+    }
+
+    /// `git push`.
+    ///
+    /// # Errors
+    /// If git fails.
+    pub async fn push_branch(&self) -> Result<()> {
+        self.in_work(&["push", "--quiet", "--force", "origin", "main"]).await.map(|_said| ())
+    }
+
+    /// Takes away what [`Self::notify`] has put there: pushes are found by the poll alone.
+    ///
+    /// # Errors
+    /// If the hook cannot be removed.
+    pub fn keep_quiet(&self) -> Result<()> {
+        fs::remove_file(self.bare.join("hooks/post-receive")).context("remove the hook")
     }
 
     /// Steps the branch back over its last commit, here and in the origin, and forgets the commit for good.

@@ -21,6 +21,7 @@ use crate::{
     fleet::Fleet,
     history, list,
     member::{self, Login},
+    publish,
     store::Store,
     switchover::{Plan, Progress},
     text,
@@ -31,7 +32,7 @@ use crate::{
 const STATUS_DEADLINE: Duration = Duration::from_secs(3);
 
 /// A live view is drawn again after this, even if nothing has changed but the time.
-const REDRAW_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const REDRAW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Carries out a command.
 pub(crate) async fn act(args: Args) -> Result<(), Failure> {
@@ -58,6 +59,7 @@ pub(crate) async fn act(args: Args) -> Result<(), Failure> {
         Command::Config(Config::Edit { scope, set, unset, force }) => {
             edit_config(&store, &store.scope(&scope)?, &set, &unset, force).await
         }
+        Command::Content(asked) => Box::pin(publish::act(&store, &asked, format)).await,
         Command::Completions { .. } => Ok(()),
     }
 }
@@ -91,7 +93,7 @@ async fn list_live(store: &Store, scope: Option<&str>, format: Format) -> Result
     }
 }
 
-async fn explain(store: &Store, bot: &str, format: Format) -> Result<(), Failure> {
+pub(crate) async fn explain(store: &Store, bot: &str, format: Format) -> Result<(), Failure> {
     let fleet = store.fleet().await?;
     let (scope, name, member) = match fleet.find(bot)[..] {
         [one] => one,

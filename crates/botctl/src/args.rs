@@ -110,11 +110,113 @@ pub(crate) enum Command {
     /// The dynamic configuration of a scope
     #[command(subcommand)]
     Config(Config),
+    /// The commits of a content scope: which are live, were, and must not be; go back, pin, promote
+    #[command(subcommand)]
+    Content(Content),
     /// Completions for a shell, on standard output
     Completions {
         /// The shell
         shell: Shell,
     },
+}
+
+/// What to do with a content scope. Commits may be shortened.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Content {
+    /// Every commit that is known, and what became of it
+    List {
+        /// The scope
+        scope: String,
+    },
+    /// Why a commit is live or is not; or what the scope waits for
+    Why {
+        /// The scope
+        scope: String,
+        /// The commit
+        commit: Option<String>,
+    },
+    /// Let the candidate go live as it is, without its canary and without waiting for web bots
+    Promote {
+        /// The scope
+        scope: String,
+        /// Do not ask before acting
+        #[arg(long)]
+        force: bool,
+        /// How long to wait for it to be live, in seconds
+        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        timeout: u64,
+    },
+    /// Publish what was live before, and pin it
+    Rollback {
+        /// The scope
+        scope: String,
+        /// This commit instead of the last one
+        #[arg(long, value_name = "COMMIT")]
+        to: Option<String>,
+        /// Do not ask before acting
+        #[arg(long)]
+        force: bool,
+        /// How long to wait for it to be live, in seconds
+        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        timeout: u64,
+    },
+    /// Publish this commit, wherever the branch points, and nothing else
+    Pin {
+        /// The scope
+        scope: String,
+        /// The commit
+        commit: String,
+        /// Do not ask before acting
+        #[arg(long)]
+        force: bool,
+        /// How long to wait for it to be live, in seconds
+        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        timeout: u64,
+    },
+    /// Publish what the branch points at again
+    Unpin {
+        /// The scope
+        scope: String,
+    },
+    /// Have a quarantined commit tried again
+    Unquarantine {
+        /// The scope
+        scope: String,
+        /// The commit
+        commit: String,
+    },
+}
+
+impl Content {
+    /// The scope.
+    pub(crate) fn scope(&self) -> &str {
+        match self {
+            Self::List { scope }
+            | Self::Why { scope, .. }
+            | Self::Promote { scope, .. }
+            | Self::Rollback { scope, .. }
+            | Self::Pin { scope, .. }
+            | Self::Unpin { scope }
+            | Self::Unquarantine { scope, .. } => scope,
+        }
+    }
+
+    /// Whether nothing is asked before.
+    pub(crate) const fn is_forced(&self) -> bool {
+        match self {
+            Self::Promote { force, .. } | Self::Rollback { force, .. } | Self::Pin { force, .. } => *force,
+            Self::List { .. } | Self::Why { .. } | Self::Unpin { .. } | Self::Unquarantine { .. } => true,
+        }
+    }
+
+    /// How long to wait for the end.
+    pub(crate) const fn patience(&self) -> bots_core::machine::Span {
+        let seconds = match self {
+            Self::Promote { timeout, .. } | Self::Rollback { timeout, .. } | Self::Pin { timeout, .. } => *timeout,
+            Self::List { .. } | Self::Why { .. } | Self::Unpin { .. } | Self::Unquarantine { .. } => 0,
+        };
+        bots_core::machine::Span::from_secs(seconds)
+    }
 }
 
 /// What to do with the configuration.

@@ -6,11 +6,13 @@
 mod act;
 mod args;
 mod config;
+mod content;
 mod failure;
 mod fleet;
 mod history;
 mod list;
 mod member;
+mod publish;
 mod store;
 mod switchover;
 mod text;

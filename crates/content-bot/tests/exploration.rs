@@ -11,9 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use bots_core::{
     dcs::{Change, Revision},
     machine::{Machine, Span},
-    wire::{ContentRevision, Quarantined},
+    wire::{ContentRevision, Purged, Quarantined},
 };
-use content_bot::machine::{ContentMachine, Event, FetchResult, PollResult, Role};
+use content_bot::machine::{
+    Announcement, CanarySettings, ContentMachine, Event, FetchResult, PURGE_ROUNDS, PollResult, PurgeSettings, Role,
+};
 use world::{Fate, Job, World, site};
 
 const BOTS: [&str; 3] = ["one", "two", "three"];
@@ -50,6 +52,8 @@ fn exploration() {
 enum Quality {
     Good,
     Unfit,
+    /// It is unfit in a way that shows only where it is served.
+    Sick,
 }
 
 struct Explorer {
@@ -79,6 +83,14 @@ impl Explorer {
     }
 
     fn run(mut self) -> BTreeSet<(Role, Role)> {
+        if self.dice % 2 == 1 {
+            let (observe, timeout) = (Span::from_secs(2), Span::from_secs(20));
+            self.world.canary = Some(CanarySettings { observe, timeout, failures_percent_max: 50 });
+            self.world.purge = Some(PurgeSettings { again_after: Span::from_secs(3) });
+            // Somebody serves all the time, so that nothing is published untried.
+            self.slots.insert(WEBS[0]);
+            self.web_follows(WEBS[0]);
+        }
         for name in BOTS {
             self.world.start(name, "main", Vec::new());
         }
@@ -115,7 +127,11 @@ impl Explorer {
             45..57 => self.end_job(name),
             57..65 => self.pass_time(),
             65..72 => self.push(),
-            72..76 => self.world.step(name, Event::PushReceived),
+            72..76 => {
+                let delivery = Some(self.roll(20)).filter(|n| *n > 4).map(|n| format!("delivery-{n}"));
+                let tip = self.tip.clone().filter(|_| self.roll(2) == 0);
+                self.world.step(name, Event::PushReceived(Announcement { delivery, tip }));
+            }
             76..85 => self.web_moves(),
             85..87 => {
                 let fate = self.pick(&[Fate::Answered, Fate::Answered, Fate::AnswerLost, Fate::Lost]);
@@ -150,9 +166,15 @@ impl Explorer {
                 Job::Fetch(_) if fails => {
                     self.world.end_fetch(name, FetchResult::Failed { why: String::from("no route") });
                 }
+                Job::Read(sha) => {
+                    let sick = self.commits.get(&sha) == Some(&Quality::Sick);
+                    self.world.end_reading(name, 2, if sick { 2 } else { 0 }, sick.then_some("it answers 500"));
+                }
+                Job::Purge if fails => self.world.end_purge(name, Err(String::from("no route"))),
+                Job::Purge => self.world.end_purge(name, Ok(())),
                 Job::Fetch(sha) => {
                     let result = match self.commits.get(&sha).filter(|_| self.reachable.contains(&sha)) {
-                        Some(Quality::Good) => FetchResult::Complete,
+                        Some(Quality::Good | Quality::Sick) => FetchResult::Complete,
                         Some(Quality::Unfit) => FetchResult::Unfit { reason: String::from("too large") },
                         None => FetchResult::Vanished,
                     };
@@ -190,7 +212,11 @@ impl Explorer {
                     self.reachable.clear();
                 }
                 let sha = format!("{:040x}", self.commits.len() + 1);
-                let quality = if self.roll(5) == 0 { Quality::Unfit } else { Quality::Good };
+                let quality = match self.roll(10) {
+                    0 | 1 => Quality::Unfit,
+                    2 if self.world.canary.is_some() => Quality::Sick,
+                    _ => Quality::Good,
+                };
                 self.commits.insert(sha.clone(), quality);
                 self.reachable.insert(sha.clone());
                 self.tip = Some(sha);
@@ -200,7 +226,9 @@ impl Explorer {
 
     fn web_moves(&mut self) {
         let name = self.pick(&WEBS);
+        let stays = self.world.canary.is_some() && name == WEBS[0];
         match self.roll(6) {
+            1 | 2 if stays => {}
             0 => {
                 self.slots.insert(name);
             }
@@ -216,7 +244,8 @@ impl Explorer {
     fn web_follows(&mut self, name: &'static str) {
         let slot = self.slots.contains(name).then_some(0);
         let prepared = self.world.candidate().or_else(|| self.world.live()).map(|r| r.sha);
-        let serving = self.world.live().map(|r| r.sha);
+        let canary = self.world.canary_key().filter(|canary| canary.member == format!("web/{name}"));
+        let serving = canary.map(|canary| canary.sha).or_else(|| self.world.live().map(|r| r.sha));
         self.world.web_says(name, slot, prepared.as_deref(), serving.as_deref());
     }
 
@@ -251,9 +280,24 @@ impl Explorer {
                 assert!(live.generation > before, "generations grow: {before}, {}", live.generation);
                 self.live = Some(live);
             } else if let Some(sha) = kv.key.strip_prefix(&site().quarantine_prefix()) {
-                let _mark: Quarantined = serde_json::from_str(&kv.value).expect("a mark");
-                assert_eq!(self.commits.get(sha), Some(&Quality::Unfit), "only an unfit commit is quarantined");
+                let mark: Quarantined = serde_json::from_str(&kv.value).expect("a mark");
+                let quality = self.commits.get(sha);
+                let late = self.world.canary.is_some() && mark.reason.contains("did not serve it");
+                assert!(
+                    late || quality != Some(&Quality::Good),
+                    "only an unfit commit is quarantined: {}",
+                    mark.reason
+                );
             }
+        }
+    }
+
+    fn check_purged(&mut self) {
+        if self.world.purge.is_some() {
+            let purged = self.world.dcs.get(&site().revision_purged()).expect("caches are purged");
+            let purged: Purged = serde_json::from_str(&purged.value).expect("a purge");
+            let generation = self.world.live().map_or(0, |live| live.generation);
+            assert_eq!(purged, Purged { generation, rounds: PURGE_ROUNDS }, "caches know of the live revision");
         }
     }
 
@@ -293,8 +337,12 @@ impl Explorer {
         assert_eq!(self.world.candidate(), None, "nothing is left half published");
         let live = self.world.live().map(|l| l.sha);
         match self.tip.as_ref().map(|tip| (tip, self.commits[tip])) {
-            Some((tip, Quality::Good)) => assert_eq!(live.as_ref(), Some(tip), "the pushed commit is live"),
-            Some((tip, Quality::Unfit)) => {
+            Some((tip, Quality::Good)) => {
+                let late = self.world.canary.is_some() && self.world.dcs.get(&site().quarantine(tip)).is_some();
+                assert!(late || live.as_ref() == Some(tip), "the pushed commit is live");
+                self.check_purged();
+            }
+            Some((tip, Quality::Unfit | Quality::Sick)) => {
                 assert_ne!(live.as_ref(), Some(tip), "the unfit commit is not live");
                 assert!(self.world.dcs.get(&site().quarantine(tip)).is_some(), "the unfit commit is quarantined");
             }

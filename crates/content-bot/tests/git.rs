@@ -18,7 +18,7 @@ use content_bot::{
     shell::{
         guard::Stop,
         mirror::Mirror,
-        origin::{Credentials, Limits, Origin},
+        origin::{Credentials, Limits, Origin, Reach},
         source::Source,
     },
 };
@@ -38,7 +38,7 @@ const NOBODY: Credentials = Credentials {
     password_file: None,
     ssh_key_file: None,
     ssh_key_passphrase: None,
-    known_hosts: None,
+    known_hosts_file: None,
 };
 
 /// A repository and a mirror of it, in one scratch directory.
@@ -120,6 +120,47 @@ fn references_are_resolved_to_commits() {
         panic!("there is no repository")
     };
     assert!(why.starts_with("cannot read /does/not/exist: ") && !why.contains('\n'), "{why}");
+}
+
+#[test]
+fn a_range_means_the_greatest_version_that_fits() {
+    let bench = Bench::new();
+    assert_eq!(bench.look("semver:^1"), PollResult::Missing, "no tags yet");
+    let mut commits = Vec::new();
+    for (at, tag) in ["v1.9.0", "1.10.0", "v1.11.0-rc.1", "v2.0.0", "nightly", "v3"].iter().enumerate() {
+        commits.push(bench.repo.push(&[("index.html", format!("{at}").as_bytes())]));
+        let annotated: &[&str] = if at % 2 == 1 { &["--annotate", "--message", "a release"] } else { &[] };
+        git(&bench.repo.work, &[&["tag", tag], annotated].concat());
+    }
+    git(&bench.repo.work, &["push", "--quiet", "--tags"]);
+    let found = |at: usize| PollResult::Found { sha: commits[at].clone() };
+    assert_eq!(bench.look("semver:^1"), found(1), "numbers, not letters, and no release candidate");
+    assert_eq!(bench.look("semver:~1.9"), found(0));
+    assert_eq!(bench.look("semver:*"), found(3), "annotated, and peeled");
+    assert_eq!(bench.look("semver:>=1.11.0-rc.0, <1.12"), found(2));
+    assert_eq!(bench.look("semver:^4"), PollResult::Missing);
+    let mirror = bench.open("semver:^1", LIMITS).expect("a mirror");
+    assert_eq!(mirror.fetch(&commits[1]), FetchResult::Complete);
+}
+
+#[test]
+fn branches_come_and_go() {
+    let bench = Bench::new();
+    let first = bench.repo.push(&[("index.html", b"one")]);
+    let found = |sha: &String| PollResult::Found { sha: sha.clone() };
+    git(&bench.repo.work, &["push", "--quiet", "origin", "HEAD:next"]);
+    let second = bench.repo.push(&[("index.html", b"two")]);
+    assert_eq!((bench.look("HEAD"), bench.look("next")), (found(&second), found(&first)));
+    // The default branch becomes another one.
+    git(&bench.repo.bare, &["symbolic-ref", "HEAD", "refs/heads/next"]);
+    assert_eq!(bench.look("HEAD"), found(&first));
+    // The branch is deleted: what is held stays.
+    let mirror = bench.mirror();
+    assert_eq!(mirror.fetch(&second), FetchResult::Complete);
+    git(&bench.repo.work, &["push", "--quiet", "origin", ":main"]);
+    assert_eq!(bench.look("main"), PollResult::Missing);
+    assert_eq!(mirror.fetch(&second), FetchResult::Complete);
+    bench.check_pack(&mirror, &second, &[("index.html", b"two")]);
 }
 
 #[test]
@@ -351,6 +392,17 @@ fn the_git_protocol_works() {
     }
     assert_eq!(mirror.fetch(&sha), FetchResult::Complete);
     bench.check_pack(&mirror, &sha, &[("page", b"over the wire")]);
+    // Without the history, and on top of a fetch without it; also when the branch is moved by force.
+    let shallow = origin(&url, "main", NOBODY).reached(Reach { proxy: None, depth: 1 });
+    let shallow =
+        Mirror::open(&bench.scratch.path().join("shallow"), shallow, LIMITS, Stop::default()).expect("mirror");
+    let second = bench.repo.push(&[("page", b"on top")]);
+    assert_eq!(shallow.fetch(&second), FetchResult::Complete);
+    git(&bench.repo.work, &["reset", "--quiet", "--hard", &sha]);
+    let third = bench.repo.push(&[("page", b"in its place")]);
+    assert_eq!(shallow.fetch(&third), FetchResult::Complete);
+    bench.check_pack(&shallow, &third, &[("page", b"in its place")]);
+    assert_eq!(held(&shallow), [second, third]);
     // A network that is gone is not the commit's fault.
     drop(daemon);
     assert!(matches!(look(), PollResult::Failed { .. }));

@@ -59,7 +59,7 @@ async fn credentials_are_shown_and_rotate() {
                 password_file: file,
                 ssh_key_file: None,
                 ssh_key_passphrase: None,
-                known_hosts: None,
+                known_hosts_file: None,
             };
             let origin = Origin::new(Source::parse(url).expect("url"), Reference::parse("main"), credentials);
             Mirror::open(&data, origin, LIMITS, Stop::default()).expect("a mirror")

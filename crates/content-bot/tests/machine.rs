@@ -5,7 +5,9 @@ mod world;
 use std::fmt::Write as _;
 
 use bots_core::machine::{Machine, Span};
-use content_bot::machine::{Commit, ContentMachine, Event, FetchResult, PollResult};
+use content_bot::machine::{
+    Announcement, CanarySettings, Commit, ContentMachine, Event, FetchResult, PollResult, PurgeSettings,
+};
 use datadriven::TestCase;
 use world::{Fate, World, brief, sha, site, web};
 
@@ -57,7 +59,10 @@ fn perform(world: &mut World, case: &TestCase) -> String {
             world.bot(&bot).disk.retain(|c| c.sha != sha);
             world.step(&bot, Event::CommitDamaged { sha });
         }
-        "push" => world.step(&bot, Event::PushReceived),
+        "push" => {
+            let tip = arg("tip").map(|letter| sha(&letter));
+            world.step(&bot, Event::PushReceived(Announcement { delivery: arg("delivery"), tip }));
+        }
         "stop" => world.step(&bot, Event::ShutdownRequested),
         "crash" => {
             world.bots.remove(&bot);
@@ -89,7 +94,25 @@ fn perform(world: &mut World, case: &TestCase) -> String {
         "member" => {
             return world.dcs.get(&site().member(&bot)).map_or(String::from("(none)\n"), |kv| kv.value.clone() + "\n");
         }
+        "canary" => {
+            let (observe, timeout) = (Span::from_secs(2), Span::from_secs(20));
+            world.canary = Some(CanarySettings { observe, timeout, failures_percent_max: 10 });
+        }
+        "purge" => world.purge = Some(PurgeSettings { again_after: Span::from_secs(5) }),
+        "read" => {
+            let number = |name: &str| arg(name).map_or(0, |n| n.parse().expect("a number"));
+            let why = Some(text()).filter(|why| !why.is_empty());
+            world.end_reading(&bot, number("asked"), number("failed"), why.as_deref());
+        }
+        "purged" => {
+            let why = Some(text()).filter(|why| !why.is_empty());
+            world.end_purge(&bot, why.map_or(Ok(()), Err));
+        }
         "keys" => return keys(world),
+        "missed" => {
+            let state = &world.bot(&bot).state;
+            return format!("{} missed, {} replayed\n", state.pushes_missed(), state.pushes_replayed());
+        }
         other => panic!("no directive {other}"),
     }
     world.settle();

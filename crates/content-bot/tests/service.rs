@@ -8,6 +8,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -92,15 +93,28 @@ impl Bot {
         status["report"]["troubles"].to_string()
     }
 
-    async fn push(&self, signature: Option<String>) -> u16 {
-        let headers = signature.map(|s| {
-            let name = hyper::header::HeaderName::from_static("x-hub-signature-256");
-            (name, hyper::header::HeaderValue::from_str(&s).expect("ASCII"))
-        });
-        let method = hyper::Method::POST;
-        let answer =
-            http::request(method, &self.url("/push"), headers.into_iter().collect(), body(), DEADLINE, 1_000_000).await;
+    /// Announces a push that nobody has announced before.
+    async fn push(&self, secret: Option<&str>) -> u16 {
+        let body = body();
+        let signature = secret.map(|secret| signature(secret, &body));
+        let given = signature.iter().map(|s| ("x-hub-signature-256", s.as_str())).collect::<Vec<_>>();
+        self.post("/push", &given, body).await
+    }
+
+    async fn post(&self, path: &str, headers: &[(&'static str, &str)], body: Bytes) -> u16 {
+        let pair = |(name, value): &(&'static str, &str)| {
+            let value = hyper::header::HeaderValue::from_str(value).expect("ASCII");
+            (hyper::header::HeaderName::from_static(name), value)
+        };
+        let headers = headers.iter().map(pair).collect();
+        let answer = http::request(hyper::Method::POST, &self.url(path), headers, body, DEADLINE, 1_000_000).await;
         answer.map_or(0, |a| a.status)
+    }
+
+    async fn counted(&self, name: &str) -> u64 {
+        let text = String::from_utf8(self.get("/metrics").await.1.to_vec()).expect("text");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("_total "));
+        line.and_then(|figure| figure.parse().ok()).unwrap_or_else(|| panic!("{name} is not counted: {text}"))
     }
 }
 
@@ -181,15 +195,18 @@ fn site() -> Scope {
     Scope::new("service", "site").expect("valid")
 }
 
+/// No two forges' payloads are alike.
 fn body() -> Bytes {
-    Bytes::from_static(br#"{"ref":"refs/heads/main"}"#)
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    Bytes::from(format!(r#"{{"ref":"refs/heads/main","number":{number}}}"#))
 }
 
-fn signature() -> Option<String> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).expect("any length");
-    mac.update(&body());
+fn signature(secret: &str, body: &[u8]) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("any length");
+    mac.update(body);
     let hex: String = mac.finalize().into_bytes().iter().map(|b| format!("{b:02x}")).collect();
-    Some(format!("sha256={hex}"))
+    format!("sha256={hex}")
 }
 
 async fn until<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
@@ -233,23 +250,23 @@ async fn a_push_goes_live_and_survives_its_leader() {
 
     // The poll is an hour away: what follows is due to announcements. They must be signed.
     assert_eq!(leader.push(None).await, 401);
-    assert_eq!(leader.push(Some(String::from("sha256=00"))).await, 401);
+    assert_eq!(leader.push(Some("a guess")).await, 401);
     let second = fleet.repo.push(&[("index.html", b"<h1>two</h1>")]);
     let began = Clock::now();
-    assert_eq!(leader.push(signature()).await, 202);
+    assert_eq!(leader.push(Some(SECRET)).await, 202);
     fleet.wait_for_live(&second).await;
     println!("push to live: {}", Clock::now().since(began));
     // A follower hands the announcement on.
     let third = fleet.repo.push(&[("index.html", b"<h1>three</h1>")]);
     let began = Clock::now();
-    assert_eq!(follower.push(signature()).await, 202);
+    assert_eq!(follower.push(Some(SECRET)).await, 202);
     fleet.wait_for_live(&third).await;
     println!("push to a follower to live: {}", Clock::now().since(began));
 
     // A serving web bot must acknowledge. The leader is killed in between: the other one goes on.
     fleet.web_says("w1", None).await;
     let fourth = fleet.repo.push(&[("index.html", b"<h1>four</h1>")]);
-    assert_eq!(leader.push(signature()).await, 202);
+    assert_eq!(leader.push(Some(SECRET)).await, 202);
     until("a candidate is posted", async || {
         fleet.value::<ContentRevision>(&site().revision_candidate()).await.filter(|c| c.sha == fourth)
     })
@@ -345,11 +362,11 @@ async fn announcements_are_limited() {
     fleet.wait_for_live(&sha).await;
     let mut answers = Vec::new();
     for _announcement in 0..40 {
-        answers.push(bot.push(signature()).await);
+        answers.push(bot.push(Some(SECRET)).await);
     }
     assert_eq!(answers[0], 202);
     assert!(answers.contains(&429), "{answers:?}");
-    let large = Bytes::from(vec![b' '; 1024 * 1024 + 1]);
+    let large = Bytes::from(vec![b' '; 3 * 1024 * 1024 + 1]);
     let (method, url) = (hyper::Method::POST, bot.url("/push"));
     let answer = http::request(method, &url, hyper::HeaderMap::new(), large, DEADLINE, 1_000_000).await;
     assert!(answer.map_or(true, |a| a.status == 413), "a body over the limit is not taken in");
@@ -366,7 +383,81 @@ async fn announcements_are_limited() {
     let open = Bot { port, child: Bot::spawn(&open), config: open };
     until("the bot follows", async || (open.role().await == "follower").then_some(())).await;
     assert_eq!(open.push(None).await, 403);
-    assert_eq!(open.push(signature()).await, 403);
+    assert_eq!(open.push(Some(SECRET)).await, 403);
+}
+
+#[tokio::test]
+async fn every_forge_announces_and_no_delivery_counts_twice() {
+    let fleet = Fleet::new();
+    let first = fleet.repo.push(&[("index.html", b"one")]);
+    let old = fleet.scratch.path().join("old-secret");
+    fs::write(&old, "the old one\n").expect("write");
+    let mut one = Bot::start(&fleet, "one", "poll_interval_s: 3600", "");
+    fleet.wait_for_live(&first).await;
+    // A second secret is in force on the other bot: the senders change one by one.
+    let two = Bot::start(&fleet, "two", "poll_interval_s: 3600", "");
+    let text = fs::read_to_string(&two.config).expect("there");
+    let rotating = text.replace("push: {secret:", &format!("push: {{secret_files: ['{}'], secret:", old.display()));
+    fs::write(&two.config, rotating).expect("write");
+    let mut two = two;
+    two.restart();
+    until("the other follows", async || (two.role().await == "follower").then_some(())).await;
+    assert_eq!(one.push(Some("the old one")).await, 401);
+    let second = fleet.repo.push(&[("index.html", b"two")]);
+    assert_eq!(two.push(Some("the old one")).await, 202);
+    fleet.wait_for_live(&second).await;
+
+    // GitLab, with the commit in the payload and the site in the path.
+    let third = fleet.repo.push(&[("index.html", b"three")]);
+    let payload = Bytes::from(format!(r#"{{"ref":"refs/heads/main","after":"{third}"}}"#));
+    let token = [("x-gitlab-token", SECRET), ("x-gitlab-event", "Push Hook")];
+    assert_eq!(one.post("/push/other/gitlab", &token, payload.clone()).await, 404);
+    assert_eq!(one.post("/push/site/github", &token, payload.clone()).await, 401);
+    assert_eq!(one.post("/push/site/svn", &token, payload.clone()).await, 404);
+    assert_eq!(one.post("/push/site/gitlab", &token, payload).await, 202);
+    fleet.wait_for_live(&third).await;
+
+    // A ping is answered, another branch is none of ours, and neither is worth a look.
+    let looks = one.counted("content_looks").await;
+    for (event, path, status) in
+        [("ping", "heads/main", 200), ("push", "heads/topic", 202), ("issues", "heads/main", 202)]
+    {
+        let payload = Bytes::from(format!(r#"{{"ref":"refs/{path}"}}"#));
+        let signed = signature(SECRET, &payload);
+        let given = [("x-github-event", event), ("x-hub-signature-256", signed.as_str())];
+        assert_eq!(one.post("/push/site", &given, payload).await, status, "{event}");
+    }
+    assert_eq!(one.counted("content_pushes_ignored").await, 2);
+
+    // What was delivered once is known to every bot, also after the elected one is gone.
+    let payload = body();
+    let signed = signature(SECRET, &payload);
+    let given = [("x-hub-signature-256", signed.as_str())];
+    assert_eq!(one.post("/push", &given, payload.clone()).await, 202);
+    until("the delivery is looked into", async || (one.counted("content_looks").await > looks).then_some(())).await;
+    for bot in [&one, &two] {
+        assert_eq!(bot.post("/push", &given, payload.clone()).await, 202);
+        until("it is known again", async || (bot.counted("content_pushes_replayed").await == 1).then_some(())).await;
+    }
+    assert_eq!(one.counted("content_looks").await, looks + 1);
+    one.kill();
+    until("the other leads", async || (two.get("/leader").await.0 == 200).then_some(())).await;
+    assert_eq!(two.post("/push", &given, payload).await, 202);
+    until("it is still known", async || (two.counted("content_pushes_replayed").await == 2).then_some(())).await;
+}
+
+#[tokio::test]
+async fn the_poll_counts_what_no_webhook_announced() {
+    let fleet = Fleet::new();
+    let first = fleet.repo.push(&[("index.html", b"one")]);
+    let bot = Bot::start(&fleet, "one", "poll_interval_s: 1", "");
+    fleet.wait_for_live(&first).await;
+    let told = fleet.repo.push(&[("index.html", b"two")]);
+    assert_eq!(bot.push(Some(SECRET)).await, 202);
+    fleet.wait_for_live(&told).await;
+    let untold = fleet.repo.push(&[("index.html", b"three")]);
+    fleet.wait_for_live(&untold).await;
+    until("the lost announcement is counted", async || (bot.counted("webhook_missed").await == 1).then_some(())).await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use bots_core::machine::Span;
 use content_bot::machine::{Action, Commit, Event, FetchResult, JobId, PollResult};
 
 use crate::{
+    plant::Plant,
     rng::Rng,
     world::{Body, BotEvent, Item, NodeId, World},
 };
@@ -62,6 +63,12 @@ impl Origin {
         self.commits.get(sha).is_none_or(|commit| !commit.fit)
     }
 
+    /// Whether the commit breaks a rule that shows only when it is served, where a canary can show it.
+    #[must_use]
+    pub fn is_sick(&self, sha: &str) -> bool {
+        self.is_unfit(sha) && sha.bytes().last().is_some_and(|digit| digit % 2 == 0)
+    }
+
     /// Whether it gives out the commit at this moment.
     #[must_use]
     pub fn gives(&self, sha: &str) -> bool {
@@ -93,6 +100,8 @@ impl ContentBody {
 #[derive(Debug)]
 pub(crate) enum ContentItem {
     Polled { job: JobId },
+    Read { job: JobId, url: String, sha: String },
+    Purged { job: JobId },
     Fetched { job: JobId, sha: String },
 }
 
@@ -111,6 +120,14 @@ impl World {
                 self.after(delay, Item::Content { node, life, item: ContentItem::Fetched { job, sha } });
             }
             Action::ForgetCommit { sha } => self.mirror(node).retain(|commit| commit.sha != sha),
+            Action::ReadCanary { job, url, sha } => {
+                let delay = self.rng.span(2, 60);
+                self.after(delay, Item::Content { node, life, item: ContentItem::Read { job, url, sha } });
+            }
+            Action::PurgeCaches { job, sha: _ } => {
+                let delay = self.rng.span(2, 60);
+                self.after(delay, Item::Content { node, life, item: ContentItem::Purged { job } });
+            }
             Action::Exit { code, message } => self.exited(node, code, &message),
         }
     }
@@ -141,8 +158,28 @@ impl World {
                 let result = self.fetch(node, &sha);
                 Event::FetchEnded { job, holds: self.mirror(node).clone(), result }
             }
+            ContentItem::Read { job, url, sha } => {
+                let well = self.plant == Some(Plant::CanaryAlwaysWell) || self.is_well(node, &url, &sha);
+                let why = (!well).then(|| String::from("it answers 500"));
+                Event::CanaryRead { job, asked: 1, failed: u64::from(!well), why }
+            }
+            ContentItem::Purged { job } => {
+                let fail = self.plan.jobs_fail;
+                let failed = !self.is_healed() && self.rng.chance(fail);
+                let result = if failed { Err(String::from("the cache does not answer")) } else { Ok(()) };
+                Event::Purged { job, result }
+            }
         };
         self.tell(node, Span::ZERO, BotEvent::Content(event));
+    }
+
+    /// Whether the page of a web bot is there, and of that commit, and good.
+    fn is_well(&self, node: NodeId, url: &str, sha: &str) -> bool {
+        let host = self.host_in(url);
+        host.is_some_and(|web| {
+            let serves = matches!(&self.nodes[web.0].body, Body::Web(body) if body.served() == Some(sha));
+            serves && self.nodes[web.0].bot_moves() && self.network.peers_meet(node, web) && !self.origin.is_sick(sha)
+        })
     }
 
     fn fetch(&mut self, node: NodeId, sha: &str) -> FetchResult {
@@ -153,7 +190,8 @@ impl World {
         if !self.origin.gives(sha) {
             return FetchResult::Vanished;
         }
-        if self.origin.is_unfit(sha) {
+        let seen_later = self.plan.canary && self.origin.is_sick(sha);
+        if self.origin.is_unfit(sha) && !seen_later {
             return FetchResult::Unfit { reason: String::from("the site is over the size limit") };
         }
         let mirror = self.mirror(node);

@@ -138,6 +138,8 @@ pub struct Plan {
     pub rewind: bool,
     /// Whether web bots supervise an app.
     pub app: bool,
+    /// Whether a commit is tried on one web bot before all serve it.
+    pub canary: bool,
 }
 
 impl Plan {
@@ -160,6 +162,7 @@ impl Plan {
         let far = if slow_network { 80 } else { 8 };
         Self {
             cast,
+            canary: density % 2 == 1,
             chaos: rng.span(15_000, 50_000),
             faults,
             store_delay: Delay { low: 1, high: rng.between(2, far) },

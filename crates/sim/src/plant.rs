@@ -43,10 +43,12 @@ pub enum Plant {
     FenceTooLate,
     /// Content counts as prepared when its fetch begins.
     ReadyBeforeWhole,
+    /// Whatever the canary's pages are like, they count as good.
+    CanaryAlwaysWell,
 }
 
 /// All of them, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 16] = [
+pub const PLANTS: [(Plant, &str); 17] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -63,6 +65,7 @@ pub const PLANTS: [(Plant, &str); 16] = [
     (Plant::GuardSleeps, "guard-sleeps"),
     (Plant::FenceTooLate, "fence-too-late"),
     (Plant::ReadyBeforeWhole, "ready-before-whole"),
+    (Plant::CanaryAlwaysWell, "canary-always-well"),
 ];
 
 impl Plant {

@@ -10,7 +10,5 @@ pub(super) fn act(state: &mut State, now: Time, out: &mut Vec<Action>) {
         state.lock_asked_again = None;
         state.leadership.acquire(now, &mut state.membership, &state.view, Vec::new(), &mut asked);
     }
-    let now_unix_ms = state.unix_ms(now);
-    state.push.forward(now, now_unix_ms, &mut state.membership, &mut asked);
     out.extend(asked.into_iter().map(Action::Dcs));
 }

@@ -9,25 +9,30 @@ use bots_core::{
     dcs::{DcsAction, Transaction},
     leadership::Fence,
     machine::Time,
-    wire::ContentRevision,
+    wire::{ContentRevision, PushHint},
 };
 
 use super::{
     Action, JobId, Reference, State,
     mirror::{Fetched, short},
+    operator,
     origin::Tip,
     publication::{self, Move, Pointers},
-    push::hint_key,
+    purge,
 };
 
 /// What is missing, begun.
 pub(super) fn act(state: &mut State, now: Time, out: &mut Vec<Action>) {
     let Some(fence) = state.leadership.fence(now, &state.membership) else { return };
-    heed_pushes(state);
+    heed_pushes(state, now);
+    operator::heed_pin(state, now);
     let pointers = state.pointers();
     state.publication.observe(now, state.membership.scope(), &state.view, &pointers);
+    watch_trial(state, now, &pointers, out);
+    let purged = purge::stands(&state.view, &state.settings.scope.revision_purged());
+    state.purge.observe(now, &pointers, purged);
     if state.publication.is_settled()
-        && let Some(change) = decide(state, now, &pointers)
+        && let Some(change) = decide(state, now, &pointers).or_else(|| state.purge.record())
     {
         begin(state, now, fence, &pointers, change, out);
     }
@@ -43,12 +48,27 @@ pub(super) fn act(state: &mut State, now: Time, out: &mut Vec<Action>) {
         state.origin.look(now, job);
         out.push(Action::PollOrigin { job });
     }
+    if let Some((job, sha)) = purge::begin(state, now, &pointers) {
+        out.push(Action::PurgeCaches { job, sha });
+    }
     forget(state, &pointers, out);
+}
+
+/// Follows the canary, and has its pages read.
+fn watch_trial(state: &mut State, now: Time, pointers: &Pointers, out: &mut Vec<Action>) {
+    let (scope, webs) = (&state.settings.scope, &state.settings.web_scopes);
+    let candidate = pointers.candidate().map(|c| c.sha.as_str());
+    state.trial.observe(now, scope, webs, &state.view, candidate);
+    if let Some((url, sha)) = state.trial.reading(now, webs, &state.view) {
+        let job = state.next_job();
+        state.trial.begin_reading(now, job);
+        out.push(Action::ReadCanary { job, url, sha });
+    }
 }
 
 /// Whether there is anything to look at: a pinned commit never moves.
 pub(super) const fn looks(state: &State) -> bool {
-    matches!(state.settings.reference, Reference::Named(_))
+    matches!(state.settings.reference, Reference::Named(_) | Reference::Range(_))
 }
 
 /// Takes in the end of a look at the origin.
@@ -70,12 +90,15 @@ pub(super) fn fetched(state: &mut State, now: Time, fetched: Fetched) {
         Fetched::Whole | Fetched::Failed => {}
         Fetched::Unfit { sha, reason } => state.publication.found_unfit(sha, reason),
         Fetched::Vanished { sha } => {
-            if state.origin.tip().is_none_or(|tip| tip.sha != sha) {
+            if state.goal().is_none_or(|tip| tip.sha != sha) {
                 return;
             }
             let commit = short(&sha);
             let why = match &state.settings.reference {
-                Reference::Named(name) => format!(
+                Reference::Named(_) | Reference::Range(_) | Reference::Pinned(_) if state.pin.is_some() => format!(
+                    "commit {commit} is pinned, and the origin does not give it out: push it, or `botctl content unpin`"
+                ),
+                Reference::Named(name) | Reference::Range(name) => format!(
                     "{name} points at commit {commit}, and the origin does not give it out: \
                      force-pushed away, or a replica of the origin lags"
                 ),
@@ -84,7 +107,7 @@ pub(super) fn fetched(state: &mut State, now: Time, fetched: Fetched) {
                 }
             };
             state.mirror.postpone(now, why, &mut state.dice);
-            if looks(state) {
+            if looks(state) && state.pin.is_none() {
                 state.origin.look_soon();
             } else {
                 state.mirror.named_again(&sha);
@@ -95,7 +118,7 @@ pub(super) fn fetched(state: &mut State, now: Time, fetched: Fetched) {
 
 /// The commit that the reference asks us to publish, if it is not live and may be.
 pub(super) fn target<'s>(state: &'s State, pointers: &Pointers) -> Option<&'s Tip> {
-    state.origin.tip().filter(|tip| !pointers.live_is(&tip.sha) && !is_quarantined(state, &tip.sha))
+    state.goal().filter(|tip| !pointers.live_is(&tip.sha) && !is_quarantined(state, &tip.sha))
 }
 
 /// The commit that is to be fetched next: the newest first, then whatever web bots may ask us for.
@@ -136,12 +159,19 @@ fn decide(state: &State, now: Time, pointers: &Pointers) -> Option<Move> {
     let late = publication::late(&state.view, &state.settings.web_scopes, &candidate.sha);
     let over = state.publication.prepare_until(state.settings.prepare_timeout).is_some_and(|at| at <= now);
     let all_ready = late.is_empty() && state.view.is_watched();
-    (all_ready || over).then(|| Move::Publish { revision: candidate.clone(), late })
+    let promoted = operator::is_promoted(&state.settings.scope, &state.view, &candidate.sha);
+    if !(all_ready || over || promoted) {
+        return None;
+    }
+    match state.settings.canary.filter(|_| !promoted) {
+        Some(settings) => state.trial.decide(now, settings, &state.settings.web_scopes, &state.view, candidate),
+        None => Some(Move::Publish { revision: candidate.clone(), late }),
+    }
 }
 
 /// Whether a candidate can or need not go live any more.
 fn is_obsolete(state: &State, pointers: &Pointers, candidate: &ContentRevision) -> bool {
-    let tip = state.origin.tip().map(|tip| tip.sha.as_str());
+    let tip = state.goal().map(|tip| tip.sha.as_str());
     let back_to_live = tip.is_some_and(|tip| pointers.live_is(tip));
     let unobtainable = state.mirror.has_vanished(&candidate.sha)
         && tip != Some(candidate.sha.as_str())
@@ -173,18 +203,26 @@ fn begin(state: &mut State, now: Time, fence: Fence, pointers: &Pointers, change
     state.publication.begin(id, change);
 }
 
-/// Our own pushes, and those that followers wrote down.
-fn heed_pushes(state: &mut State) {
-    if state.push.take() {
-        state.origin.look_soon();
+/// Those announcements that other bots wrote down: our own were heeded when they came.
+fn heed_pushes(state: &mut State, now: Time) {
+    state.push.look_answers();
+    let key = state.membership.scope().push();
+    if let Some(modified) = state.view.get(&key).map(|kv| kv.modified)
+        && state.origin.is_news(modified)
+    {
+        let hint: PushHint = state.view.json(&key).unwrap_or_default();
+        if hint.by != state.membership.name() {
+            state.origin.announced(hint.tip);
+        }
     }
-    if let Some(hint) = state.view.get(&hint_key(state.membership.scope())) {
-        state.origin.heed(hint.modified);
+    if state.origin.missed(now) && state.settings.pushes_expected {
+        state.pushes_missed = state.pushes_missed.saturating_add(1);
     }
 }
 
 fn forget(state: &mut State, pointers: &Pointers, out: &mut Vec<Action>) {
-    let tip = state.origin.tip().map(|tip| tip.sha.as_str());
+    let tip = state.goal().map(|tip| tip.sha.clone());
+    let tip = tip.as_deref();
     let needed: BTreeSet<&str> =
         [tip, pointers.live().map(|r| r.sha.as_str()), pointers.candidate().map(|r| r.sha.as_str())]
             .into_iter()

@@ -24,11 +24,14 @@
 #![warn(clippy::wildcard_enum_match_arm)]
 
 mod backoff;
+mod canary;
 mod follower;
 mod leader;
 mod mirror;
+mod operator;
 mod origin;
 mod publication;
+mod purge;
 mod push;
 mod report;
 mod state;
@@ -41,9 +44,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     backoff::{BACKOFF_MAX, BACKOFF_MIN},
+    canary::{CANARY_EVERY, CanarySettings},
     mirror::{Commit, KEPT_MAX},
-    origin::{LOOK_SPACING, Reference},
-    publication::QUARANTINE_MAX,
+    origin::{LOOK_SPACING, MISSED_GRACE, Reference},
+    publication::{HISTORY_MAX, QUARANTINE_MAX},
+    purge::{PURGE_ROUNDS, PurgeSettings},
+    push::{Announcement, DELIVERIES_MAX, REPLAY_WINDOW},
     state::{Settings, State},
 };
 
@@ -109,7 +115,7 @@ pub enum Event {
     /// An operator or the system wants the bot to end.
     ShutdownRequested,
     /// A push notification came in and passed its checks. A hint: it says when to look, not what to publish.
-    PushReceived,
+    PushReceived(Announcement),
     /// A look at the origin ended.
     Polled {
         /// The job of [`Action::PollOrigin`].
@@ -130,6 +136,24 @@ pub enum Event {
     CommitDamaged {
         /// The commit.
         sha: String,
+    },
+    /// The pages of the canary were read once.
+    CanaryRead {
+        /// The job of [`Action::ReadCanary`].
+        job: JobId,
+        /// How many pages were asked for.
+        asked: u64,
+        /// How many of them were not given, or not well.
+        failed: u64,
+        /// What was wrong with one of them.
+        why: Option<String>,
+    },
+    /// A round of purging ended.
+    Purged {
+        /// The job of [`Action::PurgeCaches`].
+        job: JobId,
+        /// What went wrong, if anything: the round is done again.
+        result: Result<(), String>,
     },
 }
 
@@ -195,6 +219,23 @@ pub enum Action {
     /// Stop keeping a commit; it and its pack may be removed from disk.
     ForgetCommit {
         /// The commit.
+        sha: String,
+    },
+    /// Read the pages of the web bot at this address, which serves the candidate before the others. Ends as
+    /// [`Event::CanaryRead`], also when its deadline passes.
+    ReadCanary {
+        /// Ties the end to the start.
+        job: JobId,
+        /// The web bot.
+        url: String,
+        /// The commit that its pages must be of.
+        sha: String,
+    },
+    /// Tell the caches in front of the site to forget what they have, and see that they do. Ends as [`Event::Purged`].
+    PurgeCaches {
+        /// Ties the end to the start.
+        job: JobId,
+        /// The live commit.
         sha: String,
     },
     /// End the process. Always last.

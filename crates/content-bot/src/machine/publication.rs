@@ -7,12 +7,15 @@ use bots_core::{
     dcs::{Compare, Outcome, RequestId, Revision, Scope, View, Write},
     machine::{Span, Time},
     membership::RETRY_AFTER,
-    wire::{ContentRevision, Kind, Member, Quarantined, WebFacts},
+    wire::{Canary, ContentRevision, Kind, Member, PublicationHistory, Published, Purged, Quarantined, WebFacts},
 };
 use serde::Serialize;
 
 /// How many quarantined commits are remembered; the oldest goes first. A commit comes back only by a force-push.
 pub const QUARANTINE_MAX: usize = 32;
+
+/// How many publications are remembered: more than a mirror keeps, so that every commit that it keeps has its place.
+pub const HISTORY_MAX: usize = 32;
 
 /// The longest reason that is written to etcd, in bytes.
 const REASON_LEN_MAX: usize = 300;
@@ -84,18 +87,39 @@ pub(super) enum Move {
     Publish { revision: ContentRevision, late: Vec<String> },
     /// Take the candidate back.
     Withdraw,
+    /// Let one web bot serve the candidate.
+    Try { sha: String, member: String },
+    /// Write down that caches were purged.
+    Record { purged: Purged },
 }
 
 impl Move {
     /// The writes that make it, in one transaction.
     pub(super) fn writes(&self, scope: &Scope, view: &View, now_unix_ms: u64) -> Vec<Write> {
         let json = |value: &ContentRevision| serde_json::to_string(value).unwrap_or_default();
+        // What was said of an earlier candidate goes with it.
+        let without = |keys: &[String]| {
+            keys.iter().filter(|key| view.get(key).is_some()).cloned().map(Write::delete).collect::<Vec<_>>()
+        };
+        let (canary, promote) = (scope.revision_canary(), scope.revision_promote());
         match self {
-            Self::Post { revision } => vec![Write::put(scope.revision_candidate(), json(revision))],
-            Self::Publish { revision, late: _ } => {
-                vec![Write::put(scope.revision_live(), json(revision)), Write::delete(scope.revision_candidate())]
+            Self::Post { revision } => {
+                [vec![Write::put(scope.revision_candidate(), json(revision))], without(&[canary])].concat()
             }
-            Self::Withdraw => vec![Write::delete(scope.revision_candidate())],
+            Self::Publish { revision, late: _ } => {
+                let live = Write::put(scope.revision_live(), json(revision));
+                let history = Write::put(scope.revision_history(), history(scope, view, revision, now_unix_ms));
+                let gone = Write::delete(scope.revision_candidate());
+                [vec![live, gone, history], without(&[canary, promote])].concat()
+            }
+            Self::Withdraw => [vec![Write::delete(scope.revision_candidate())], without(&[canary, promote])].concat(),
+            Self::Try { sha, member } => {
+                let value = Canary { sha: sha.clone(), member: member.clone(), since_unix_ms: now_unix_ms };
+                vec![Write::put(canary, serde_json::to_string(&value).unwrap_or_default())]
+            }
+            Self::Record { purged } => {
+                vec![Write::put(scope.revision_purged(), serde_json::to_string(purged).unwrap_or_default())]
+            }
             Self::Quarantine { sha, reason } => {
                 let mark = Quarantined { reason: cut(reason), since_unix_ms: now_unix_ms };
                 let put = Write::put(scope.quarantine(sha), serde_json::to_string(&mark).unwrap_or_default());
@@ -104,7 +128,9 @@ impl Move {
                 marks.sort();
                 let surplus = (marks.len() + 1).saturating_sub(QUARANTINE_MAX);
                 let old = marks.into_iter().take(surplus).map(|(_, key)| Write::delete(key.clone()));
-                std::iter::once(put).chain(old).collect()
+                let tried = view.json::<Canary>(&canary).is_some_and(|tried| tried.sha == *sha);
+                let untried = if tried { without(&[canary]) } else { Vec::new() };
+                std::iter::once(put).chain(old).chain(untried).collect()
             }
         }
     }
@@ -238,16 +264,38 @@ impl Publication {
     }
 }
 
+/// The publications of the past, with this one at their end.
+fn history(scope: &Scope, view: &View, revision: &ContentRevision, now_unix_ms: u64) -> String {
+    let mut history: PublicationHistory = view.json(&scope.revision_history()).unwrap_or_default();
+    history.0.push(Published {
+        sha: revision.sha.clone(),
+        generation: revision.generation,
+        subject: revision.subject.clone(),
+        since_unix_ms: now_unix_ms,
+    });
+    let surplus = history.0.len().saturating_sub(HISTORY_MAX);
+    history.0.drain(..surplus);
+    serde_json::to_string(&history).unwrap_or_default()
+}
+
+/// The serving web bots that do not serve `sha`, by `scope/name`.
+pub(super) fn behind(view: &View, web_scopes: &BTreeSet<Scope>, sha: &str) -> Vec<String> {
+    unlike(view, web_scopes, |facts| facts.serving.as_deref() == Some(sha))
+}
+
 /// The serving web bots that have not prepared `sha`, by `scope/name`. A bot serves as long as it holds a slot.
 pub(super) fn late(view: &View, web_scopes: &BTreeSet<Scope>, sha: &str) -> Vec<String> {
+    unlike(view, web_scopes, |facts| facts.prepared.as_deref() == Some(sha) || facts.serving.as_deref() == Some(sha))
+}
+
+fn unlike(view: &View, web_scopes: &BTreeSet<Scope>, ready: impl Fn(&WebFacts) -> bool) -> Vec<String> {
     let mut late = Vec::new();
     for scope in web_scopes {
         let prefix = scope.members_prefix();
         for kv in view.below(&prefix) {
             let Some(member) = Member::from_json(&kv.value).filter(|m| m.head.kind == Kind::Web) else { continue };
             let Some(facts) = member.facts::<WebFacts>().filter(|f| f.slot.is_some()) else { continue };
-            let ready = facts.prepared.as_deref() == Some(sha) || facts.serving.as_deref() == Some(sha);
-            if !ready {
+            if !ready(&facts) {
                 late.push(
                     scope.strip(&kv.key).map_or(kv.key.as_str(), |k| k.trim_start_matches("members/")).to_owned(),
                 );

@@ -8,6 +8,7 @@ use bots_core::{
 use super::{
     Role, State, leader,
     mirror::short,
+    operator,
     publication::{self, Pointers},
 };
 
@@ -68,6 +69,8 @@ pub(super) fn member(state: &State) -> Member {
 
 fn doing(state: &State, pointers: &Pointers) -> String {
     let (what, origin) = (state.settings.reference.as_str(), &state.settings.origin);
+    let pinned = state.pin.as_ref().map(|pin| format!("commit {}, which is pinned,", short(&pin.sha)));
+    let what = pinned.as_deref().unwrap_or(what);
     let live = match pointers.live() {
         Some(live) => format!("{} is live", name(live)),
         None => String::from("nothing is live yet"),
@@ -104,7 +107,11 @@ fn waiting_for(state: &State, pointers: &Pointers) -> String {
             }
             Some(candidate) => {
                 let late = publication::late(&state.view, &state.settings.web_scopes, &candidate.sha);
-                if late.is_empty() { String::from("etcd") } else { format!("{} to prepare it", late.join(", ")) }
+                match state.trial.shown() {
+                    Some(trial) => trial,
+                    None if late.is_empty() => String::from("etcd"),
+                    None => format!("{} to prepare it", late.join(", ")),
+                }
             }
             None => String::from("etcd"),
         },
@@ -114,7 +121,7 @@ fn waiting_for(state: &State, pointers: &Pointers) -> String {
 
 fn why_not(state: &State, pointers: &Pointers) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    if let Some(tip) = state.origin.tip()
+    if let Some(tip) = state.goal()
         && leader::is_quarantined(state, &tip.sha)
     {
         found.push((format!("publish {}", short(&tip.sha)), format!("it is quarantined: {}", reason(state, &tip.sha))));
@@ -138,9 +145,10 @@ fn troubles(state: &State, pointers: &Pointers, now: Time) -> Vec<String> {
     if state.role().leads() {
         found.extend(state.origin.backoff().trouble(now));
         found.extend(state.mirror.backoff().trouble(now));
+        found.extend(state.purge.backoff().trouble(now));
         found.extend(state.publication.setback().map(str::to_owned));
     }
-    let plain = [state.origin.backoff().why(), state.mirror.backoff().why()];
+    let plain = [state.origin.backoff().why(), state.mirror.backoff().why(), state.purge.backoff().why()];
     found.extend(lasting_troubles(state, pointers).into_iter().filter(|t| !plain.contains(&Some(t.as_str()))));
     found
 }
@@ -155,15 +163,17 @@ fn lasting_troubles(state: &State, pointers: &Pointers) -> Vec<String> {
     if state.origin.is_missing() {
         found.push(format!("{origin} has no branch or tag `{what}`: push it, or correct git.ref"));
     }
-    if let Some(tip) = state.origin.tip()
+    if let Some(tip) = state.goal()
         && leader::is_quarantined(state, &tip.sha)
     {
         let (sha, reason) = (short(&tip.sha), reason(state, &tip.sha));
         let key = state.settings.scope.quarantine(&tip.sha);
-        found.push(format!("commit {sha} is quarantined: {reason} (to try it again, delete the key {key})"));
+        found.push(format!("commit {sha} is quarantined: {reason} (to try it again, `botctl content unquarantine`, or delete the key {key})"));
     }
-    found.extend([state.origin.backoff().why(), state.mirror.backoff().why()].into_iter().flatten().map(str::to_owned));
-    for sha in state.mirror.vanished().filter(|sha| state.origin.tip().is_none_or(|tip| tip.sha != **sha)) {
+    found.extend(operator::trouble(&state.settings.scope, &state.view));
+    let failures = [state.origin.backoff().why(), state.mirror.backoff().why(), state.purge.backoff().why()];
+    found.extend(failures.into_iter().flatten().map(str::to_owned));
+    for sha in state.mirror.vanished().filter(|sha| state.goal().is_none_or(|tip| tip.sha != **sha)) {
         let role = if pointers.live_is(sha) { "live " } else { "" };
         found.push(format!(
             "{role}commit {} is gone from the origin (force-push?) and not in this mirror: push it again, or a new one",

@@ -7,17 +7,20 @@ use bots_core::{
     leadership::{Leadership, LeadershipChange},
     machine::{Deadline, Machine, Span, Time},
     membership::{Membership, MembershipAction, MembershipChange, MembershipEvent, RETRY_AFTER},
+    wire::PushHint,
 };
 use serde::Serialize;
 
 use super::{
     Action, Commit, ContentMachine, Event, JobId, KEPT_MAX, Reference, Role,
     backoff::Dice,
+    canary::{CanarySettings, Trial},
     follower, leader,
     mirror::{Mirror, short},
-    origin::Origin,
+    origin::{Origin, Tip},
     publication::{Pointers, Publication},
-    push::Push,
+    purge::{self, Purge, PurgeSettings},
+    push::{Announcement, Push},
     report,
 };
 
@@ -51,6 +54,12 @@ pub struct Settings {
     pub poll_interval: Span,
     /// How long the web bots may take to prepare a candidate.
     pub prepare_timeout: Span,
+    /// Whether and how a candidate is tried on one web bot.
+    pub canary: Option<CanarySettings>,
+    /// Whether and how caches in front are purged.
+    pub purge: Option<PurgeSettings>,
+    /// Pushes are announced, so that one which the poll finds first is one whose announcement was lost.
+    pub pushes_expected: bool,
 }
 
 /// Everything that a content bot knows.
@@ -67,9 +76,15 @@ pub struct State {
     /// The lock was refused though the view shows it free: the view lags, and asking again at once would be a storm.
     pub(super) lock_asked_again: Option<Time>,
     pub(super) origin: Origin,
+    /// The commit that an operator wants published, wherever the reference points.
+    pub(super) pin: Option<Tip>,
+    pub(super) trial: Trial,
+    pub(super) purge: Purge,
     pub(super) mirror: Mirror,
     pub(super) publication: Publication,
     pub(super) push: Push,
+    /// How many announcements never came.
+    pub(super) pushes_missed: u64,
     pub(super) dice: Dice,
     jobs: u64,
 }
@@ -102,9 +117,13 @@ impl State {
             leadership: Leadership::new(settings.scope.leader(), &settings.name),
             lock_asked_again: None,
             origin: Origin::new(),
+            pin: None,
+            trial: Trial::default(),
+            purge: Purge::default(),
             mirror: Mirror::new(holds),
             publication: Publication::new(),
             push: Push::default(),
+            pushes_missed: 0,
             dice: Dice::new(seed),
             jobs: 0,
             settings,
@@ -139,9 +158,26 @@ impl State {
         }
     }
 
+    /// How many pushes the poll found whose announcement never came.
+    #[must_use]
+    pub const fn pushes_missed(&self) -> u64 {
+        self.pushes_missed
+    }
+
+    /// How many announcements came again.
+    #[must_use]
+    pub const fn pushes_replayed(&self) -> u64 {
+        self.push.replayed()
+    }
+
     /// Since when the bot has been in its role.
     pub(super) const fn since(&self) -> Time {
         self.since
+    }
+
+    /// The commit that is to be published: what the operator has pinned, or else what the reference points at.
+    pub(super) fn goal(&self) -> Option<&Tip> {
+        self.pin.as_ref().or_else(|| self.origin.tip())
     }
 
     pub(super) fn unix_ms(&self, at: Time) -> u64 {
@@ -164,7 +200,7 @@ impl State {
             Event::NameProbed { instance } => self.member(now, &MembershipEvent::NameProbed { instance }, out),
             Event::TimerFired => {}
             Event::ShutdownRequested => self.stop(now, 0, String::from("asked to stop"), out),
-            Event::PushReceived => self.push.received(),
+            Event::PushReceived(announcement) => self.announced(announcement),
             Event::Polled { job, result } => leader::polled(self, now, job, result),
             Event::FetchEnded { job, holds, result } => {
                 let ended = self.mirror.ended(now, job, holds, result, &mut self.dice);
@@ -173,8 +209,18 @@ impl State {
                 }
             }
             Event::CommitDamaged { sha } => self.mirror.damaged(&sha),
+            Event::CanaryRead { job, asked, failed, why } => self.trial.read(job, asked, failed, why),
+            Event::Purged { job, result } => self.purge.ended(now, job, result, &mut self.dice),
         }
         self.settle(now, out);
+    }
+
+    fn announced(&mut self, announcement: Announcement) {
+        let hint: Option<PushHint> = self.view.json(&self.settings.scope.push());
+        let tip = announcement.tip.clone();
+        if self.push.received(announcement, hint.as_ref()) && self.role.leads() {
+            self.origin.announced(tip);
+        }
     }
 
     fn dcs(&mut self, now: Time, event: DcsEvent, out: &mut Vec<Action>) {
@@ -237,9 +283,20 @@ impl State {
             }
         };
         self.enter(role, now);
+        self.hand_on(now, out);
         let mut asked = Vec::new();
         self.membership.publish(now, report::member(self).to_json(), &mut asked);
         out.extend(asked.into_iter().map(action));
+    }
+
+    /// Writes down what was announced here.
+    fn hand_on(&mut self, now: Time, out: &mut Vec<Action>) {
+        if !self.is_ready() {
+            return;
+        }
+        let (now_unix_ms, mut asked) = (self.unix_ms(now), Vec::new());
+        self.push.forward(now, now_unix_ms, &mut self.membership, &self.view, &mut asked);
+        out.extend(asked.into_iter().map(Action::Dcs));
     }
 
     /// Where the bot stands among the others.
@@ -292,6 +349,8 @@ impl State {
         if self.role.leads() && !role.leads() {
             self.origin = Origin::new();
             self.publication = Publication::new();
+            self.trial = Trial::default();
+            self.purge = Purge::default();
         }
         self.role = role;
         self.since = now;
@@ -324,15 +383,12 @@ impl State {
         let own = match self.role {
             Role::Stopped => return None,
             Role::Initializing | Role::Detached => vec![],
-            Role::Follower => {
-                vec![due(
-                    self.push.retry_at().filter(|_| self.push.is_pending()),
-                    "hand the push on to the leader again",
-                )]
-            }
+            Role::Follower => vec![],
             Role::Watching | Role::Fetching | Role::Preparing => self.leader_deadlines(),
         };
-        let shared = [self.membership.deadline(), self.leadership.deadline()];
+        let handing_on = self.push.retry_at().filter(|_| self.push.is_pending() && self.is_ready());
+        let handing_on = due(handing_on, "write the announcement of a push down again");
+        let shared = [self.membership.deadline(), self.leadership.deadline(), handing_on];
         Deadline::earliest(own.into_iter().chain(shared).map(|d| self.ahead(d)))
     }
 
@@ -351,6 +407,9 @@ impl State {
             due(retry, "fetch again"),
             due(prepare, "the web bots' time to prepare is over"),
             due(self.publication.retry_at(), "try again to change the publication"),
+            due(self.settings.canary.and_then(|c| self.trial.due(c)), "read the canary's pages, or judge them"),
+            due(purge::due(self, &pointers), "purge the caches in front"),
+            due(self.origin.missed_at(), "an announcement that has not come is taken for lost"),
         ]
     }
 

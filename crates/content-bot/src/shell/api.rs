@@ -3,13 +3,14 @@
 use std::{
     path::Path as FilePath,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use axum::{
     Json, Router,
-    body::Body,
-    extract::{Path, State},
-    http::{HeaderMap, StatusCode, header},
+    body::{Body, to_bytes},
+    extract::{Path, Request, State},
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -17,12 +18,16 @@ use bots_core::{
     machine::Span,
     shell::{Clock, Events, StatusHub},
 };
-use bytes::Bytes;
 use serde_json::json;
 use tokio_util::io::ReaderStream;
 
-use super::{bucket::Bucket, metrics::ContentMetrics, mirror::Mirror, signature::is_signed};
-use crate::machine::{Event, Role};
+use super::{
+    bucket::Bucket,
+    metrics::ContentMetrics,
+    mirror::Mirror,
+    webhook::{Sender, Verdict, judge, trust},
+};
+use crate::machine::{Event, Reference, Role};
 
 /// Announcements that may come at once: a monorepo's hooks fire in bursts.
 const PUSH_BURST: u64 = 20;
@@ -30,23 +35,42 @@ const PUSH_BURST: u64 = 20;
 /// Announcements after that: two a second. A look that was asked for is not lost, only the asking is refused.
 const PUSH_EVERY: Span = Span::from_millis(500);
 
+/// The largest announcement. A push of two thousand commits has a payload of about a mebibyte.
+const PUSH_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// How long the body of an announcement may take. Forges give up after ten seconds.
+const BODY_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The secrets that are in force, read afresh.
+pub type Secrets = Box<dyn Fn() -> Result<Vec<bots_core::shell::Secret>, String> + Send + Sync>;
+
 /// How much of a pack is read at once.
 const CHUNK_LEN: usize = 64 * 1024;
 
 /// Who may announce a push.
 pub enum PushDoor {
-    /// Whoever knows the secret, read afresh for every announcement.
-    Signed(Box<dyn Fn() -> Result<bots_core::shell::Secret, String> + Send + Sync>),
+    /// Whoever knows one of the secrets.
+    Signed(Secrets),
     /// Whoever reaches us: only this machine can.
     Loopback,
     /// Nobody.
     Closed,
 }
 
-/// What the handlers share.
-pub struct Doors {
+/// What pushes are announced of, and by whom.
+pub struct Front {
+    /// The scope whose content this is.
+    pub site: String,
+    /// What is published.
+    pub reference: Reference,
     /// Who may announce a push.
     pub door: PushDoor,
+}
+
+/// What the handlers share.
+pub struct Doors {
+    /// What pushes are announced of, and by whom.
+    pub front: Front,
     /// The way into the machine.
     pub events: Events<Event>,
     /// Where packs come from.
@@ -64,20 +88,24 @@ impl Doors {
     /// Doors with a full bucket.
     #[must_use]
     pub const fn new(
-        door: PushDoor,
+        front: Front,
         events: Events<Event>,
         mirror: Arc<Mirror>,
         metrics: ContentMetrics,
         status: StatusHub,
         role: Arc<Mutex<Role>>,
     ) -> Self {
-        Self { door, events, mirror, metrics, status, role, bucket: Mutex::new(Bucket::new(PUSH_BURST, PUSH_EVERY)) }
+        Self { front, events, mirror, metrics, status, role, bucket: Mutex::new(Bucket::new(PUSH_BURST, PUSH_EVERY)) }
     }
 }
 
-/// `POST /push`, which looks after its own authentication.
+/// `POST /push`, with or without the site's and the sender's names behind it; it looks after its own authentication.
 pub fn push_routes(doors: Arc<Doors>) -> Router {
-    Router::new().route("/push", post(push)).with_state(doors)
+    Router::new()
+        .route("/push", post(push))
+        .route("/push/{site}", post(push_to_site))
+        .route("/push/{site}/{sender}", post(push_by_sender))
+        .with_state(doors)
 }
 
 /// `GET /pack/<sha>` and `GET /leader`.
@@ -85,29 +113,74 @@ pub fn routes(doors: Arc<Doors>) -> Router {
     Router::new().route("/pack/{sha}", get(pack)).route("/leader", get(leader)).with_state(doors)
 }
 
-async fn push(State(doors): State<Arc<Doors>>, headers: HeaderMap, body: Bytes) -> Response {
-    match &doors.door {
-        PushDoor::Loopback => {}
+async fn push(State(doors): State<Arc<Doors>>, request: Request) -> Response {
+    announce(&doors, None, request).await
+}
+
+async fn push_to_site(State(doors): State<Arc<Doors>>, Path(site): Path<String>, request: Request) -> Response {
+    if site == doors.front.site { announce(&doors, None, request).await } else { not_here(&doors) }
+}
+
+async fn push_by_sender(
+    State(doors): State<Arc<Doors>>,
+    Path((site, sender)): Path<(String, String)>,
+    request: Request,
+) -> Response {
+    match Sender::named(&sender) {
+        Some(only) if site == doors.front.site => announce(&doors, Some(only), request).await,
+        Some(_) => not_here(&doors),
+        None => refusal(StatusCode::NOT_FOUND, "senders are github, gitlab, gitea, forgejo, bitbucket and standard"),
+    }
+}
+
+fn not_here(doors: &Doors) -> Response {
+    refusal(
+        StatusCode::NOT_FOUND,
+        &format!("pushes to {} are announced here: POST /push/{}", doors.front.site, doors.front.site),
+    )
+}
+
+/// Takes an announcement in: it is judged at once, and worked on when the sender has its answer.
+async fn announce(doors: &Doors, only: Option<Sender>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let body = match tokio::time::timeout(BODY_DEADLINE, to_bytes(body, PUSH_BYTES_MAX)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(_too_large)) => {
+            return refusal(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "the body is larger than 3 MiB: announce fewer commits at once",
+            );
+        }
+        Err(_elapsed) => return refusal(StatusCode::REQUEST_TIMEOUT, "the body took longer than 5 s"),
+    };
+    let verdict = match &doors.front.door {
+        PushDoor::Loopback => trust(&head.headers, &body, &doors.front.reference),
         PushDoor::Closed => {
             let why = "push.secret is not set and the API can be reached from other machines: set it on this bot";
             return refusal(StatusCode::FORBIDDEN, why);
         }
-        PushDoor::Signed(secret) => {
-            let secret = match secret() {
-                Ok(secret) => secret,
-                Err(error) => {
-                    tracing::error!(error, "an announcement cannot be checked");
-                    return refusal(StatusCode::INTERNAL_SERVER_ERROR, "the secret cannot be read: see the log");
-                }
-            };
-            let given = headers.get("x-hub-signature-256").and_then(|v| v.to_str().ok()).unwrap_or_default();
-            if !is_signed(secret.expose().as_bytes(), &body, given) {
-                doors.metrics.pushes_refused.inc();
-                let why = "X-Hub-Signature-256 must be sha256=<HMAC-SHA256 of the body with push.secret>";
-                return refusal(StatusCode::UNAUTHORIZED, why);
+        PushDoor::Signed(secrets) => match secrets() {
+            Ok(secrets) => {
+                judge(&head.headers, &body, &secrets, only, &doors.front.reference, Clock::unix_ms() / 1_000)
             }
+            Err(error) => {
+                tracing::error!(error, "an announcement cannot be checked");
+                return refusal(StatusCode::INTERNAL_SERVER_ERROR, "the secret cannot be read: see the log");
+            }
+        },
+    };
+    let announcement = match verdict {
+        Verdict::Push(announcement) => announcement,
+        Verdict::Ping => return (StatusCode::OK, Json(json!({ "pong": doors.front.site }))).into_response(),
+        Verdict::Other(why) => {
+            doors.metrics.pushes_ignored.inc();
+            return (StatusCode::ACCEPTED, Json(json!({ "accepted": false, "why": why }))).into_response();
         }
-    }
+        Verdict::Refused(why) => {
+            doors.metrics.pushes_refused.inc();
+            return refusal(StatusCode::UNAUTHORIZED, why);
+        }
+    };
     // Counted after the signature: a stranger must not use up what others may send.
     if !doors.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Clock::now()) {
         let after = [(header::RETRY_AFTER, "1")];
@@ -115,7 +188,7 @@ async fn push(State(doors): State<Arc<Doors>>, headers: HeaderMap, body: Bytes) 
             .into_response();
     }
     doors.metrics.pushes.inc();
-    doors.events.send(Event::PushReceived).await;
+    doors.events.send(Event::PushReceived(announcement)).await;
     (StatusCode::ACCEPTED, Json(json!({ "accepted": true }))).into_response()
 }
 

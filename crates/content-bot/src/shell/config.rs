@@ -1,6 +1,10 @@
 //! The configuration: read into types, checked, and made into the machine's settings and the shell's limits.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
 
 use bots_core::{
     dcs::Scope,
@@ -10,11 +14,14 @@ use bots_core::{
 use serde::Deserialize;
 
 use super::{
+    callers::Call,
+    gates::{Check, Gates, Signers},
+    hands::Callees,
     known_hosts::KnownHosts,
-    origin::{Credentials, Limits},
+    origin::{Credentials, Limits, Reach},
     source::{Source, Transport},
 };
-use crate::machine::{Reference, Settings};
+use crate::machine::{CanarySettings, PurgeSettings, Reference, Settings};
 
 /// etcd's floor: its elections take about a second, and a lease must outlive one.
 const TTL_S_MIN: u64 = 2;
@@ -27,6 +34,9 @@ const POLL_INTERVAL_S_MAX: u64 = 86_400;
 /// A web bot that takes longer than this to prepare is broken.
 const PREPARE_TIMEOUT_S_MAX: u64 = 600;
 
+/// A minute for a check: that of a large site's links takes seconds.
+const COMMAND_TIMEOUT_S: u64 = 60;
+
 /// The whole document.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Config {
@@ -38,6 +48,13 @@ pub struct Config {
     /// How pushes are announced.
     #[serde(default)]
     pub push: Push,
+    /// What a commit must pass beside the rules for content.
+    #[serde(default)]
+    pub verify: Verify,
+    /// Whether and how a commit is tried on one web bot before all serve it.
+    pub canary: Option<Canary>,
+    /// Whether and how caches in front are purged.
+    pub purge: Option<Purge>,
     /// Where the mirror and the packs are kept; one bot, one directory.
     pub data_dir: PathBuf,
     /// The web scopes that serve the site.
@@ -81,6 +98,11 @@ pub struct Git {
     pub ssh_key_passphrase: Option<Secret>,
     /// The hosts' keys; `~/.ssh/known_hosts` if there is none.
     pub known_hosts_file: Option<PathBuf>,
+    /// The proxy, for http and https; may hold a password.
+    pub proxy: Option<Secret>,
+    /// How many commits of a branch are fetched; all if it is 0.
+    #[serde(default)]
+    pub depth: u32,
     /// The largest transfer, and the largest tree.
     #[serde(default = "size_max_bytes")]
     pub size_max_bytes: u64,
@@ -95,8 +117,172 @@ pub struct Git {
 pub struct Push {
     /// What announcements are signed with.
     pub secret: Option<Secret>,
-    /// The file that holds it.
+    /// The file that holds it, read afresh for every announcement.
     pub secret_file: Option<PathBuf>,
+    /// Others that are in force beside it: the old one, until every sender has the new one.
+    pub secrets: Vec<Secret>,
+    /// The files that hold them.
+    pub secret_files: Vec<PathBuf>,
+}
+
+/// What a commit must pass beside the rules for content.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Verify {
+    /// OpenSSH's file of allowed signers. With it, a commit must be signed.
+    pub ssh_allowed_signers_file: Option<PathBuf>,
+    /// Public keys of GPG, exported with `gpg --export`. With it, a commit must be signed.
+    pub gpg_keys_file: Option<PathBuf>,
+    /// A program that is run in the files of the commit, and its arguments; it says yes by ending with 0.
+    pub command: Vec<String>,
+    /// How long it may take.
+    pub command_timeout_s: u64,
+}
+
+impl Default for Verify {
+    fn default() -> Self {
+        Self {
+            ssh_allowed_signers_file: None,
+            gpg_keys_file: None,
+            command: Vec::new(),
+            command_timeout_s: COMMAND_TIMEOUT_S,
+        }
+    }
+}
+
+impl Verify {
+    /// The gates.
+    #[must_use]
+    pub fn gates(&self) -> Gates {
+        let (ssh, gpg) = (self.ssh_allowed_signers_file.clone(), self.gpg_keys_file.clone());
+        let deadline = Duration::from_secs(self.command_timeout_s);
+        let check = Check { command: self.command.clone(), deadline };
+        Gates {
+            signers: (ssh.is_some() || gpg.is_some()).then_some(Signers { ssh, gpg }),
+            check: (!self.command.is_empty()).then_some(check),
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let files = [
+            ("verify.ssh_allowed_signers_file", &self.ssh_allowed_signers_file, "ssh-keygen", "openssh-client"),
+            ("verify.gpg_keys_file", &self.gpg_keys_file, "gpg", "gpg"),
+        ];
+        for (field, path, tool, package) in files {
+            let Some(path) = path else { continue };
+            std::fs::File::open(path).map_err(|e| format!("{field}: cannot read {}: {e}", path.display()))?;
+            if !is_program(tool) {
+                return Err(format!("{field}: {tool} is not installed: `apt-get install {package}`"));
+            }
+        }
+        match self.command.first() {
+            Some(program) if !is_program(program) => {
+                Err(format!("verify.command: {program} is not there or not executable: give the path of a program"))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// Whether `name` can be run: a path, or a name that is looked up on PATH.
+fn is_program(name: &str) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    let runs =
+        |path: &std::path::Path| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    if name.contains('/') {
+        return runs(std::path::Path::new(name));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| runs(&dir.join(name)))
+}
+
+/// How a commit is tried on one web bot before all serve it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Canary {
+    /// How long its pages are read.
+    pub observe_s: u64,
+    /// How long it may take until it serves the commit and has been read.
+    pub timeout_s: u64,
+    /// The pages.
+    pub paths: Vec<String>,
+    /// How many of a hundred may fail.
+    pub failures_percent_max: u64,
+}
+
+impl Default for Canary {
+    fn default() -> Self {
+        Self { observe_s: 5, timeout_s: 60, paths: vec![String::from("/")], failures_percent_max: 0 }
+    }
+}
+
+/// How caches in front are purged.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Purge {
+    /// What they are told, one after the other.
+    pub requests: Vec<PurgeRequest>,
+    /// How long after the first time they are told again.
+    #[serde(default = "again_after_s")]
+    pub again_after_s: u64,
+    /// Pages through the cache that must be of the live commit afterwards.
+    #[serde(default)]
+    pub probe: Vec<String>,
+}
+
+/// One request to a cache. In `url`, `headers` and `body`, `{sha}` stands for the live commit.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PurgeRequest {
+    /// The method: PURGE, BAN, POST, …
+    pub method: String,
+    /// Where.
+    pub url: String,
+    /// Headers.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// Headers whose values are secrets: the files that hold them, read for every request.
+    #[serde(default)]
+    pub header_files: BTreeMap<String, PathBuf>,
+    /// The body.
+    #[serde(default)]
+    pub body: String,
+}
+
+/// Secrets in force at a time. Two are a rotation; many are a mistake, and each costs every announcement a check.
+const SECRETS_MAX: usize = 8;
+
+impl Push {
+    /// Whether announcements must be signed.
+    #[must_use]
+    pub const fn is_signed(&self) -> bool {
+        let one = self.secret.is_some() || self.secret_file.is_some();
+        one || !self.secrets.is_empty() || !self.secret_files.is_empty()
+    }
+
+    /// Every secret that is in force.
+    ///
+    /// # Errors
+    /// One line that names the field and the fix.
+    pub fn secrets(&self) -> Result<Vec<Secret>, String> {
+        let mut found = self.secrets.clone();
+        if self.secret.is_some() || self.secret_file.is_some() {
+            found.push(one_secret("push.secret", self.secret.as_ref(), self.secret_file.as_ref())?);
+        }
+        for path in &self.secret_files {
+            found.push(Secret::from_file(path).map_err(|e| format!("push.secret_files: {e}"))?);
+        }
+        if found.iter().any(|secret| secret.expose().is_empty()) {
+            return Err(String::from("push.secret is empty, or one of push.secrets: give one, or remove the field"));
+        }
+        if found.len() > SECRETS_MAX {
+            let many = found.len();
+            return Err(format!(
+                "push.secrets: {many} secrets are in force: {SECRETS_MAX} at most, remove the old ones"
+            ));
+        }
+        Ok(found)
+    }
 }
 
 impl Config {
@@ -107,20 +293,22 @@ impl Config {
     pub fn check(&self) -> Result<(), String> {
         self.source()?;
         self.credentials()?;
-        self.push_secret()?;
+        if self.push.is_signed() {
+            self.push.secrets()?;
+        }
         self.web()?;
+        self.verify.check()?;
         check_reference(&self.git.reference)?;
-        let within = |field: &str, value: u64, min: u64, max: u64| {
-            let fits = (min..=max).contains(&value);
-            if fits { Ok(()) } else { Err(format!("{field} is {value}: use a number from {min} to {max}")) }
-        };
         within("ttl_s", self.ttl_s, TTL_S_MIN, TTL_S_MAX)?;
         within("git.poll_interval_s", self.git.poll_interval_s, POLL_INTERVAL_S_MIN, POLL_INTERVAL_S_MAX)?;
         within("git.poll_timeout_s", self.git.poll_timeout_s, 1, 600)?;
         within("git.fetch_timeout_s", self.git.fetch_timeout_s, 1, 86_400)?;
         within("prepare_timeout_s", self.prepare_timeout_s, 1, PREPARE_TIMEOUT_S_MAX)?;
+        within("verify.command_timeout_s", self.verify.command_timeout_s, 1, self.git.fetch_timeout_s)?;
         within("git.size_max_bytes", self.git.size_max_bytes, 1, u64::MAX)?;
         within("git.files_max", self.git.files_max, 1, u64::MAX)?;
+        self.check_canary_and_purge()?;
+        self.check_reach()?;
         let address = self.common.restapi.connect_address();
         if address.starts_with("0.0.0.0") || address.starts_with("[::]") {
             return Err(format!(
@@ -139,6 +327,12 @@ impl Config {
         Source::parse(self.git.url.expose()).map_err(|e| format!("git.url: {e}"))
     }
 
+    /// How the origin is reached.
+    #[must_use]
+    pub fn reach(&self) -> Reach {
+        Reach { proxy: self.git.proxy.clone(), depth: self.git.depth }
+    }
+
     /// What the origin is shown.
     ///
     /// # Errors
@@ -153,31 +347,17 @@ impl Config {
         } else if self.source()?.transport() == Transport::Ssh {
             return Err(String::from("git.ssh_key_file is missing, and git.url uses ssh: name the private key's file"));
         }
-        let known_hosts = git.known_hosts_file.as_ref().map(|path| KnownHosts::read(path)).transpose();
+        if let Some(path) = &git.known_hosts_file {
+            KnownHosts::read(path).map_err(|e| format!("git.known_hosts_file: {e}"))?;
+        }
         Ok(Credentials {
             username: git.username.clone(),
             password: git.password.clone(),
             password_file: git.password_file.clone(),
             ssh_key_file: git.ssh_key_file.clone(),
             ssh_key_passphrase: git.ssh_key_passphrase.clone(),
-            known_hosts: known_hosts.map_err(|e| format!("git.known_hosts_file: {e}"))?,
+            known_hosts_file: git.known_hosts_file.clone(),
         })
-    }
-
-    /// What announcements are signed with, if anything.
-    ///
-    /// # Errors
-    /// One line that names the field and the fix.
-    pub fn push_secret(&self) -> Result<Option<Secret>, String> {
-        let push = &self.push;
-        if push.secret.is_none() && push.secret_file.is_none() {
-            return Ok(None);
-        }
-        let secret = one_secret("push.secret", push.secret.as_ref(), push.secret_file.as_ref())?;
-        if secret.expose().is_empty() {
-            return Err(String::from("push.secret is empty: give one, or remove the field"));
-        }
-        Ok(Some(secret))
     }
 
     /// The limits of all work with git.
@@ -210,7 +390,60 @@ impl Config {
             ttl: Span::from_secs(self.ttl_s),
             poll_interval: Span::from_secs(self.git.poll_interval_s),
             prepare_timeout: Span::from_secs(self.prepare_timeout_s),
+            pushes_expected: self.push.is_signed(),
+            canary: self.canary.as_ref().map(|canary| CanarySettings {
+                observe: Span::from_secs(canary.observe_s),
+                timeout: Span::from_secs(canary.timeout_s),
+                failures_percent_max: canary.failures_percent_max,
+            }),
+            purge: self.purge.as_ref().map(|p| PurgeSettings { again_after: Span::from_secs(p.again_after_s) }),
         })
+    }
+
+    /// Whom the bot calls.
+    ///
+    /// # Errors
+    /// One line that names the field and the fix.
+    pub fn callees(&self) -> Result<Callees, String> {
+        let mut callees = Callees { scratch: self.data_dir.clone(), ..Callees::default() };
+        callees.canary_paths = self.canary.as_ref().map(|canary| canary.paths.clone()).unwrap_or_default();
+        if let Some(purge) = &self.purge {
+            callees.purging.calls = purge.requests.iter().map(PurgeRequest::call).collect::<Result<_, _>>()?;
+            callees.purging.probes.clone_from(&purge.probe);
+        }
+        Ok(callees)
+    }
+
+    fn check_reach(&self) -> Result<(), String> {
+        let transport = self.source()?.transport();
+        if self.git.proxy.is_some() && transport != Transport::Http {
+            return Err(String::from("git.proxy: only http and https go through a proxy: remove it"));
+        }
+        if self.git.depth > 0 && transport == Transport::Local {
+            return Err(String::from("git.depth: a repository on this machine is fetched whole: remove it"));
+        }
+        Ok(())
+    }
+
+    fn check_canary_and_purge(&self) -> Result<(), String> {
+        if let Some(canary) = &self.canary {
+            within("canary.observe_s", canary.observe_s, 1, 3_600)?;
+            within("canary.timeout_s", canary.timeout_s, canary.observe_s + 1, 7_200)?;
+            within("canary.failures_percent_max", canary.failures_percent_max, 0, 100)?;
+            if canary.paths.is_empty() {
+                return Err(String::from("canary.paths is empty: name a page to read, for example /"));
+            }
+        }
+        if let Some(purge) = &self.purge {
+            within("purge.again_after_s", purge.again_after_s, 1, 3_600)?;
+            if purge.requests.is_empty() {
+                return Err(String::from("purge.requests is empty: give a request, or remove purge"));
+            }
+            if let Some(bad) = purge.probe.iter().find(|page| !page.starts_with("http://")) {
+                return Err(format!("purge.probe: `{bad}` cannot be read: give the http:// address of a page"));
+            }
+        }
+        self.callees().map(|_callees| ())
     }
 
     fn web(&self) -> Result<BTreeSet<Scope>, String> {
@@ -224,8 +457,42 @@ impl Config {
     }
 }
 
+impl PurgeRequest {
+    fn call(&self) -> Result<Call, String> {
+        let method = hyper::Method::from_bytes(self.method.as_bytes());
+        let method = method.map_err(|_| format!("purge.requests.method: `{}` is no method of HTTP", self.method))?;
+        if !self.url.starts_with("http://") && !self.url.starts_with("https://") {
+            return Err(format!("purge.requests.url: `{}` is no http:// or https:// address", self.url));
+        }
+        for (name, path) in &self.header_files {
+            Secret::from_file(path).map_err(|e| format!("purge.requests.header_files.{name}: {e}"))?;
+        }
+        let pairs = |map: &BTreeMap<String, String>| map.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
+        Ok(Call {
+            method,
+            url: self.url.clone(),
+            headers: pairs(&self.headers),
+            header_files: self.header_files.iter().map(|(n, p)| (n.clone(), p.clone())).collect(),
+            body: self.body.clone(),
+        })
+    }
+}
+
+fn within(field: &str, value: u64, min: u64, max: u64) -> Result<(), String> {
+    let fits = (min..=max).contains(&value);
+    if fits { Ok(()) } else { Err(format!("{field} is {value}: use a number from {min} to {max}")) }
+}
+
 /// What git would take for the name of a branch or tag.
 fn check_reference(reference: &str) -> Result<(), String> {
+    if let Some(range) = Reference::parse(reference).range() {
+        let read = semver::VersionReq::parse(range);
+        return read.map(|_range| ()).map_err(|e| {
+            format!(
+                "git.ref: `{range}` is no range of versions: {e}: write it as in `semver:^1.2` or `semver:>=1.0, <2.0`"
+            )
+        });
+    }
     let full = if reference.starts_with("refs/") { reference.to_owned() } else { format!("refs/heads/{reference}") };
     if git2::Reference::is_valid_name(&full) {
         Ok(())
@@ -256,6 +523,11 @@ const fn fetch_timeout_s() -> u64 {
 
 const fn prepare_timeout_s() -> u64 {
     10
+}
+
+/// What a cache fetched while it was being purged is there by then.
+const fn again_after_s() -> u64 {
+    5
 }
 
 const fn ttl_s() -> u64 {
@@ -303,6 +575,9 @@ mod tests {
         check("git: {url: 'ftp://x/y'}", "git.url");
         check("git: {url: /a, ref: 'a b'}", "git.ref");
         check("git: {url: /a, branch: x}", "branch");
+        check("git: {url: /a, ref: 'semver:one'}", "git.ref");
+        check("git: {url: /a, depth: 1}", "git.depth");
+        check("git: {url: 'git://h/a', proxy: 'http://p'}", "git.proxy");
         check("git: {url: /a, poll_interval_s: 0}", "git.poll_interval_s");
         check("git: {url: /a, poll_interval_s: soon}", "git.poll_interval_s");
         check("git: {url: /a, password: x, password_file: /y}", "git.password");
@@ -310,8 +585,27 @@ mod tests {
         check("git: {url: 'git@host:a'}", "git.ssh_key_file");
         check("git: {url: /a}, ttl_s: 1", "ttl_s");
         check("git: {url: /a}, web_scopes: ['a/b']", "web_scopes");
+        check("git: {url: /a}, canary: {observe_s: 0}", "canary.observe_s");
+        check("git: {url: /a}, canary: {paths: []}", "canary.paths");
+        check("git: {url: /a}, purge: {requests: []}", "purge.requests");
+        check("git: {url: /a}, purge: {requests: [{method: PURGE, url: x}]}", "purge.requests.url");
+        check("git: {url: /a}, purge: {requests: [{method: 'A B', url: 'http://x/'}]}", "purge.requests.method");
+        check(
+            "git: {url: /a}, purge: {requests: [{method: POST, url: 'http://x/', header_files: {key: /none}}]}",
+            "purge.requests.header_files.key",
+        );
+        check("git: {url: /a}, verify: {command: [/does/not/exist]}", "verify.command");
+        check("git: {url: /a}, verify: {command: [no-such-program]}", "verify.command");
+        check("git: {url: /a}, verify: {command: ['true'], command_timeout_s: 301}", "verify.command_timeout_s");
+        check("git: {url: /a}, verify: {ssh_allowed_signers_file: /none}", "verify.ssh_allowed_signers_file");
+        check("git: {url: /a}, verify: {gpg_keys_file: /none}", "verify.gpg_keys_file");
+        check("git: {url: /a}, verify: {signed: true}", "verify");
         check("git: {url: /a}, web_scopes: [site]", "web_scopes");
         check("git: {url: /a}, push: {secret: ''}", "push.secret");
+        check("git: {url: /a}, push: {secrets: [x, '']}", "push.secret");
+        check("git: {url: /a}, push: {secrets: [a, b, c, d, e, f, g, h, i]}", "push.secrets");
+        check("git: {url: /a}, push: {secret_files: [/does/not/exist]}", "push.secret_files");
+        check("git: {url: /a}, push: {secret: x, secret_file: /y}", "push.secret");
         check("git: {url: /a}, restapi: {listen: '0.0.0.0:8008'}", "restapi.connect_address");
     }
 }

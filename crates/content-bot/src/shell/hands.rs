@@ -2,6 +2,7 @@
 
 use std::{
     ops::ControlFlow,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -10,9 +11,16 @@ use bots_core::{
     machine::Machine,
     shell::{Clock, DcsHandle, Events, Exit, Shell, probe_instance},
 };
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::Semaphore;
 
-use super::{guard::Stop, metrics::ContentMetrics, mirror::Mirror, origin::Limits};
+use super::{
+    callers::{self, Purging},
+    guard::Stop,
+    metrics::ContentMetrics,
+    mirror::Mirror,
+    origin::Limits,
+};
 use crate::machine::{Action, ContentMachine, Event, FetchResult, JobId, PollResult, Role, State};
 
 /// Work with git at once. One look and one fetch are usual; more means that old ones hang in the kernel.
@@ -20,6 +28,17 @@ const WORK_MAX: usize = 4;
 
 /// libgit2 looks at our limits only when data comes in; this long after them we go on without it.
 const GRACE: Duration = Duration::from_secs(30);
+
+/// Whom the hands call.
+#[derive(Debug, Clone, Default)]
+pub struct Callees {
+    /// The pages of a canary.
+    pub canary_paths: Vec<String>,
+    /// The caches in front.
+    pub purging: Purging,
+    /// Where a call may leave a file for a moment.
+    pub scratch: PathBuf,
+}
 
 /// The hands of a content bot.
 pub struct Hands {
@@ -31,6 +50,7 @@ pub struct Hands {
     metrics: ContentMetrics,
     role: Arc<Mutex<Role>>,
     work: Arc<Semaphore>,
+    callees: Arc<Callees>,
 }
 
 impl Hands {
@@ -45,7 +65,24 @@ impl Hands {
         metrics: ContentMetrics,
         role: Arc<Mutex<Role>>,
     ) -> Self {
-        Self { events, dcs, mirror, limits, stop, metrics, role, work: Arc::new(Semaphore::new(WORK_MAX)) }
+        Self {
+            events,
+            dcs,
+            mirror,
+            limits,
+            stop,
+            metrics,
+            role,
+            work: Arc::new(Semaphore::new(WORK_MAX)),
+            callees: Arc::default(),
+        }
+    }
+
+    /// The same hands, that know whom to call.
+    #[must_use]
+    pub fn calling(mut self, callees: Callees) -> Self {
+        self.callees = Arc::new(callees);
+        self
     }
 
     fn look(&self, job: JobId) {
@@ -129,6 +166,11 @@ impl Drop for Hands {
     }
 }
 
+/// Brings a counter to what the machine has counted.
+fn count_up(counter: &Counter, counted: u64) {
+    counter.inc_by(counted.saturating_sub(counter.get()));
+}
+
 impl Shell for Hands {
     type Machine = ContentMachine;
 
@@ -148,6 +190,27 @@ impl Shell for Hands {
                 let mirror = Arc::clone(&self.mirror);
                 tokio::task::spawn_blocking(move || mirror.forget(&sha));
             }
+            Action::ReadCanary { job, url, sha } => {
+                let (events, callees) = (self.events.clone(), Arc::clone(&self.callees));
+                tokio::spawn(async move {
+                    let (asked, failed, why) = callers::read_pages(&url, &callees.canary_paths, &sha).await;
+                    events.send(Event::CanaryRead { job, asked, failed, why }).await;
+                });
+            }
+            Action::PurgeCaches { job, sha } => {
+                let (events, callees, metrics) = (self.events.clone(), Arc::clone(&self.callees), self.metrics.clone());
+                tokio::spawn(async move {
+                    let result = callees.purging.purge(&sha, &callees.scratch).await;
+                    match &result {
+                        Ok(()) => metrics.purges.inc(),
+                        Err(_) => metrics.purges_failed.inc(),
+                    };
+                    if let Err(why) = &result {
+                        tracing::warn!(sha, why, "caches could not be purged");
+                    }
+                    events.send(Event::Purged { job, result }).await;
+                });
+            }
             Action::Exit { code, message } => return ControlFlow::Break(Exit { code, message }),
         }
         ControlFlow::Continue(())
@@ -155,5 +218,7 @@ impl Shell for Hands {
 
     fn stepped(&mut self, state: &State) {
         *self.role.lock().unwrap_or_else(PoisonError::into_inner) = ContentMachine::role(state);
+        count_up(&self.metrics.webhook_missed, state.pushes_missed());
+        count_up(&self.metrics.pushes_replayed, state.pushes_replayed());
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use super::base64;
+
 /// Lines of one host and one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownHosts(Vec<(String, Vec<u8>)>);
@@ -35,7 +37,7 @@ impl KnownHosts {
             let (Some(hosts), Some(_kind), Some(key)) = (words.next(), words.next(), words.next()) else {
                 return Err(format!("line {at}: expected `host type key`: write it with `ssh-keyscan HOST`"));
             };
-            let key = base64(key).ok_or_else(|| format!("line {at}: the key is not base64"))?;
+            let key = base64::decode(key).ok_or_else(|| format!("line {at}: the key is not base64"))?;
             known.extend(hosts.split(',').map(|host| (host.to_owned(), key.clone())));
         }
         if known.is_empty() {
@@ -54,28 +56,6 @@ impl KnownHosts {
         };
         self.0.iter().any(|(entry, known)| named(entry) && known == key)
     }
-}
-
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(text.len() / 4 * 3);
-    let (mut group, mut bits) = (0_u32, 0_u32);
-    for byte in text.trim_end_matches('=').bytes() {
-        let digit = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        group = group << 6 | u32::from(digit);
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            out.push(u8::try_from(group >> bits & 0xFF).ok()?);
-        }
-    }
-    Some(out)
 }
 
 #[cfg(test)]

@@ -10,6 +10,12 @@ pub struct ContentMetrics {
     pub pushes: Counter,
     /// Announcements with a wrong signature or none.
     pub pushes_refused: Counter,
+    /// Announcements of other branches or other events.
+    pub pushes_ignored: Counter,
+    /// Announcements that were played back.
+    pub pushes_replayed: Counter,
+    /// Pushes that the poll found and nobody had announced.
+    pub webhook_missed: Counter,
     /// Looks at the origin.
     pub looks: Counter,
     /// Looks that failed.
@@ -22,6 +28,10 @@ pub struct ContentMetrics {
     pub fetches_failed: Counter,
     /// Packs handed out.
     pub packs: Counter,
+    /// Rounds of purging caches.
+    pub purges: Counter,
+    /// Rounds of purging that failed.
+    pub purges_failed: Counter,
 }
 
 impl ContentMetrics {
@@ -36,6 +46,21 @@ impl ContentMetrics {
                 "Push announcements with a wrong signature or none",
                 own.pushes_refused.clone(),
             );
+            r.register(
+                "content_pushes_ignored",
+                "Push announcements of other branches or events",
+                own.pushes_ignored.clone(),
+            );
+            r.register(
+                "content_pushes_replayed",
+                "Push announcements that came a second time",
+                own.pushes_replayed.clone(),
+            );
+            r.register(
+                "webhook_missed",
+                "Pushes that the poll found and that no webhook had announced",
+                own.webhook_missed.clone(),
+            );
             r.register("content_looks", "Looks at the origin", own.looks.clone());
             r.register("content_looks_failed", "Looks at the origin that failed", own.looks_failed.clone());
             r.register(
@@ -46,6 +71,8 @@ impl ContentMetrics {
             r.register("content_fetches", "Fetches from the origin", own.fetches.clone());
             r.register("content_fetches_failed", "Fetches that brought nothing", own.fetches_failed.clone());
             r.register("content_packs", "Packs handed out", own.packs.clone());
+            r.register("content_purges", "Rounds in which the caches in front were purged", own.purges.clone());
+            r.register("content_purges_failed", "Rounds of purging that failed", own.purges_failed.clone());
         });
         own
     }

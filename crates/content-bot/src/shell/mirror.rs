@@ -14,6 +14,7 @@ use git2::{Oid, Repository};
 
 use super::{
     fault::Fault,
+    gates::Gates,
     guard::{Guard, Stop},
     origin::{Limits, Origin},
     packs::Packs,
@@ -37,6 +38,7 @@ pub struct Mirror {
     origin: Origin,
     limits: Limits,
     stop: Stop,
+    gates: Gates,
     packs: Packs,
     /// Read to use the repository, written to swap it.
     swap: RwLock<()>,
@@ -68,13 +70,28 @@ impl Mirror {
             Err(fs::TryLockError::Error(e)) => return Err(unusable(e)),
         }
         let packs = Packs::open(dir.join("packs")).map_err(unusable)?;
-        let mirror =
-            Self { dir, origin, limits, stop, packs, swap: RwLock::new(()), fetching: Mutex::new(()), _lock: lock };
-        for left_over in [mirror.fresh(), mirror.worn()] {
+        let mirror = Self {
+            dir,
+            origin,
+            limits,
+            stop,
+            gates: Gates::default(),
+            packs,
+            swap: RwLock::new(()),
+            fetching: Mutex::new(()),
+            _lock: lock,
+        };
+        for left_over in [mirror.fresh(), mirror.worn(), mirror.checking()] {
             remove(&left_over).map_err(unusable)?;
         }
         clear_left_overs(&mirror.path()).map_err(unusable)?;
         Ok(mirror)
+    }
+
+    /// Lets every commit pass through `gates` before it is kept.
+    #[must_use]
+    pub fn behind(self, gates: Gates) -> Self {
+        Self { gates, ..self }
     }
 
     /// The origin that it mirrors.
@@ -196,6 +213,7 @@ impl Mirror {
     fn take_in(&self, repository: &Repository, commit: Oid, guard: &Guard) -> Result<(), Fault> {
         self.origin.fetch(repository, commit, guard)?;
         verify(repository, commit, &self.limits, guard)?;
+        self.gates.pass(repository, commit, &self.checking(), guard)?;
         keep(repository, commit).map_err(|e| Fault::local(&e))?;
         self.packs.ensure(repository, commit, guard).map(|_path| ())
     }
@@ -243,6 +261,10 @@ impl Mirror {
 
     fn path(&self) -> PathBuf {
         self.dir.join("mirror.git")
+    }
+
+    fn checking(&self) -> PathBuf {
+        self.dir.join("checking")
     }
 
     fn fresh(&self) -> PathBuf {

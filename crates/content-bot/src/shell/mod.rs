@@ -1,9 +1,12 @@
 //! The effects of a content bot: configuration, git, the mirror, the routes. Not a place for decisions.
 
 pub mod api;
+mod base64;
 mod bucket;
+pub mod callers;
 pub mod config;
 pub mod fault;
+pub mod gates;
 pub mod guard;
 mod hands;
 pub mod known_hosts;
@@ -13,7 +16,9 @@ pub mod origin;
 mod packs;
 mod signature;
 pub mod source;
+mod tool;
 mod verify;
+pub mod webhook;
 
 use std::sync::{Arc, Mutex};
 
@@ -24,7 +29,7 @@ use bots_core::{
 };
 
 use self::{
-    api::{Doors, PushDoor},
+    api::{Doors, Front, PushDoor},
     config::Config,
     guard::Stop,
     hands::Hands,
@@ -67,22 +72,26 @@ impl Bot for ContentBot {
         let source = config.source().map_err(Exit::usage)?;
         let credentials = config.credentials().map_err(Exit::usage)?;
         let door = push_door(&config).map_err(Exit::usage)?;
+        let reference = Reference::parse(&config.git.reference);
+        let front = Front { site: config.common.scope.clone(), reference, door };
+        let callees = config.callees().map_err(Exit::usage)?;
         let (limits, stop) = (config.limits(), Stop::default());
-        let origin = Origin::new(source, Reference::parse(&config.git.reference), credentials);
-        let mirror = Arc::new(Mirror::open(&config.data_dir, origin, limits, stop.clone())?);
+        let origin = Origin::new(source, Reference::parse(&config.git.reference), credentials).reached(config.reach());
+        let mirror = Mirror::open(&config.data_dir, origin, limits, stop.clone())?.behind(config.verify.gates());
+        let mirror = Arc::new(mirror);
         let prefixes = State::prefixes(&settings);
         let state = State::new(settings, mirror.holds(), context.epoch_unix_ms);
         let metrics = ContentMetrics::registered(&context.metrics);
         let role = Arc::new(Mutex::new(Role::Initializing));
         let doors = Arc::new(Doors::new(
-            door,
+            front,
             context.events.clone(),
             Arc::clone(&mirror),
             metrics.clone(),
             context.status,
             Arc::clone(&role),
         ));
-        let hands = Hands::new(context.events, context.dcs, mirror, limits, stop, metrics, role);
+        let hands = Hands::new(context.events, context.dcs, mirror, limits, stop, metrics, role).calling(callees);
         Ok(Assembled::new(state, hands, prefixes, health)
             .routes(api::routes(Arc::clone(&doors)))
             .self_authenticated(api::push_routes(doors)))
@@ -94,10 +103,9 @@ fn health(state: &State, _now: Time) -> Health {
 }
 
 fn push_door(config: &Config) -> Result<PushDoor, String> {
-    if config.push_secret()?.is_some() {
-        let push = config.clone();
-        let read = move || push.push_secret()?.ok_or_else(|| String::from("push.secret is missing"));
-        return Ok(PushDoor::Signed(Box::new(read)));
+    if config.push.is_signed() {
+        let push = config.push.clone();
+        return Ok(PushDoor::Signed(Box::new(move || push.secrets())));
     }
     if config.common.restapi.listen.ip().is_loopback() {
         return Ok(PushDoor::Loopback);

@@ -4,9 +4,10 @@ use std::{cell::Cell, path::PathBuf, sync::Once, time::Duration};
 
 use bots_core::shell::{Secret, config::one_secret};
 use git2::{
-    AutotagOption, CertificateCheckStatus, Cred, CredentialType, Direction, ErrorCode, FetchOptions, Oid, Remote,
-    RemoteCallbacks, Repository,
+    AutotagOption, CertificateCheckStatus, Cred, CredentialType, Direction, ErrorCode, FetchOptions, Oid, ProxyOptions,
+    Remote, RemoteCallbacks, Repository,
 };
+use semver::{Version, VersionReq};
 
 use super::{
     fault::{Fault, is_remote},
@@ -38,8 +39,17 @@ pub struct Credentials {
     pub ssh_key_file: Option<PathBuf>,
     /// The key's passphrase.
     pub ssh_key_passphrase: Option<Secret>,
-    /// The hosts' keys.
-    pub known_hosts: Option<KnownHosts>,
+    /// The file with the hosts' keys, read afresh for every connection.
+    pub known_hosts_file: Option<PathBuf>,
+}
+
+/// How the origin is reached.
+#[derive(Debug, Clone, Default)]
+pub struct Reach {
+    /// The proxy, for http and https.
+    pub proxy: Option<Secret>,
+    /// How many commits of a branch are fetched; all if it is 0.
+    pub depth: u32,
 }
 
 /// The limits of all work with git.
@@ -61,6 +71,7 @@ pub struct Origin {
     source: Source,
     reference: Reference,
     credentials: Credentials,
+    reach: Reach,
 }
 
 impl Origin {
@@ -68,7 +79,13 @@ impl Origin {
     #[must_use]
     pub fn new(source: Source, reference: Reference, credentials: Credentials) -> Self {
         limit_silence();
-        Self { source, reference, credentials }
+        Self { source, reference, credentials, reach: Reach::default() }
+    }
+
+    /// The same origin, reached in another way.
+    #[must_use]
+    pub fn reached(self, reach: Reach) -> Self {
+        Self { reach, ..self }
     }
 
     /// What the reference points at.
@@ -77,7 +94,7 @@ impl Origin {
         let guard = Guard::new(stop, patience, u64::MAX);
         let looked = || {
             let mut remote = Remote::create_detached(self.source.url())?;
-            let connection = remote.connect_auth(Direction::Fetch, Some(self.callbacks(&guard)), None)?;
+            let connection = remote.connect_auth(Direction::Fetch, Some(self.callbacks(&guard)), Some(self.proxy()))?;
             let heads = connection.list()?.iter().map(|h| (h.name().to_owned(), h.oid())).collect::<Vec<_>>();
             Ok::<_, git2::Error>(self.resolve(&heads))
         };
@@ -100,8 +117,9 @@ impl Origin {
         let mut remote = repository.remote_anonymous(self.source.url()).map_err(|e| Fault::local(&e))?;
         let name = match &self.reference {
             Reference::Pinned(_) => None,
-            Reference::Named(_) => {
-                let connected = remote.connect_auth(Direction::Fetch, Some(self.callbacks(guard)), None);
+            Reference::Named(_) | Reference::Range(_) => {
+                let proxy = Some(self.proxy());
+                let connected = remote.connect_auth(Direction::Fetch, Some(self.callbacks(guard)), proxy);
                 let listed = connected.and_then(|connection| {
                     Ok(connection.list()?.iter().map(|h| (h.name().to_owned(), h.oid())).collect::<Vec<_>>())
                 });
@@ -130,6 +148,12 @@ impl Origin {
     fn transfer(&self, remote: &mut Remote<'_>, refspecs: &[String], guard: &Guard) -> Result<(), Fault> {
         let mut options = FetchOptions::new();
         options.remote_callbacks(self.callbacks(guard)).download_tags(AutotagOption::None).update_fetchhead(false);
+        options.proxy_options(self.proxy());
+        if let Ok(depth) = i32::try_from(self.reach.depth)
+            && depth > 0
+        {
+            options.depth(depth);
+        }
         let fetched = remote.fetch(refspecs, Some(&mut options), None);
         let _disconnected = remote.disconnect();
         fetched.map_err(|e| self.fault(&e, guard))
@@ -138,6 +162,9 @@ impl Origin {
     /// The full name that the configured reference has at the origin, and the commit behind it.
     fn resolve(&self, heads: &[(String, Oid)]) -> Option<(String, Oid)> {
         let name = self.reference.as_str();
+        if let Some(range) = self.reference.range() {
+            return greatest(range, heads);
+        }
         let candidates = if name == "HEAD" || name.starts_with("refs/") {
             vec![name.to_owned()]
         } else {
@@ -157,19 +184,29 @@ impl Origin {
         });
         callbacks.transfer_progress(|progress| guard.allows_bytes(progress.received_bytes()));
         callbacks.sideband_progress(|_text| guard.allows());
-        if let Some(known) = &self.credentials.known_hosts {
+        if let Some(path) = &self.credentials.known_hosts_file {
             callbacks.certificate_check(move |certificate, host| {
+                let refused = |why: &str| git2::Error::new(ErrorCode::Certificate, git2::ErrorClass::Ssh, why);
                 let Some(shown) = certificate.as_hostkey() else {
                     return Ok(CertificateCheckStatus::CertificatePassthrough);
                 };
+                let known = KnownHosts::read(path).map_err(|e| refused(&format!("git.known_hosts_file: {e}")))?;
                 if shown.hostkey().is_some_and(|key| known.knows(host, key)) {
                     return Ok(CertificateCheckStatus::CertificateOk);
                 }
                 let why = format!("the key of {host} is not in git.known_hosts_file: add it with `ssh-keyscan {host}`");
-                Err(git2::Error::new(ErrorCode::Certificate, git2::ErrorClass::Ssh, why))
+                Err(refused(&why))
             });
         }
         callbacks
+    }
+
+    fn proxy(&self) -> ProxyOptions<'_> {
+        let mut options = ProxyOptions::new();
+        if let Some(proxy) = &self.reach.proxy {
+            options.url(proxy.expose());
+        }
+        options
     }
 
     fn credential(&self, user: Option<&str>, allowed: CredentialType) -> Result<Cred, git2::Error> {
@@ -226,6 +263,21 @@ impl Origin {
             None => text.to_owned(),
         }
     }
+}
+
+/// The tag with the greatest version that fits the range, and the commit behind it.
+fn greatest(range: &str, heads: &[(String, Oid)]) -> Option<(String, Oid)> {
+    let range = VersionReq::parse(range).ok()?;
+    let version = |full: &str| {
+        let tag = full.strip_prefix("refs/tags/")?;
+        Version::parse(tag.strip_prefix('v').unwrap_or(tag)).ok()
+    };
+    let fitting = heads.iter().filter_map(|(full, oid)| Some((version(full)?, full, *oid)));
+    let (_, full, oid) = fitting.filter(|(version, ..)| range.matches(version)).max_by(|a, b| a.0.cmp(&b.0))?;
+    // An annotated tag is an object of its own; its commit stands under the peeled name.
+    let peeled = format!("{full}^{{}}");
+    let commit = heads.iter().find(|(found, _)| *found == peeled).map_or(oid, |(_, commit)| *commit);
+    Some((full.clone(), commit))
 }
 
 fn refused() -> git2::Error {

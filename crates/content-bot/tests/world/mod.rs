@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bots_core::{
     dcs::{Change, DcsAction, DcsEvent, LeaseId, MemoryDcs, Outcome, Revision, Scope, Transaction, Write},
     machine::{Machine, Report, Span, Time},
-    wire::{ContentRevision, Kind, Member, MemberHead, WebFacts},
+    wire::{Canary, ContentRevision, Kind, Member, MemberHead, WebFacts},
 };
 use content_bot::machine::{
-    Action, Commit, ContentMachine, Event, FetchResult, JobId, PollResult, Reference, Role, Settings, State,
+    Action, CanarySettings, Commit, ContentMachine, Event, FetchResult, JobId, PollResult, PurgeSettings, Reference,
+    Role, Settings, State,
 };
 
 pub const TTL: Span = Span::from_secs(5);
@@ -22,6 +23,8 @@ pub const PREPARE_TIMEOUT: Span = Span::from_secs(10);
 pub enum Job {
     Poll,
     Fetch(String),
+    Read(String),
+    Purge,
 }
 
 /// What becomes of a transaction.
@@ -55,6 +58,9 @@ pub struct World {
     pub edges: BTreeSet<(Role, Role)>,
     pub log: Vec<String>,
     pub fate: Fate,
+    /// For bots that start from now on.
+    pub canary: Option<CanarySettings>,
+    pub purge: Option<PurgeSettings>,
     /// The instance that answers when a name is probed.
     pub namesake: Option<String>,
     instances: u64,
@@ -90,6 +96,8 @@ impl World {
             edges: BTreeSet::new(),
             log: Vec::new(),
             fate: Fate::Answered,
+            canary: None,
+            purge: None,
             namesake: None,
             instances: 0,
         }
@@ -111,6 +119,9 @@ impl World {
             ttl: TTL,
             poll_interval: Span::from_secs(10),
             prepare_timeout: PREPARE_TIMEOUT,
+            pushes_expected: true,
+            canary: self.canary,
+            purge: self.purge,
         };
         let cursors = State::prefixes(&settings).into_iter().map(|p| (p, None)).collect();
         let bot = Bot {
@@ -193,6 +204,14 @@ impl World {
             Action::ForgetCommit { sha } => {
                 self.log.push(format!("{name} > forget {sha}"));
                 self.bot(name).disk.retain(|c| c.sha != sha);
+            }
+            Action::ReadCanary { job, url, sha } => {
+                self.log.push(format!("{name} > read {url} for {sha}"));
+                self.bot(name).jobs.insert(job, Job::Read(sha));
+            }
+            Action::PurgeCaches { job, sha } => {
+                self.log.push(format!("{name} > purge for {sha}"));
+                self.bot(name).jobs.insert(job, Job::Purge);
             }
             Action::Exit { code, message } => {
                 self.log.push(format!("{name} > exit {code}: {message}"));
@@ -369,7 +388,7 @@ impl World {
     pub fn end_fetch(&mut self, name: &str, result: FetchResult) {
         let fetch = self.bot(name).jobs.iter().find_map(|(id, job)| match job {
             Job::Fetch(sha) => Some((*id, sha.clone())),
-            Job::Poll => None,
+            Job::Poll | Job::Read(_) | Job::Purge => None,
         });
         let Some((job, sha)) = fetch else {
             self.log.push(format!("({name} does not fetch)"));
@@ -382,6 +401,27 @@ impl World {
         }
         let holds = self.bot(name).disk.clone();
         self.step(name, Event::FetchEnded { job, holds, result });
+    }
+
+    /// Ends the reading of the canary that a bot has started.
+    pub fn end_reading(&mut self, name: &str, asked: u64, failed: u64, why: Option<&str>) {
+        let Some(job) = self.job_of(name, |job| matches!(job, Job::Read(_))) else { return };
+        self.step(name, Event::CanaryRead { job, asked, failed, why: why.map(str::to_owned) });
+    }
+
+    /// Ends the purge that a bot has started.
+    pub fn end_purge(&mut self, name: &str, result: Result<(), String>) {
+        let Some(job) = self.job_of(name, |job| *job == Job::Purge) else { return };
+        self.step(name, Event::Purged { job, result });
+    }
+
+    fn job_of(&mut self, name: &str, which: impl Fn(&Job) -> bool) -> Option<JobId> {
+        let Some(job) = self.bot(name).jobs.iter().find(|(_, job)| which(job)).map(|(id, _)| *id) else {
+            self.log.push(format!("({name} does no such work)"));
+            return None;
+        };
+        self.bot(name).jobs.remove(&job);
+        Some(job)
     }
 
     /// A web bot says what it holds; without a slot it is idle.
@@ -419,6 +459,10 @@ impl World {
 
     pub fn candidate(&self) -> Option<ContentRevision> {
         self.revision(&site().revision_candidate())
+    }
+
+    pub fn canary_key(&self) -> Option<Canary> {
+        self.dcs.get(&site().revision_canary()).map(|kv| serde_json::from_str(&kv.value).expect("a canary"))
     }
 
     fn revision(&self, key: &str) -> Option<ContentRevision> {

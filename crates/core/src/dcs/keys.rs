@@ -139,6 +139,18 @@ impl Scope {
         revision_candidate => "revision/candidate",
         /// Content: the commit that every web bot serves.
         revision_live => "revision/live",
+        /// Content: the newest announcement of a push, and the window of replays, JSON.
+        push => "push",
+        /// Content: the last publications, JSON.
+        revision_history => "revision/history",
+        /// Content: the commit that an operator wants published, JSON.
+        revision_pin => "revision/pin",
+        /// Content: the candidate that an operator lets go live as it is, JSON.
+        revision_promote => "revision/promote",
+        /// Content: the web bot that serves the candidate before the others, JSON.
+        revision_canary => "revision/canary",
+        /// Content: how far caches were purged, JSON.
+        revision_purged => "revision/purged",
         /// Where all members stand.
         members_prefix => "members/",
         /// Where the edges stand that route to a Postgres cluster.

@@ -36,6 +36,8 @@ use super::{
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Connections at once. Checks, scrapes and peers are few; what is more is a mistake or an attack.
 const CONNECTIONS_MAX: usize = 256;
+/// The largest head of a request. Checks and webhooks have a few hundred bytes, the largest proxies add a few thousand.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// How long a client may take to send its headers.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a request may take from its headers to those of the answer.
@@ -243,5 +245,6 @@ fn connection(
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_DEADLINE)
+        .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), answering)
 }

@@ -55,6 +55,8 @@ pub struct Program {
     pub dir: Option<PathBuf>,
     /// As whom; ourselves if nothing is said.
     pub identity: Option<Identity>,
+    /// The file that it reads as its standard input; nothing if there is none.
+    pub input: Option<PathBuf>,
     /// Where its output goes.
     pub output: Output,
     /// Whether the child leads a process group of its own, so that signals to ours do not reach it.
@@ -73,6 +75,7 @@ impl Program {
             clear_env: false,
             dir: None,
             identity: None,
+            input: None,
             output: Output::Log(name),
             own_group: true,
             dies_with_us: false,
@@ -114,6 +117,20 @@ impl Program {
         self
     }
 
+    /// Lets it read a file.
+    #[must_use]
+    pub fn input(mut self, path: impl Into<PathBuf>) -> Self {
+        self.input = Some(path.into());
+        self
+    }
+
+    /// Keeps our environment, which may hold passwords, from it.
+    #[must_use]
+    pub const fn clear_env(mut self) -> Self {
+        self.clear_env = true;
+        self
+    }
+
     /// Sends its output elsewhere.
     #[must_use]
     pub fn output(mut self, output: Output) -> Self {
@@ -134,7 +151,11 @@ impl Program {
     /// If it cannot be started or its log cannot be opened.
     pub fn spawn(&self) -> io::Result<Running> {
         let mut command = Command::new(&self.path);
-        command.args(&self.args).stdin(Stdio::null()).kill_on_drop(false);
+        let input = match &self.input {
+            Some(path) => File::open(path)?.into(),
+            None => Stdio::null(),
+        };
+        command.args(&self.args).stdin(input).kill_on_drop(false);
         if self.clear_env {
             command.env_clear();
         }

@@ -11,7 +11,10 @@ pub mod tags;
 mod time;
 mod web;
 
-pub use content::{ContentFacts, Quarantined, Revision as ContentRevision};
+pub use content::{
+    Canary, ContentFacts, Pin, Promotion, PublicationHistory, Published, Purged, PushHint, Quarantined,
+    Revision as ContentRevision,
+};
 pub use edge::{EdgeFacts, EdgeStand};
 pub use member::{Kind, Member, MemberHead};
 pub use postgres::{

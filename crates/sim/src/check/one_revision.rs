@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bots_core::{
     dcs::{Outcome, Write},
-    wire::{ContentRevision, Kind},
+    wire::{Canary, ContentRevision, Kind},
 };
 
 use super::{Check, Seen};
@@ -13,6 +13,8 @@ use crate::world::{Body, Node, World};
 #[derive(Debug, Default)]
 pub(super) struct OneRevision {
     published: BTreeSet<String>,
+    /// What web bots were told to try, and who.
+    tried: BTreeSet<(String, String)>,
 }
 
 impl Check for OneRevision {
@@ -23,14 +25,25 @@ impl Check for OneRevision {
     fn see(&mut self, world: &World, seen: &Seen<'_>) -> Result<(), String> {
         match seen {
             Seen::Applied(applied) if matches!(applied.outcome, Outcome::Done(_)) => {
-                let live = Node::scope_of(Kind::Content).revision_live();
+                let scope = Node::scope_of(Kind::Content);
+                let (live, canary) = (scope.revision_live(), scope.revision_canary());
                 for write in &applied.transaction.then {
+                    if let Write::Put { key, value, .. } = write
+                        && *key == canary
+                    {
+                        let canary: Canary =
+                            serde_json::from_str(value).map_err(|e| format!("the canary cannot be read: {e}"))?;
+                        self.tried.insert((canary.member, canary.sha));
+                    }
                     if let Write::Put { key, value, .. } = write
                         && *key == live
                     {
                         let revision: ContentRevision = serde_json::from_str(value)
                             .map_err(|e| format!("the live revision cannot be read: {e}"))?;
-                        if world.origin.is_unfit(&revision.sha) {
+                        // What nobody served could not be tried on anybody.
+                        let untried = !self.tried.iter().any(|(_, sha)| *sha == revision.sha);
+                        let unseen = world.plan.canary && untried && world.origin.is_sick(&revision.sha);
+                        if world.origin.is_unfit(&revision.sha) && !unseen {
                             return Err(format!("{} is published, and it breaks the rules for content", revision.sha));
                         }
                         self.published.insert(revision.sha);
@@ -40,7 +53,8 @@ impl Check for OneRevision {
             }
             Seen::Response { node, sha } => {
                 let n = &world.nodes[node.0];
-                if !self.published.contains(*sha) {
+                let member = format!("{}/{}", n.scope().name(), n.name);
+                if !self.published.contains(*sha) && !self.tried.contains(&(member, (*sha).to_owned())) {
                     return Err(format!("{} serves {sha}, which was never published", n.name));
                 }
                 match &n.body {

@@ -260,7 +260,7 @@ impl Brain {
                 (Self::Postgres(Box::new(state)), vec![node.scope().prefix()])
             }
             Body::Content(body) => {
-                let settings = content_settings(node);
+                let settings = content_settings(node, plan);
                 let prefixes = content::State::prefixes(&settings);
                 let state = content::State::new(settings, body.holds(), node.clock.epoch_unix_ms());
                 (Self::Content(Box::new(state)), prefixes)
@@ -296,7 +296,8 @@ fn postgres_settings(node: &Node, plan: &Plan) -> postgres::Settings {
     }
 }
 
-fn content_settings(node: &Node) -> content::Settings {
+fn content_settings(node: &Node, plan: &Plan) -> content::Settings {
+    let (observe, timeout) = (Span::from_secs(1), Span::from_secs(20));
     content::Settings {
         scope: node.scope(),
         web_scopes: [Node::scope_of(Kind::Web)].into(),
@@ -310,6 +311,9 @@ fn content_settings(node: &Node) -> content::Settings {
         ttl: Span::from_secs(5),
         poll_interval: Span::from_secs(10),
         prepare_timeout: Span::from_secs(10),
+        canary: plan.canary.then_some(content::CanarySettings { observe, timeout, failures_percent_max: 10 }),
+        purge: plan.canary.then_some(content::PurgeSettings { again_after: Span::from_secs(3) }),
+        pushes_expected: true,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Everybody outside the fleet: clients that write, readers, and people who push.
 
 use bots_core::{machine::Span, wire::Kind};
-use content_bot::machine::Event;
+use content_bot::machine::{Announcement, Event};
 
 use super::{BotEvent, Frozen, Item, NodeId, World};
 use crate::ledger::Ack;
@@ -96,7 +96,8 @@ impl World {
             && self.rng.chance(700)
         {
             let delay = self.rng.span(1, 200);
-            self.tell(node, delay, BotEvent::Content(Event::PushReceived));
+            let announcement = Announcement { delivery: Some(head.clone()), tip: Some(head) };
+            self.tell(node, delay, BotEvent::Content(Event::PushReceived(announcement)));
         }
     }
 

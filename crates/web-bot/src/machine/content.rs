@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bots_core::{
     dcs::{Scope, View},
     machine::{Deadline, Span, Time},
-    wire::{ContentFacts, ContentRevision, Member},
+    wire::{Canary, ContentFacts, ContentRevision, Member},
 };
 use serde::Serialize;
 
@@ -34,9 +34,13 @@ enum Entry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Content {
     scope: Scope,
+    /// This bot, as a canary is named.
+    member: String,
     live: Option<ContentRevision>,
     /// What may become live: newer than what is, and not in quarantine.
     candidate: Option<ContentRevision>,
+    /// This bot is the canary: it serves the candidate before the others do.
+    tries_candidate: bool,
     entries: BTreeMap<String, Entry>,
     /// The commits that have been live, the newest first.
     recent: Vec<String>,
@@ -46,11 +50,13 @@ pub(super) struct Content {
 }
 
 impl Content {
-    pub(super) const fn new(scope: Scope) -> Self {
+    pub(super) const fn new(scope: Scope, member: String) -> Self {
         Self {
             scope,
+            member,
             live: None,
             candidate: None,
+            tries_candidate: false,
             entries: BTreeMap::new(),
             recent: Vec::new(),
             retained: Vec::new(),
@@ -76,6 +82,10 @@ impl Content {
     /// The commit to serve: the live one if it stands ready. If it cannot be prepared, the last good one, so that trouble
     /// with content never takes the site down.
     pub(super) fn servable(&self) -> Option<&str> {
+        let tried = self.candidate.as_ref().filter(|_| self.tries_candidate).map(|r| r.sha.as_str());
+        if let Some(candidate) = tried.filter(|sha| self.is_prepared(sha)) {
+            return Some(candidate);
+        }
         let live = self.live()?;
         match self.entries.get(live) {
             Some(Entry::Prepared) => Some(live),
@@ -125,6 +135,9 @@ impl Content {
         self.candidate = self
             .read(view, &self.scope.revision_candidate())
             .filter(|c| c.generation > published && view.get(&self.scope.quarantine(&c.sha)).is_none());
+        let canary: Option<Canary> = view.json(&self.scope.revision_canary());
+        let is_ours = |c: &ContentRevision| canary.is_some_and(|k| k.member == self.member && k.sha == c.sha);
+        self.tries_candidate = self.candidate.as_ref().is_some_and(is_ours);
     }
 
     fn read(&mut self, view: &View, key: &str) -> Option<ContentRevision> {

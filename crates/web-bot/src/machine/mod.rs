@@ -367,7 +367,7 @@ impl State {
             membership: Membership::new(settings.scope.clone(), settings.name.clone(), instance, settings.ttl),
             leadership: Leadership::new(settings.scope.leader(), settings.name.clone()),
             lock_refused: None,
-            content: Content::new(settings.content.clone()),
+            content: Content::new(settings.content.clone(), format!("{}/{}", settings.scope.name(), settings.name)),
             slots: Slots::new(settings.scope.clone()),
             app: App::new(),
             scaling: Scaling::new(settings.scope.clone()),

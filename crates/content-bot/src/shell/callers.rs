@@ -1,0 +1,178 @@
+//! Requests to others: the canary's pages are read, caches are told to forget. Not what follows from the answers.
+
+use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+
+use bots_core::shell::{
+    Secret, http,
+    process::{Output, Program},
+};
+use bytes::Bytes;
+use hyper::{HeaderMap, Method, header::HeaderName, header::HeaderValue};
+
+/// The header by which a web bot says which commit an answer is from.
+const REVISION_HEADER: &str = "x-bots-revision";
+
+/// How long one page or one call may take.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The largest answer that is read; what is in it is of no interest.
+const ANSWER_LEN_MAX: usize = 16 * 1024 * 1024;
+
+/// One call to a cache.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// GET, POST, PURGE, BAN, …
+    pub method: Method,
+    /// Where; `{sha}` stands for the live commit.
+    pub url: String,
+    /// Headers that may be shown.
+    pub headers: Vec<(String, String)>,
+    /// Headers with secrets, each in a file that is read for every call.
+    pub header_files: Vec<(String, std::path::PathBuf)>,
+    /// The body; `{sha}` stands for the live commit.
+    pub body: String,
+}
+
+/// What caches are told, and where it is seen whether they have understood.
+#[derive(Debug, Clone, Default)]
+pub struct Purging {
+    /// One after the other.
+    pub calls: Vec<Call>,
+    /// Pages through the cache that must be of the live commit afterwards.
+    pub probes: Vec<String>,
+}
+
+/// Reads every path once: how many, how many failed, and what was wrong with one.
+pub(super) async fn read_pages(url: &str, paths: &[String], sha: &str) -> (u64, u64, Option<String>) {
+    let (mut asked, mut failed, mut why) = (0, 0, None);
+    for path in paths {
+        asked += 1;
+        let page = format!("{}/{}", url.trim_end_matches('/'), path.trim_start_matches('/'));
+        if let Err(wrong) = read_page(&page, sha).await {
+            failed += 1;
+            why = Some(format!("/{}: {wrong}", path.trim_start_matches('/')));
+        }
+    }
+    (asked, failed, why)
+}
+
+async fn read_page(page: &str, sha: &str) -> Result<(), String> {
+    let (method, headers) = (Method::GET, HeaderMap::new());
+    let answer = http::request(method, page, headers, Bytes::new(), CALL_DEADLINE, ANSWER_LEN_MAX).await;
+    let answer = answer.map_err(|e| chain(&e))?;
+    let revision = answer.headers.get(REVISION_HEADER).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    if answer.status >= 400 {
+        return Err(format!("it answers {}", answer.status));
+    }
+    if revision == sha {
+        Ok(())
+    } else {
+        Err(format!("it answers from commit `{}`", revision.get(..8).unwrap_or(revision)))
+    }
+}
+
+impl Purging {
+    /// Tells every cache, and looks whether it has understood.
+    ///
+    /// # Errors
+    /// One line: who did not.
+    pub(super) async fn purge(&self, sha: &str, scratch: &Path) -> Result<(), String> {
+        for call in &self.calls {
+            let status = call.make(sha, scratch).await.map_err(|why| format!("cannot purge {}: {why}", call.url))?;
+            if !(200..300).contains(&status) {
+                return Err(format!("cannot purge {}: it answers {status} to {}", call.url, call.method));
+            }
+        }
+        for page in &self.probes {
+            read_page(page, sha).await.map_err(|why| format!("{page} is not purged: {why}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Call {
+    async fn make(&self, sha: &str, scratch: &Path) -> Result<u16, String> {
+        let (url, body) = (self.url.replace("{sha}", sha), self.body.replace("{sha}", sha));
+        let mut headers: Vec<(String, Secret)> = Vec::new();
+        headers
+            .extend(self.headers.iter().map(|(name, value)| (name.clone(), Secret::new(value.replace("{sha}", sha)))));
+        for (name, path) in &self.header_files {
+            headers.push((name.clone(), Secret::from_file(path)?));
+        }
+        if url.starts_with("https://") {
+            return self.by_curl(&url, &headers, &body, scratch).await;
+        }
+        let pair = |(name, value): &(String, Secret)| {
+            let value =
+                HeaderValue::from_str(value.expose()).map_err(|_| format!("the header {name} has no usable value"))?;
+            let name = HeaderName::try_from(name.as_str()).map_err(|_| format!("`{name}` is no name of a header"))?;
+            Ok::<_, String>((name, value))
+        };
+        let headers = headers.iter().map(pair).collect::<Result<HeaderMap, String>>()?;
+        let body = Bytes::from(body);
+        let answer = http::request(self.method.clone(), &url, headers, body, CALL_DEADLINE, ANSWER_LEN_MAX).await;
+        answer.map(|answer| answer.status).map_err(|e| chain(&e))
+    }
+
+    /// TLS is curl's: the certificates and proxies of the machine hold for it. What it is told goes through a file, for
+    /// arguments can be read by everybody.
+    async fn by_curl(
+        &self,
+        url: &str,
+        headers: &[(String, Secret)],
+        body: &str,
+        scratch: &Path,
+    ) -> Result<u16, String> {
+        let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let mut config = format!("url = \"{}\"\nrequest = \"{}\"\n", quoted(url), self.method);
+        for (name, value) in headers {
+            config.push_str(&format!("header = \"{name}: {}\"\n", quoted(value.expose())));
+        }
+        if !body.is_empty() {
+            config.push_str(&format!("data-raw = \"{}\"\n", quoted(body)));
+        }
+        let (told, said) = (scratch.join("curl.config"), scratch.join("curl.status"));
+        let disk = |e: std::io::Error| format!("cannot write to {}: {e}", scratch.display());
+        for left_over in [&told, &said] {
+            let _absent = fs::remove_file(left_over);
+        }
+        let mut file = fs::File::options().create_new(true).write(true).mode(0o600).open(&told).map_err(disk)?;
+        file.write_all(config.as_bytes()).map_err(disk)?;
+        let deadline = CALL_DEADLINE.as_secs().to_string();
+        let program = Program::new("curl", "curl")
+            .args([
+                "--silent",
+                "--output",
+                "/dev/null",
+                "--write-out",
+                "%{http_code}",
+                "--max-time",
+                &deadline,
+                "--config",
+                "-",
+            ])
+            .input(&told)
+            .output(Output::File(said.clone()))
+            .dies_with_us();
+        let ended = program.run().await.map_err(|e| format!("https needs curl, which cannot be run: {e}"));
+        let status = fs::read_to_string(&said).unwrap_or_default();
+        for used in [&told, &said] {
+            let _absent = fs::remove_file(used);
+        }
+        match ended? {
+            ended if ended.is_success() => status.trim().parse().map_err(|_| String::from("curl says no status")),
+            ended => Err(format!("curl ended with {ended}")),
+        }
+    }
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
