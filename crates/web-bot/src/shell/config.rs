@@ -72,6 +72,9 @@ pub struct Web {
     /// How long the app may take to begin an answer.
     #[serde(default = "app_answer_timeout_s")]
     pub app_answer_timeout_s: u64,
+    /// How much of the site is held in memory, compressed forms included; the rest is read from disk as it is sent.
+    #[serde(default = "memory_max_bytes")]
+    pub memory_max_bytes: u64,
 }
 
 /// Where content comes from.
@@ -241,6 +244,10 @@ const fn drain_timeout_s() -> u64 {
 
 const fn app_answer_timeout_s() -> u64 {
     60
+}
+
+const fn memory_max_bytes() -> u64 {
+    256 * 1024 * 1024
 }
 
 const fn size_max_bytes() -> u64 {

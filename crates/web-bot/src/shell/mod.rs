@@ -17,7 +17,7 @@ use bots_core::{
 pub use self::config::WebConfig;
 use self::{
     app::{Apps, DatabaseLogin, Launch, Recipe},
-    content::{Library, Wanted},
+    content::{Library, Shelving, Wanted},
     plane::{Plane, Target},
 };
 use crate::machine::{Action, Event, Role, Route, State, WebMachine};
@@ -54,15 +54,21 @@ impl Bot for WebBot {
         let bound = listener.local_addr().map_err(|e| Exit::failure(format!("web.listen: {e}")))?;
         let settings = config.settings(bound, Self::VERSION).map_err(Exit::usage)?;
         let site_path = config.site_path().map_err(Exit::usage)?;
-        let library =
-            Library::open(&config.data_dir, config.web.mode, site_path.clone(), config.content.size_max_bytes)
-                .map_err(|e| Exit::usage(format!("data_dir: {e}: choose a folder that the bot may write to")))?;
+        let shelving = Shelving {
+            mode: config.web.mode,
+            site_path,
+            size_max: config.content.size_max_bytes,
+            memory_max: config.web.memory_max_bytes,
+            name: context.common.name.clone(),
+        };
+        let library = Library::open(&config.data_dir, shelving)
+            .map_err(|e| Exit::usage(format!("data_dir: {e}: choose a folder that the bot may write to")))?;
         let answer_timeout = Duration::from_secs(config.web.app_answer_timeout_s);
         let (events, name) = (context.events.clone(), &context.common.name);
         let plane = Plane::start(listener, name, answer_timeout, events.clone(), &context.metrics)
             .map_err(|e| Exit::failure(format!("cannot start the web server: {e}")))?;
         tracing::info!(listen = %bound, mode = ?config.web.mode, "the web server listens");
-        let routes = routes(&plane);
+        let routes = routes(&plane, library.clone());
         let recipe = Recipe {
             command: config.web.command.clone(),
             health_path: config.web.health_path.clone(),
@@ -97,10 +103,11 @@ fn login(config: &WebConfig) -> Result<Option<DatabaseLogin>, String> {
 }
 
 /// `GET /load`: how busy the bot is.
-fn routes(plane: &Plane) -> Router {
+fn routes(plane: &Plane, library: Library) -> Router {
     let (meter, load) = (plane.meter().clone(), plane.load());
     let answer = move || {
         let (load, (in_flight, total)) = (*load.borrow(), meter.counts());
+        let memory_bytes = library.memory_used();
         async move {
             Json(serde_json::json!({
                 "in_flight": in_flight,
@@ -108,6 +115,7 @@ fn routes(plane: &Plane) -> Router {
                 "rps": load.rps,
                 "p99_us": load.p99_us,
                 "total": total,
+                "memory_bytes": memory_bytes,
             }))
         }
     };

@@ -10,10 +10,11 @@ mod serve;
 mod site;
 #[cfg(test)]
 mod tests;
+mod workers;
 
 use std::{
     net::TcpListener as StdListener,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -27,9 +28,9 @@ use tokio::{runtime::Runtime, sync::watch};
 
 pub(crate) use self::{
     meter::{InFlight, Meter},
-    site::Site,
+    site::{Site, SiteBuilder, Vault},
 };
-use self::{proxy::Proxy, serve::Counters};
+use self::{serve::Counters, workers::Workers};
 use crate::machine::Event;
 
 /// How often the load is measured while there is any.
@@ -79,8 +80,9 @@ struct Shared {
     name: HeaderValue,
     route: watch::Sender<Target>,
     meter: Meter,
-    proxy: Proxy,
     counters: Counters,
+    /// Requests that wait for a route.
+    held: AtomicUsize,
     /// Open connections, to be closed when the last answers are sent.
     connections: Mutex<GracefulShutdown>,
 }
@@ -98,17 +100,14 @@ impl Plane {
         metrics: &Metrics,
     ) -> std::io::Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS_MAX));
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(threads)
-            .thread_name("web")
-            .enable_all()
-            .build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("web").enable_all().build()?;
         let shared = Arc::new(Shared {
             name: HeaderValue::from_str(name).map_err(std::io::Error::other)?,
             route: watch::Sender::new(Target::Refuse { state: String::from("starting") }),
             meter: Meter::new(),
-            proxy: Proxy::new(app_answer_timeout),
             counters: Counters::register(metrics),
+            held: AtomicUsize::new(0),
             connections: Mutex::new(GracefulShutdown::new()),
         });
         listener.set_nonblocking(true)?;
@@ -117,7 +116,8 @@ impl Plane {
             tokio::net::TcpListener::from_std(listener)?
         };
         let (measured, load) = watch::channel(WebLoad::default());
-        runtime.spawn(serve::accept(listener, Arc::clone(&shared)));
+        let workers = Workers::start(threads, &shared, app_answer_timeout)?;
+        runtime.spawn(workers.accept(listener));
         runtime.spawn(measure(shared.meter.clone(), measured, events));
         Ok(Self { shared, load, runtime: Some(runtime) })
     }

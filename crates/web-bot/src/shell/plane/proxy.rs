@@ -16,11 +16,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 
-use super::{
-    Backend, InFlight, Shared,
-    answer::Answer,
-    serve::{Entered, mark, trouble},
-};
+use super::{Backend, InFlight, answer::Answer, serve::Entered, workers::Worker};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
@@ -98,7 +94,7 @@ impl Proxy {
     }
 }
 
-impl Shared {
+impl Worker {
     /// Passes a request to the app and its answer back.
     pub(super) async fn forward(
         &self,
@@ -108,8 +104,9 @@ impl Shared {
         first: (Arc<Backend>, bool, InFlight),
     ) -> Response<Answer> {
         let (head, body) = request.into_parts();
+        let version = head.version;
         if head.method == Method::CONNECT {
-            return trouble(StatusCode::METHOD_NOT_ALLOWED, "this is not a forward proxy\n", in_flight);
+            return self.trouble(StatusCode::METHOD_NOT_ALLOWED, "this is not a forward proxy\n", in_flight);
         }
         let safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS) && body.is_end_stream();
         let tries = if safe { TRIES_MAX } else { 1 };
@@ -118,31 +115,31 @@ impl Shared {
         for last_try in (0..tries).rev() {
             let (backend, closing, at_app) = entered;
             let Some(outgoing) = outgoing(&head, if safe { None } else { body.take() }, &backend, peer) else {
-                return trouble(StatusCode::BAD_REQUEST, "the address of the request cannot be used\n", in_flight);
+                return self.trouble(StatusCode::BAD_REQUEST, "the address of the request cannot be used\n", in_flight);
             };
             match self.proxy.send(outgoing).await {
                 Ok(answer) => {
                     let (mut head, body) = answer.into_parts();
                     strip(&mut head.headers);
                     let answer = Response::from_parts(head, Answer::app(body, in_flight, at_app));
-                    return mark(answer, &backend.sha, closing);
+                    return self.mark(answer, &backend.sha, closing, version);
                 }
                 Err(Failure::Broken) if last_try > 0 => {
                     drop(at_app);
                     tokio::time::sleep(RETRY_PAUSE).await;
                     entered = match self.enter().await {
                         Entered::App { backend, closing, at_app } => (backend, closing, at_app),
-                        Entered::Refused { state } => return self.refuse(&state),
-                        Entered::Site { .. } => return self.refuse("waking"),
+                        Entered::Refused { state } => return self.refuse(&state, version),
+                        Entered::Site { .. } => return self.refuse("waking", version),
                     };
                 }
                 Err(failure) => {
                     let (status, text) = failure.status();
-                    return mark(trouble(status, text, in_flight), &backend.sha, closing);
+                    return self.mark(self.trouble(status, text, in_flight), &backend.sha, closing, version);
                 }
             }
         }
-        self.refuse("waking")
+        self.refuse("waking", version)
     }
 }
 

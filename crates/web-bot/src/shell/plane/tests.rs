@@ -14,7 +14,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::{Backend, Meter, Plane, Site, Target};
+use super::{Backend, Meter, Plane, SiteBuilder, Target, Vault};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -43,10 +43,11 @@ impl Stand {
 }
 
 fn files(sha: &str) -> Target {
-    let mut site = Site::new(sha);
-    site.add("index.html", "e1", format!("page of {sha}").as_bytes());
-    site.add("big", "e2", &vec![b'x'; 32 << 20]);
-    Target::Static { site: Arc::new(site), closing: false }
+    let vault = Vault::new(&std::env::temp_dir(), 256 << 20);
+    let mut site = SiteBuilder::new(sha, 0, "web-1", &vault);
+    site.add("index.html", "e1", format!("page of {sha}").as_bytes()).expect("added");
+    site.add("big", "e2", &vec![b'x'; 32 << 20]).expect("added");
+    Target::Static { site: Arc::new(site.finish()), closing: false }
 }
 
 fn text(answer: &http::Response) -> &str {
