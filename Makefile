@@ -77,6 +77,11 @@ soak: build ## a Postgres cluster on a machine without time, and a disk without:
 bench-idle: build ## what each bot costs when nothing happens
 	@$(BIN)/bench-idle
 
+.PHONY: bench-web
+bench-web: build ## our static and app modes beside nginx, with wrk (both to be installed for it): ROUNDS=3
+	@cargo build $(LOCKED) --release --package web-bot
+	@$(BIN)/bench-web --rounds $(ROUNDS)
+
 # How often `make bench-failover` does every fault to every cluster, and which rows of its table it measures (ONLY=a,b; the
 # others stay as an earlier run left them).
 ROUNDS ?= 3
