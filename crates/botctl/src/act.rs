@@ -23,7 +23,7 @@ use crate::{
     member::{self, Login},
     store::Store,
     switchover::{Plan, Progress},
-    text,
+    text, web,
     why::{self, Status},
 };
 
@@ -57,6 +57,10 @@ pub(crate) async fn act(args: Args) -> Result<(), Failure> {
         Command::Config(Config::Show { scope }) => show_config(&store, &store.scope(&scope)?, format).await,
         Command::Config(Config::Edit { scope, set, unset, force }) => {
             edit_config(&store, &store.scope(&scope)?, &set, &unset, force).await
+        }
+        Command::Web(asked) => {
+            let web::Edit { scope, set, unset } = web::edit(asked, Clock::unix_ms())?;
+            edit_config(&store, &store.scope(&scope)?, &set, &unset, true).await
         }
         Command::Completions { .. } => Ok(()),
     }

@@ -110,6 +110,9 @@ pub(crate) enum Command {
     /// The dynamic configuration of a scope
     #[command(subcommand)]
     Config(Config),
+    /// A web fleet: how many bots serve, and which
+    #[command(subcommand)]
+    Web(crate::web::Web),
     /// Completions for a shell, on standard output
     Completions {
         /// The shell

@@ -14,6 +14,7 @@ mod member;
 mod store;
 mod switchover;
 mod text;
+mod web;
 mod why;
 
 use std::process::ExitCode;

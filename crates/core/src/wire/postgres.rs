@@ -83,9 +83,21 @@ pub struct PostgresFacts {
     /// `false` until the first checkpoint after a promotion; absent otherwise. Who rewinds waits for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_after_promote: Option<bool>,
+    /// Primary: how many connections it takes, for those who share them out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Connections>,
     /// The member's tags.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub tags: serde_json::Map<String, serde_json::Value>,
+}
+
+/// How many connections a server takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Connections {
+    /// All of them: `max_connections`.
+    pub max: u32,
+    /// Those that are kept for superusers: `superuser_reserved_connections`.
+    pub reserved: u32,
 }
 
 /// What a parameter is, and what it will be after a restart.

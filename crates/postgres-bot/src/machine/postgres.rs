@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bots_core::wire::{Lsn, ParameterChange, Timeline};
+use bots_core::wire::{Connections, Lsn, ParameterChange, Timeline};
 use serde::{Deserialize, Serialize};
 
 /// The data directory as last inspected.
@@ -87,6 +87,9 @@ pub struct Server {
     pub pending_restart: BTreeMap<String, ParameterChange>,
     /// The version that runs, as Postgres counts: 150002 for 15.2; zero if not known.
     pub version: u32,
+    /// How many connections it takes, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Connections>,
 }
 
 impl Postgres {

@@ -22,6 +22,9 @@ use self::{
 /// Connections of the throughput runs: more than both servers have threads, few enough for one wrk thread to feed.
 const CONNECTIONS: u32 = 64;
 
+/// Connections that ask for a file that takes a noticeable part of a second.
+const HUGE_CONNECTIONS: u32 = 4;
+
 /// Measures our web bot beside nginx.
 #[derive(Debug, Parser)]
 struct Args {
@@ -94,17 +97,18 @@ async fn run(args: &Args) -> Result<()> {
     let (cold_ours_us, cold_nginx_us) =
         (stand.first_answers(&stand.ours).await?, stand.first_answers(&stand.nginx).await?);
     let mut pairs = Vec::new();
-    for (what, path, header) in [
-        ("small file", SMALL, None),
-        ("small file, a connection each", SMALL, Some("Connection: close")),
-        ("small file, not changed", SMALL, Some("If-Modified-Since: SINCE")),
-        ("page with gzip", "/page.html", Some("Accept-Encoding: gzip")),
-        ("64 KiB", "/medium.bin", None),
-        ("1 MiB", LARGE, None),
-        ("32 MiB, from disk", "/huge.bin", None),
+    for (what, path, header, connections) in [
+        ("small file", SMALL, None, CONNECTIONS),
+        ("small file, a connection each", SMALL, Some("Connection: close"), CONNECTIONS),
+        ("small file, not changed", SMALL, Some("If-Modified-Since: SINCE"), CONNECTIONS),
+        ("page with gzip", "/page.html", Some("Accept-Encoding: gzip"), CONNECTIONS),
+        ("64 KiB", "/medium.bin", None, CONNECTIONS),
+        ("1 MiB", LARGE, None, CONNECTIONS),
+        ("32 MiB, from disk", "/huge.bin", None, HUGE_CONNECTIONS),
     ] {
-        print(&format!("  comparing: {what}\n"))?;
-        pairs.push(pair(args, &wrk, what, (&stand.ours, &stand.nginx), path, header, CONNECTIONS).await?);
+        let pair = pair(args, &wrk, what, (&stand.ours, &stand.nginx), path, header, connections).await?;
+        print(&format!("  {what}: ours {:.0}, nginx {:.0} a second\n", pair.ours_rps, pair.nginx_rps))?;
+        pairs.push(pair);
     }
     print("  comparing: app\n")?;
     let through = (stand.our_proxy.clone(), stand.nginx_proxy.clone());

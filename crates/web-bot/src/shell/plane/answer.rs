@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     InFlight,
+    log::Line,
     site::{Content, Extent},
 };
 
@@ -25,6 +26,7 @@ pub(super) struct Answer {
     source: Source,
     /// The request, and the app's own count of it.
     _in_flight: [Option<InFlight>; 2],
+    line: Option<Box<Line>>,
 }
 
 enum Source {
@@ -46,7 +48,11 @@ pub(super) enum BodyError {
 impl Answer {
     /// A body from memory.
     pub(super) fn memory(body: Bytes, in_flight: Option<InFlight>) -> Self {
-        Self { source: Source::Memory(Some(body).filter(|body| !body.is_empty())), _in_flight: [in_flight, None] }
+        Self {
+            source: Source::Memory(Some(body).filter(|body| !body.is_empty())),
+            _in_flight: [in_flight, None],
+            line: None,
+        }
     }
 
     /// A body of a static site.
@@ -57,12 +63,17 @@ impl Answer {
             Content::Pieces(pieces) => Source::Pieces(pieces),
             Content::Disk(extent) => Source::Disk(Reader { extent, waiting: None }),
         };
-        Self { source, _in_flight: [Some(in_flight), None] }
+        Self { source, _in_flight: [Some(in_flight), None], line: None }
     }
 
     /// A body that streams from the app.
     pub(super) fn app(body: Incoming, in_flight: InFlight, at_app: InFlight) -> Self {
-        Self { source: Source::App(body), _in_flight: [Some(in_flight), Some(at_app)] }
+        Self { source: Source::App(body), _in_flight: [Some(in_flight), Some(at_app)], line: None }
+    }
+
+    /// Writes a line of the access log at its end.
+    pub(super) fn log(&mut self, line: Box<Line>) {
+        self.line = Some(line);
     }
 }
 
@@ -71,14 +82,19 @@ impl Body for Answer {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.get_mut().source {
+        let this = self.get_mut();
+        let polled = match &mut this.source {
             Source::Memory(body) => Poll::Ready(body.take().map(|bytes| Ok(Frame::data(bytes)))),
             Source::Pieces(pieces) => Poll::Ready(pieces.pop_front().map(|bytes| Ok(Frame::data(bytes)))),
             Source::Disk(reader) => {
                 reader.poll(cx).map(|read| read.map(|r| r.map(Frame::data).map_err(BodyError::Disk)))
             }
             Source::App(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::App),
+        };
+        if let (Some(line), Poll::Ready(Some(Ok(frame)))) = (&mut this.line, &polled) {
+            line.sent_bytes += u64::try_from(frame.data_ref().map_or(0, Bytes::len)).unwrap_or(0);
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,7 +1,6 @@
 //! Requests: follow the route, mark every answer with commit and name.
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -18,7 +17,12 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
 
-use super::{Backend, InFlight, Shared, Site, Target, answer::Answer, site, workers::Worker};
+use super::{
+    Backend, InFlight, Shared, Site, Target,
+    answer::Answer,
+    site,
+    workers::{Client, Worker},
+};
 
 /// How long a request waits for an app that is about to be there, and how many may wait.
 const HOLD_MAX: Duration = Duration::from_secs(10);
@@ -70,13 +74,21 @@ pub(super) enum Entered {
 
 impl Worker {
     /// Answers one request.
-    pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<Answer> {
-        let answer = self.route(request, peer).await;
+    pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>, client: Client) -> Response<Answer> {
+        let line = self.shared.log.as_ref().map(|log| log.begin(&request, client));
+        let mut answer = self.route(request, client).await;
         self.shared.counters.count(answer.status());
+        if let Some(mut line) = line {
+            line.status = answer.status().as_u16();
+            if let Some(commit) = answer.headers().get(REVISION_HEADER).and_then(|commit| commit.to_str().ok()) {
+                commit.clone_into(&mut line.commit);
+            }
+            answer.body_mut().log(line);
+        }
         answer
     }
 
-    async fn route(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Answer> {
+    async fn route(&self, request: Request<Incoming>, client: Client) -> Response<Answer> {
         let (entered, in_flight) = {
             let target = self.shared.route.borrow();
             if let Target::Refuse { state } = &*target {
@@ -88,7 +100,8 @@ impl Worker {
         };
         let entered = match entered {
             Some(entered) => entered,
-            None => self.enter().await,
+            // On the heap, like the way to the app: a request for a file is not to carry their room along.
+            None => Box::pin(self.enter()).await,
         };
         match entered {
             Entered::Refused { state } => self.refuse(&state, request.version()),
@@ -98,7 +111,7 @@ impl Worker {
                 close(answer, closing, request.version())
             }
             Entered::App { backend, closing, at_app } => {
-                self.forward(request, peer, in_flight, (backend, closing, at_app)).await
+                Box::pin(self.forward(request, client, in_flight, (backend, closing, at_app))).await
             }
         }
     }
