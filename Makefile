@@ -88,6 +88,15 @@ bench-edge: build ## how soon a HAProxy routes to a new leader: our edge bot bes
 bench-content: build ## from git push to the last of eight web bots, told by a webhook and found by a poll (three minutes)
 	@$(BIN)/bench-content
 
+.PHONY: bench-web
+bench-web: build ## our static and app modes beside nginx, with wrk (both to be installed for it): ROUNDS=3
+	@cargo build $(LOCKED) --release --package web-bot
+	@$(BIN)/bench-web --rounds $(ROUNDS)
+
+.PHONY: bench-load
+bench-load: build ## how soon an idle bot answers under load, and whether a request is lost on the way
+	@$(BIN)/bench-load
+
 # How often `make bench-failover` does every fault to every cluster, and which rows of its table it measures (ONLY=a,b; the
 # others stay as an earlier run left them).
 ROUNDS ?= 3

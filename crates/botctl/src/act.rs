@@ -24,7 +24,7 @@ use crate::{
     publish,
     store::Store,
     switchover::{Plan, Progress},
-    text,
+    text, web,
     why::{self, Status},
 };
 
@@ -60,6 +60,10 @@ pub(crate) async fn act(args: Args) -> Result<(), Failure> {
             edit_config(&store, &store.scope(&scope)?, &set, &unset, force).await
         }
         Command::Content(asked) => Box::pin(publish::act(&store, &asked, format)).await,
+        Command::Web(asked) => {
+            let web::Edit { scope, set, unset } = web::edit(asked, Clock::unix_ms())?;
+            edit_config(&store, &store.scope(&scope)?, &set, &unset, true).await
+        }
         Command::Completions { .. } => Ok(()),
     }
 }

@@ -113,6 +113,9 @@ pub(crate) enum Command {
     /// The commits of a content scope: which are live, were, and must not be; go back, pin, promote
     #[command(subcommand)]
     Content(Content),
+    /// A web fleet: how many bots serve, and which
+    #[command(subcommand)]
+    Web(crate::web::Web),
     /// Completions for a shell, on standard output
     Completions {
         /// The shell

@@ -16,6 +16,7 @@ mod publish;
 mod store;
 mod switchover;
 mod text;
+mod web;
 mod why;
 
 use std::process::ExitCode;

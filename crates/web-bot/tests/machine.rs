@@ -13,7 +13,7 @@ use bots_core::{
 };
 use common::Bot;
 use datadriven::TestCase;
-use web_bot::machine::{Action, Event, Mode, Role, Route, ScalingSettings, WebMachine};
+use web_bot::machine::{Action, Event, Mode, Role, Route, ScalingSettings, Settings, WebMachine};
 
 #[test]
 fn transcripts() {
@@ -51,7 +51,7 @@ impl Player {
     fn play(&mut self, case: &mut TestCase) -> String {
         let mut log = String::new();
         match case.directive.as_str() {
-            // start [app] [min=] [max=] [target=] [window=]: a bot called web-1.
+            // start [app] [min=] [max=] [target=] [window=] [connections=]: a bot called web-1.
             "start" => self.start(case),
             // put [leased]: the input is a key in the scope web, site or main, and its value.
             "put" => self.put(case),
@@ -136,7 +136,9 @@ impl Player {
         take("max", &mut scaling.max);
         take("target", &mut scaling.target_in_flight);
         take("window", &mut scaling.stable_window_s);
-        self.bot = Some(Bot::new(common::settings("web-1", mode, scaling), "instance-1"));
+        let connections_per_bot = case.try_take_arg("connections").expect("a number");
+        let settings = Settings { connections_per_bot, ..common::settings("web-1", mode, scaling) };
+        self.bot = Some(Bot::new(settings, "instance-1"));
     }
 
     fn put(&mut self, case: &mut TestCase) {

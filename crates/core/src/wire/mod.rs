@@ -18,8 +18,8 @@ pub use content::{
 pub use edge::{EdgeFacts, EdgeStand};
 pub use member::{Kind, Member, MemberHead};
 pub use postgres::{
-    CopyProgress, FailoverRequest, HistoryLine, Lsn, ParameterChange, PostgresFacts, PostgresStatus, ScheduledRestart,
-    Timeline, TimelineHistory, TimelineRecord,
+    Connections, CopyProgress, FailoverRequest, HistoryLine, Lsn, ParameterChange, PostgresFacts, PostgresStatus,
+    ScheduledRestart, Timeline, TimelineHistory, TimelineRecord,
 };
 pub use time::{rfc3339_from_unix_ms, unix_ms_from_rfc3339};
 pub use web::{LoadMessage, WebFacts, WebLoad};

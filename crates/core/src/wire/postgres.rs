@@ -86,9 +86,21 @@ pub struct PostgresFacts {
     /// The primary is about to hand over: edges hold new connections, and let the sessions that there are come to their end.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub handing_over: bool,
+    /// Primary: how many connections it takes, for those who share them out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Connections>,
     /// The member's tags.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub tags: serde_json::Map<String, serde_json::Value>,
+}
+
+/// How many connections a server takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Connections {
+    /// All of them: `max_connections`.
+    pub max: u32,
+    /// Those that are kept for superusers: `superuser_reserved_connections`.
+    pub reserved: u32,
 }
 
 /// What a parameter is, and what it will be after a restart.

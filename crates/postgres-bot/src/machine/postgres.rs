@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bots_core::wire::{Lsn, ParameterChange, Timeline};
+use bots_core::wire::{Connections, Lsn, ParameterChange, Timeline};
 use serde::{Deserialize, Serialize};
 
 /// The data directory as last inspected.
@@ -89,6 +89,9 @@ pub struct Server {
     pub slots: Option<BTreeMap<String, ReplicationSlot>>,
     /// The version that runs, as Postgres counts: 150002 for 15.2; zero if not known.
     pub version: u32,
+    /// How many connections it takes, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Connections>,
 }
 
 /// A replication slot as the server shows it.

@@ -106,6 +106,7 @@ pub(super) fn facts(s: &State) -> PostgresFacts {
         scheduled_restart: s.scheduled_restart().cloned(),
         pause: s.dynamic.pause,
         copying: s.operator.copying,
+        connections: server.filter(|server| !server.in_recovery).and_then(|server| server.connections),
         checkpoint_after_promote: match &s.phase {
             Phase::Primary(primary) if primary.checkpoint_due => Some(false),
             _any_other => None,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context;
-use bots_core::wire::{Lsn, ParameterChange, Timeline};
+use bots_core::wire::{Connections, Lsn, ParameterChange, Timeline};
 use serde_json::Value;
 use tokio_postgres::{Client, NoTls, Statement, error::SqlState};
 
@@ -24,7 +24,9 @@ SELECT in_recovery,
        (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
        (SELECT received_tli FROM pg_stat_wal_receiver),
        COALESCE((SELECT status = 'streaming' FROM pg_stat_wal_receiver), false),
-       current_setting('server_version_num')::int4
+       current_setting('server_version_num')::int4,
+       current_setting('max_connections')::int4,
+       current_setting('superuser_reserved_connections')::int4
   FROM (SELECT pg_is_in_recovery() AS in_recovery) AS now";
 
 /// What waits for a restart, with the value that the last file that names it holds.
@@ -92,12 +94,13 @@ impl Connection {
         let in_recovery: bool = row.get(0);
         let lsn = |column: usize| Lsn(row.get::<_, Option<i64>>(column).map_or(0, i64::cast_unsigned));
         let timeline = |column: usize| Timeline(row.get::<_, Option<i32>>(column).map_or(0, i32::cast_unsigned));
-        let version = u32::try_from(row.get::<_, i32>(9)).unwrap_or_default();
+        let number = |column: usize| u32::try_from(row.get::<_, i32>(column)).unwrap_or_default();
+        let (version, connections) = (number(9), Some(Connections { max: number(10), reserved: number(11) }));
         if !in_recovery {
             let file: Option<String> = row.get(1);
             let current = file.and_then(|name| u32::from_str_radix(name.get(..8)?, 16).ok()).map(Timeline);
             let timeline = current.context("the server does not name its WAL file")?;
-            return Ok(Server { timeline, position: lsn(2), version, ..Server::default() });
+            return Ok(Server { timeline, position: lsn(2), version, connections, ..Server::default() });
         }
         let (received, replayed) = (lsn(3), lsn(4));
         let timeline = known.max(timeline(5)).max(timeline(6)).max(timeline(7));
@@ -114,6 +117,7 @@ impl Connection {
             pending_restart,
             slots: None,
             version,
+            connections,
         })
     }
 

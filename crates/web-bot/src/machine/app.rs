@@ -39,6 +39,8 @@ pub(super) struct Recipe {
     pub(super) sha: String,
     pub(super) database_hosts: Vec<String>,
     pub(super) cdn_url: Option<String>,
+    /// An operator's wish for a new instance: whichever number, another one than before.
+    pub(super) restart: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -128,6 +130,11 @@ impl App {
         self.failures.as_ref().and_then(|f| f.why.clone())
     }
 
+    /// What serves is made of.
+    pub(super) fn serving_recipe(&self) -> Option<Recipe> {
+        self.current.as_ref().map(|i| i.recipe.clone())
+    }
+
     /// What runs, or else starts, is made of.
     pub(super) fn recipe(&self) -> Option<Recipe> {
         self.current.as_ref().or(self.next.as_ref()).map(|i| i.recipe.clone())
@@ -186,6 +193,7 @@ impl App {
         let settled = self.hosts_since + DATABASE_SETTLE <= now;
         current.recipe.sha != wanted.sha
             || current.recipe.cdn_url != wanted.cdn_url
+            || current.recipe.restart != wanted.restart
             || (current.recipe.database_hosts != wanted.database_hosts && settled)
     }
 

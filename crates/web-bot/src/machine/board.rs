@@ -64,6 +64,11 @@ impl Board {
         self.places.iter().filter(|(_, p)| p.claim.is_none()).filter_map(|(slot, p)| Some((*slot, p.message?)))
     }
 
+    /// Whether nobody has taken a place.
+    pub(super) fn is_unclaimed(&self) -> bool {
+        self.places.values().all(|p| p.claim.is_none())
+    }
+
     /// The slots that have a message, lowest first.
     pub(super) fn posted(&self) -> impl DoubleEndedIterator<Item = u32> {
         self.places.iter().filter(|(_, p)| p.message.is_some()).map(|(slot, _)| *slot)

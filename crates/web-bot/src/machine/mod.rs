@@ -21,6 +21,7 @@
 mod app;
 mod board;
 mod content;
+mod database;
 mod invariants;
 mod outward;
 mod roles;
@@ -42,6 +43,7 @@ pub use self::{
         APP_PROVEN_AFTER, APP_STOP_GRACE, CRASHES_HELD_MAX, DATABASE_SETTLE, RESTART_BACKOFF_MAX, RESTART_BACKOFF_MIN,
     },
     content::{PREPARE_BACKOFF_MAX, PREPARE_BACKOFF_MIN, REVISIONS_KEPT},
+    database::{FAILOVER_SETTLE, FREEZE_MAX},
     roles::DRAIN_NOTICE,
     scaling::{ACTIONS_PER_HOUR_MAX, SCALE_INS_PER_HOUR_MAX, SCALE_INS_PER_WINDOW},
     settings::{Mode, SLOTS_MAX, ScalingSettings, Settings},
@@ -51,6 +53,7 @@ use self::{
     app::{App, Recipe},
     board::Board,
     content::Content,
+    database::Database,
     outward::Shared,
     roles::Drain,
     scaling::Scaling,
@@ -115,6 +118,7 @@ pub struct State {
     content: Content,
     slots: Slots,
     app: App,
+    database: Database,
     scaling: Scaling,
     drain: Option<Drain>,
     drains: u64,
@@ -370,6 +374,7 @@ impl State {
             content: Content::new(settings.content.clone(), format!("{}/{}", settings.scope.name(), settings.name)),
             slots: Slots::new(settings.scope.clone()),
             app: App::new(),
+            database: Database::default(),
             scaling: Scaling::new(settings.scope.clone()),
             drain: None,
             drains: 0,
@@ -493,6 +498,9 @@ impl State {
         out.extend(asked.into_iter().map(Action::from));
         self.content.observe(&self.view);
         self.app.observe(now, self.settings.database.as_ref(), &self.view);
+        // Files need no database.
+        let database = self.settings.database.as_ref().filter(|_| self.settings.mode == Mode::App);
+        self.database.observe(now, database, &self.view);
         let board = Board::read(&self.view, &self.settings.scope);
         self.play(now, &board, out);
         self.content.advance(now, &self.commits_in_use(), &self.view, out);
@@ -533,7 +541,14 @@ impl State {
     }
 
     fn effective(&self) -> Effective {
-        Effective::of(&self.settings, &self.view)
+        let bots_max = self.settings.connections_per_bot.and_then(|each| self.database.bots_max(each));
+        Effective::of(&self.settings, &self.view).within(bots_max)
+    }
+
+    /// The commit to serve: while the database fails over, the one that is served.
+    fn servable(&self) -> Option<&str> {
+        let frozen = self.database.is_frozen(self.stepped_at);
+        self.route.sha().filter(|_| frozen).or_else(|| self.content.servable())
     }
 
     fn sight<'v>(&self, now: Time, board: &'v Board) -> Sight<'v> {
@@ -542,12 +557,18 @@ impl State {
 
     /// What an instance of the app is to be made of, as far as it is known.
     fn recipe(&self) -> Option<Recipe> {
-        let sha = self.content.servable()?.to_owned();
+        if self.database.is_frozen(self.stepped_at)
+            && let Some(running) = self.app.serving_recipe()
+        {
+            return Some(running);
+        }
+        let sha = self.servable()?.to_owned();
         let database_hosts = self.app.hosts().to_vec();
         if self.settings.database.is_some() && database_hosts.is_empty() {
             return None;
         }
-        Some(Recipe { sha, database_hosts, cdn_url: self.effective().cdn_url })
+        let Effective { cdn_url, restart, .. } = self.effective();
+        Some(Recipe { sha, database_hosts, cdn_url, restart })
     }
 
     fn next_deadline(&self) -> Option<Deadline> {
@@ -566,6 +587,7 @@ impl State {
             self.content.deadline(),
             self.slots.deadline(&sight, &self.membership),
             self.app.deadline(now, recipe.as_ref()),
+            self.database.deadline(now),
             self.drain.as_ref().and_then(Drain::deadline),
             leads.then(|| self.scaling.deadline(&self.figures(now, &board))).flatten(),
         ])

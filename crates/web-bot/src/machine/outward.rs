@@ -2,7 +2,7 @@
 
 use bots_core::{
     machine::{Machine, Report, Span, Time},
-    wire::{Kind, Member, MemberHead, WebFacts},
+    wire::{Kind, Member, MemberHead, WebFacts, WebLoad},
 };
 use serde::Serialize;
 
@@ -62,7 +62,7 @@ impl State {
             trouble: self.troubles().into_iter().next(),
         };
         let solid = Member::new(head.clone(), &facts).to_json();
-        facts.load = self.load.filter(|_| self.role == Role::Serving);
+        facts.load = self.load.filter(|_| self.role == Role::Serving).or_else(|| self.knocks());
         let bots = facts.load.map_or(0, |load| self.effective().scaling.bots_for(load.in_flight_milli));
         let value = Member::new(head, &facts).to_json();
         let mut asked = Vec::new();
@@ -78,16 +78,40 @@ impl State {
         out.extend(asked.into_iter().map(Action::from));
     }
 
-    /// The load of all serving bots, as they share it.
+    /// Nobody serves and nobody has to: the first request is held while the site wakes.
+    pub(super) fn is_asleep(&self) -> bool {
+        let sleeps = self.role == Role::Idle && self.effective().scaling.min == 0 && self.may_serve(self.stepped_at);
+        sleeps && Board::read(&self.view, &self.settings.scope).is_unclaimed()
+    }
+
+    /// The requests that wait here for the site to wake.
+    pub(super) fn knocks(&self) -> Option<WebLoad> {
+        self.load.filter(|load| load.in_flight_milli > 0 && self.is_asleep())
+    }
+
+    /// Whether requests wait at another idle bot and none do here: it should be the one to wake.
+    pub(super) fn yields_to_knocks(&self) -> bool {
+        let prefix = self.settings.scope.members_prefix();
+        let members = self.view.below(&prefix).filter_map(|kv| Member::from_json(&kv.value));
+        let knocked = |m: Member| {
+            let waits = m.facts::<WebFacts>().and_then(|facts| facts.load).is_some_and(|load| load.in_flight_milli > 0);
+            m.head.node == Role::Idle.to_string() && waits
+        };
+        self.knocks().is_none() && members.into_iter().any(knocked)
+    }
+
+    /// The load of all serving bots, as they share it, and the requests that wait at idle ones.
     pub(super) fn figures<'v>(&self, now: Time, board: &'v Board) -> Figures<'v> {
         let prefix = self.settings.scope.members_prefix();
         let members = self.view.below(&prefix).filter_map(|kv| Member::from_json(&kv.value));
-        let serving = members.filter(|m| m.head.kind == Kind::Web && m.head.node == Role::Serving.to_string());
+        let counts = |m: &Member| [Role::Serving, Role::Idle].iter().any(|role| m.head.node == role.to_string());
+        let serving = members.filter(|m| m.head.kind == Kind::Web && counts(m));
         let loads = serving.filter_map(|m| m.facts::<WebFacts>()?.load).map(|load| load.in_flight_milli);
         Figures {
             now,
             unix_ms: self.epoch_unix_ms.saturating_add(now.as_millis()),
             board,
+            frozen: self.database.is_frozen(now),
             view: self.seen(),
             total_milli: loads.fold(0, u64::saturating_add),
             settings: self.effective().scaling,
@@ -95,7 +119,13 @@ impl State {
     }
 
     fn troubles(&self) -> Vec<String> {
-        let known = [self.content.trouble(), self.app.trouble(), self.effective().trouble, self.scaling.trouble()];
+        let known = [
+            self.database.trouble(self.stepped_at),
+            self.content.trouble(),
+            self.app.trouble(),
+            self.effective().trouble,
+            self.scaling.trouble(),
+        ];
         known.into_iter().flatten().collect()
     }
 
@@ -175,6 +205,13 @@ impl State {
     }
 
     fn why_not_ready(&self) -> String {
+        if self.effective().drained {
+            return format!(
+                "an operator drained it: botctl web wake {} {}",
+                self.settings.scope.name(),
+                self.settings.name
+            );
+        }
         let no_hosts = self.settings.mode == Mode::App && self.app.hosts().is_empty();
         match &self.settings.database {
             Some(database) if no_hosts => {

@@ -123,7 +123,8 @@ impl State {
 
     fn idle(&mut self, now: Time, board: &Board, out: &mut Vec<Action>) {
         let sight = self.sight(now, board);
-        if self.may_serve(now) || self.slots.asking_for().is_some() {
+        let wakes = self.may_serve(now) && !self.yields_to_knocks();
+        if wakes || self.slots.asking_for().is_some() {
             self.slots.seek(&sight, &mut self.membership, out);
         }
         if self.slots.held().is_some() {
@@ -133,6 +134,9 @@ impl State {
 
     /// Whether a claimed load message could be answered.
     pub(super) fn may_serve(&self, now: Time) -> bool {
+        if self.effective().drained {
+            return false;
+        }
         match self.settings.mode {
             Mode::Static => self.content.servable().is_some(),
             Mode::App => self.recipe().is_some_and(|recipe| self.app.may_start(now, &recipe)),
@@ -183,6 +187,10 @@ impl State {
     }
 
     fn look_for_place(&mut self, now: Time, board: &Board, out: &mut Vec<Action>) -> Standing {
+        if self.effective().drained {
+            // Given back once the last request has ended; the message stays, for another bot.
+            return Standing::Withdrawn;
+        }
         let sight = self.sight(now, board);
         self.slots.keep(&sight, &mut self.membership, out)
     }
@@ -190,7 +198,7 @@ impl State {
     /// Brings the app to what shall run now; a static site is always up.
     fn run_app(&mut self, now: Time, out: &mut Vec<Action>) -> Condition {
         match self.settings.mode {
-            Mode::Static => match self.content.servable().or(self.route.sha()) {
+            Mode::Static => match self.servable().or(self.route.sha()) {
                 Some(_) => Condition::Up,
                 None => Condition::Coming,
             },
@@ -271,12 +279,13 @@ impl State {
         let refuse = || Route::Refuse { state: self.role.to_string() };
         let closing = self.drain.is_some();
         match self.role {
+            Role::Idle if self.is_asleep() => Route::Hold,
             Role::Initializing | Role::Preparing | Role::Idle | Role::Failed => refuse(),
             Role::Waking => Route::Hold,
             Role::Draining | Role::Stopping if self.drain.as_ref().is_none_or(Drain::is_closed) => refuse(),
             Role::Serving | Role::Draining | Role::Stopping => match self.settings.mode {
                 Mode::Static => {
-                    let sha = self.content.servable().or(self.route.sha());
+                    let sha = self.servable().or(self.route.sha());
                     sha.map_or_else(refuse, |sha| Route::Static { sha: sha.to_owned(), closing })
                 }
                 Mode::App => self.app.serving().map_or_else(refuse, |(instance, sha)| Route::App {

@@ -53,6 +53,8 @@ enum Phase {
 pub(super) struct Scaling {
     scope: Scope,
     leading_since: Option<Time>,
+    /// When the database last failed over.
+    frozen_at: Option<Time>,
     phase: Phase,
     /// What the newest figures ask for.
     desired: u32,
@@ -72,6 +74,8 @@ pub(super) struct Figures<'v> {
     /// Requests in flight over all serving bots, in thousandths.
     pub(super) total_milli: u64,
     pub(super) settings: ScalingSettings,
+    /// The database fails over: what looks like load may be requests that wait for it.
+    pub(super) frozen: bool,
 }
 
 impl Scaling {
@@ -79,6 +83,7 @@ impl Scaling {
         Self {
             scope,
             leading_since: None,
+            frozen_at: None,
             phase: Phase::Watching,
             desired: 0,
             higher: VecDeque::new(),
@@ -137,6 +142,10 @@ impl Scaling {
     /// Keeps the record of wishes: a wish counts until it ended plus one stable window. Only wishes above the present one
     /// matter, so the record holds at most one entry a count.
     fn note(&mut self, figures: &Figures<'_>) {
+        if figures.frozen {
+            self.frozen_at = Some(figures.now);
+            return;
+        }
         let desired = figures.settings.desired(figures.total_milli);
         if desired < self.desired {
             while self.higher.back().is_some_and(|(d, _)| *d <= self.desired) {
@@ -160,6 +169,9 @@ impl Scaling {
 
     /// The change to make now, if there is one: its own conditions and its writes.
     fn change(&self, figures: &Figures<'_>, me: &str) -> Option<(Vec<Compare>, Vec<Write>)> {
+        if figures.frozen {
+            return None;
+        }
         let max = figures.settings.max;
         let posted: Vec<u32> = figures.board.posted().filter(|slot| *slot < max).collect();
         let beyond: Vec<u32> = figures.board.posted().filter(|slot| *slot >= max).collect();
@@ -205,7 +217,8 @@ impl Scaling {
         let wished = self.higher.iter().filter(|(d, _)| *d >= count).map(|(_, ended)| *ended + window).max();
         let last = self.actions.iter().rev().find(|(_, lowered)| *lowered).map(|(at, _)| *at);
         let spaced = last.map(|at| at + window.divided_by(SCALE_INS_PER_WINDOW));
-        [Some(since + window), wished, spaced].into_iter().flatten().max()
+        let calm = self.frozen_at.map(|at| at + window);
+        [Some(since + window), wished, spaced, calm].into_iter().flatten().max()
     }
 
     fn may_act(&self) -> bool {

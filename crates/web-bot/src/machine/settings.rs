@@ -1,6 +1,8 @@
 //! What the machine is told at its start, and what an operator may override in the store while it runs. Not the
 //! configuration file: the shell reads that one and hands over the part that matters here.
 
+use std::collections::BTreeMap;
+
 use bots_core::{
     dcs::{Scope, View},
     machine::Span,
@@ -25,7 +27,7 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ScalingSettings {
-    /// At least this many bots serve.
+    /// At least this many bots serve. With 0 the site sleeps while nobody asks for it, and the first request wakes it.
     pub min: u32,
     /// At most this many bots serve.
     pub max: u32,
@@ -45,11 +47,8 @@ impl ScalingSettings {
     /// What is wrong with the figures, naming the field and the way out.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
-        if self.min == 0 {
-            return Some(String::from("scaling.min is 0: use at least 1, so that somebody serves"));
-        }
-        if self.max < self.min || self.max > SLOTS_MAX {
-            return Some(format!("scaling.max is {}: use {} to {SLOTS_MAX}", self.max, self.min));
+        if self.max < self.min.max(1) || self.max > SLOTS_MAX {
+            return Some(format!("scaling.max is {}: use {} to {SLOTS_MAX}", self.max, self.min.max(1)));
         }
         if self.target_in_flight == 0 {
             return Some(String::from("scaling.target_in_flight is 0: use at least 1"));
@@ -106,6 +105,9 @@ pub struct Settings {
     pub cdn_url: Option<String>,
     /// Scaling, unless the store says otherwise.
     pub scaling: ScalingSettings,
+    /// How many connections to the database one bot's app holds at most: more bots than it has connections for never
+    /// serve.
+    pub connections_per_bot: Option<u32>,
 }
 
 /// What holds at the moment: the settings with the operator's overrides.
@@ -113,6 +115,10 @@ pub struct Settings {
 pub(super) struct Effective {
     pub(super) scaling: ScalingSettings,
     pub(super) cdn_url: Option<String>,
+    /// An operator wants this bot to rest.
+    pub(super) drained: bool,
+    /// Another number than before: an operator wants new instances of the app.
+    pub(super) restart: u64,
     /// What is wrong with the overrides; those are left out then.
     pub(super) trouble: Option<String>,
 }
@@ -123,6 +129,9 @@ pub(super) struct Effective {
 struct Overrides {
     scaling: ScalingOverrides,
     cdn_url: Option<String>,
+    /// The bots that an operator wants to rest, by name.
+    drain: BTreeMap<String, bool>,
+    restart: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -135,8 +144,28 @@ struct ScalingOverrides {
 }
 
 impl Effective {
+    /// The same, with no more bots than the database has connections for. Somebody has to serve in any case.
+    pub(super) fn within(mut self, bots_max: Option<u32>) -> Self {
+        let Some(bots_max) = bots_max.map(|bots| bots.max(1)) else { return self };
+        if bots_max < self.scaling.max {
+            let asked = self.scaling.max;
+            self.scaling.max = bots_max;
+            self.scaling.min = self.scaling.min.min(bots_max);
+            self.trouble.get_or_insert_with(|| {
+                format!("scaling.max is {asked}, and the database has connections for {bots_max} bots: raise max_connections")
+            });
+        }
+        self
+    }
+
     pub(super) fn of(settings: &Settings, view: &View) -> Self {
-        let own = |trouble| Self { scaling: settings.scaling, cdn_url: settings.cdn_url.clone(), trouble };
+        let own = |trouble| Self {
+            scaling: settings.scaling,
+            cdn_url: settings.cdn_url.clone(),
+            drained: false,
+            restart: 0,
+            trouble,
+        };
         let key = settings.scope.config();
         let Some(value) = view.value(&key) else { return own(None) };
         let overrides: Overrides = match serde_json::from_str(value) {
@@ -150,9 +179,15 @@ impl Effective {
             target_in_flight: asked.target_in_flight.unwrap_or(settings.scaling.target_in_flight),
             stable_window_s: asked.stable_window_s.unwrap_or(settings.scaling.stable_window_s),
         };
+        let drained = overrides.drain.get(&settings.name) == Some(&true);
         match scaling.fault() {
-            Some(fault) => own(Some(format!("{key} is left out: {fault}"))),
-            None => Self { scaling, cdn_url: overrides.cdn_url.or_else(|| settings.cdn_url.clone()), trouble: None },
+            Some(fault) => {
+                Self { drained, restart: overrides.restart, ..own(Some(format!("{key} is left out: {fault}"))) }
+            }
+            None => {
+                let cdn_url = overrides.cdn_url.or_else(|| settings.cdn_url.clone());
+                Self { scaling, cdn_url, drained, restart: overrides.restart, trouble: None }
+            }
         }
     }
 }

@@ -72,6 +72,27 @@ pub struct Web {
     /// How long the app may take to begin an answer.
     #[serde(default = "app_answer_timeout_s")]
     pub app_answer_timeout_s: u64,
+    /// How much of the site is held in memory, compressed forms included; the rest is read from disk as it is sent.
+    #[serde(default = "memory_max_bytes")]
+    pub memory_max_bytes: u64,
+    /// TLS, on a port of its own.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+    /// The file that gets a line for each answer.
+    #[serde(default)]
+    pub access_log: Option<PathBuf>,
+}
+
+/// TLS for clients.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Where to listen.
+    pub listen: String,
+    /// The certificate's chain, PEM; read again when it changes.
+    pub certificate: PathBuf,
+    /// Its private key, PEM; read again when it changes.
+    pub key: PathBuf,
 }
 
 /// Where content comes from.
@@ -104,6 +125,10 @@ pub struct Database {
     /// The file that holds the password.
     #[serde(default)]
     pub password_file: Option<PathBuf>,
+    /// How many connections one instance of the app holds at most. With it, no more bots serve than the database has
+    /// connections for.
+    #[serde(default)]
+    pub connections_per_bot: Option<u32>,
 }
 
 /// The CDN in front.
@@ -121,6 +146,7 @@ impl WebConfig {
     /// One line that names the field and the fix.
     pub fn check(&self) -> Result<(), String> {
         self.listen()?;
+        self.tls_listen()?;
         self.database_password()?;
         self.site_path()?;
         let scope =
@@ -128,6 +154,11 @@ impl WebConfig {
         scope("content.scope", &self.content.scope)?;
         if let Some(database) = &self.database {
             scope("database.scope", &database.scope)?;
+            if database.connections_per_bot == Some(0) {
+                return Err(String::from(
+                    "database.connections_per_bot is 0: use what the app's pool holds, or leave it out",
+                ));
+            }
         }
         if self.web.mode == Mode::App && self.web.command.first().is_none_or(String::is_empty) {
             return Err(String::from("web.command is empty: name the app's program, or use web.mode: static"));
@@ -157,11 +188,15 @@ impl WebConfig {
     /// # Errors
     /// If it is no address with a port.
     pub fn listen(&self) -> Result<SocketAddr, String> {
-        let text = self.web.listen.replace("localhost", "127.0.0.1");
-        let text = text.strip_prefix('*').map_or_else(|| text.clone(), |port| format!("0.0.0.0{port}"));
-        text.parse().map_err(|_unparsed| {
-            format!("web.listen: `{}` is not an IP address with a port: write it like 127.0.0.1:8080", self.web.listen)
-        })
+        address("web.listen", &self.web.listen)
+    }
+
+    /// Where to listen for TLS.
+    ///
+    /// # Errors
+    /// If it is no address with a port.
+    pub fn tls_listen(&self) -> Result<Option<SocketAddr>, String> {
+        self.web.tls.as_ref().map(|tls| address("web.tls.listen", &tls.listen)).transpose()
     }
 
     /// The folder of the repository that is the site, as plain names.
@@ -215,8 +250,17 @@ impl WebConfig {
             drain_timeout: Span::from_secs(self.web.drain_timeout_s),
             cdn_url: self.cdn.base_url.clone(),
             scaling: self.scaling,
+            connections_per_bot: self.database.as_ref().and_then(|database| database.connections_per_bot),
         })
     }
+}
+
+fn address(field: &str, written: &str) -> Result<SocketAddr, String> {
+    let text = written.replace("localhost", "127.0.0.1");
+    let text = text.strip_prefix('*').map_or_else(|| text.clone(), |port| format!("0.0.0.0{port}"));
+    text.parse().map_err(|_unparsed| {
+        format!("{field}: `{written}` is not an IP address with a port: write it like 127.0.0.1:8080")
+    })
 }
 
 const fn ttl_s() -> u64 {
@@ -241,6 +285,10 @@ const fn drain_timeout_s() -> u64 {
 
 const fn app_answer_timeout_s() -> u64 {
     60
+}
+
+const fn memory_max_bytes() -> u64 {
+    256 * 1024 * 1024
 }
 
 const fn size_max_bytes() -> u64 {
@@ -283,7 +331,7 @@ mod tests {
         check("localhost:0", "nowhere", "web.listen");
         check("scope: site", "scope: a/b", "content.scope");
         check("scope: site", "scope: site, path_in_repo: a/../..", "content.path_in_repo");
-        check("data_dir: /tmp/x", "data_dir: /tmp/x\nscaling: {min: 0}", "scaling.min");
+        check("data_dir: /tmp/x", "data_dir: /tmp/x\nscaling: {max: 0}", "scaling.max");
         check("data_dir: /tmp/x", "data_dir: /tmp/x\nttl_s: 1", "ttl_s");
         check("data_dir: /tmp/x\n", "", "data_dir");
         let both = "data_dir: /tmp/x\ndatabase: {scope: main, dbname: d, username: u, password: a, password_file: b}";

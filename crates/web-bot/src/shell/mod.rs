@@ -5,7 +5,11 @@ mod config;
 mod content;
 mod plane;
 
-use std::{net::TcpListener, ops::ControlFlow, time::Duration};
+use std::{
+    net::{SocketAddr, TcpListener},
+    ops::ControlFlow,
+    time::Duration,
+};
 
 use axum::{Json, Router, routing::get};
 use bots_core::{
@@ -17,10 +21,13 @@ use bots_core::{
 pub use self::config::WebConfig;
 use self::{
     app::{Apps, DatabaseLogin, Launch, Recipe},
-    content::{Library, Wanted},
-    plane::{Plane, Target},
+    content::{Library, Shelving, Wanted},
+    plane::{Doors, Plane, Target, TlsFiles},
 };
 use crate::machine::{Action, Event, Role, Route, State, WebMachine};
+
+/// How long a client may take to send the head of its next request, and to read something of what is sent to it.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The web bot's program.
 #[derive(Debug, Clone, Copy)]
@@ -50,19 +57,23 @@ impl Bot for WebBot {
     }
 
     async fn assemble(config: WebConfig, context: Context<Event>) -> Result<Assembled<Self>, Exit> {
-        let listener = bind(&config)?;
-        let bound = listener.local_addr().map_err(|e| Exit::failure(format!("web.listen: {e}")))?;
+        let doors = doors(&config)?;
+        let bound = doors.plain.local_addr().map_err(|e| Exit::failure(format!("web.listen: {e}")))?;
         let settings = config.settings(bound, Self::VERSION).map_err(Exit::usage)?;
         let site_path = config.site_path().map_err(Exit::usage)?;
-        let library =
-            Library::open(&config.data_dir, config.web.mode, site_path.clone(), config.content.size_max_bytes)
-                .map_err(|e| Exit::usage(format!("data_dir: {e}: choose a folder that the bot may write to")))?;
-        let answer_timeout = Duration::from_secs(config.web.app_answer_timeout_s);
+        let shelving = Shelving {
+            mode: config.web.mode,
+            site_path,
+            size_max: config.content.size_max_bytes,
+            memory_max: config.web.memory_max_bytes,
+            name: context.common.name.clone(),
+        };
+        let library = Library::open(&config.data_dir, shelving)
+            .map_err(|e| Exit::usage(format!("data_dir: {e}: choose a folder that the bot may write to")))?;
         let (events, name) = (context.events.clone(), &context.common.name);
-        let plane = Plane::start(listener, name, answer_timeout, events.clone(), &context.metrics)
-            .map_err(|e| Exit::failure(format!("cannot start the web server: {e}")))?;
+        let plane = Plane::start(doors, name, events.clone(), &context.metrics).map_err(Exit::usage)?;
         tracing::info!(listen = %bound, mode = ?config.web.mode, "the web server listens");
-        let routes = routes(&plane);
+        let routes = routes(&plane, library.clone());
         let recipe = Recipe {
             command: config.web.command.clone(),
             health_path: config.web.health_path.clone(),
@@ -76,14 +87,27 @@ impl Bot for WebBot {
     }
 }
 
-/// Binds the web server's port, before anything else is touched.
-fn bind(config: &WebConfig) -> Result<TcpListener, Exit> {
-    let listen = config.listen().map_err(Exit::usage)?;
+/// Binds the web server's ports, before anything else is touched.
+fn doors(config: &WebConfig) -> Result<Doors, Exit> {
+    let plain = bind("web.listen", config.listen().map_err(Exit::usage)?)?;
+    let tls = match (&config.web.tls, config.tls_listen().map_err(Exit::usage)?) {
+        (Some(tls), Some(listen)) => {
+            let files = TlsFiles { certificate: tls.certificate.clone(), key: tls.key.clone() };
+            Some((bind("web.tls.listen", listen)?, files))
+        }
+        (Some(_), None) | (None, _) => None,
+    };
+    let app_answer_timeout = Duration::from_secs(config.web.app_answer_timeout_s);
+    let access_log = config.web.access_log.clone();
+    Ok(Doors { plain, tls, access_log, app_answer_timeout, patience: CLIENT_PATIENCE })
+}
+
+fn bind(field: &str, listen: SocketAddr) -> Result<TcpListener, Exit> {
     TcpListener::bind(listen).map_err(|e| match e.kind() {
-        std::io::ErrorKind::AddrInUse => Exit::missing(format!(
-            "web.listen: {listen} is in use: stop the program that has it or choose another port"
-        )),
-        _ => Exit::usage(format!("web.listen: cannot listen on {listen}: {e}")),
+        std::io::ErrorKind::AddrInUse => {
+            Exit::missing(format!("{field}: {listen} is in use: stop the program that has it or choose another port"))
+        }
+        _ => Exit::usage(format!("{field}: cannot listen on {listen}: {e}")),
     })
 }
 
@@ -97,10 +121,11 @@ fn login(config: &WebConfig) -> Result<Option<DatabaseLogin>, String> {
 }
 
 /// `GET /load`: how busy the bot is.
-fn routes(plane: &Plane) -> Router {
+fn routes(plane: &Plane, library: Library) -> Router {
     let (meter, load) = (plane.meter().clone(), plane.load());
     let answer = move || {
         let (load, (in_flight, total)) = (*load.borrow(), meter.counts());
+        let memory_bytes = library.memory_used();
         async move {
             Json(serde_json::json!({
                 "in_flight": in_flight,
@@ -108,6 +133,7 @@ fn routes(plane: &Plane) -> Router {
                 "rps": load.rps,
                 "p99_us": load.p99_us,
                 "total": total,
+                "memory_bytes": memory_bytes,
             }))
         }
     };

@@ -19,7 +19,7 @@ use std::{
 
 pub(crate) use fetch::Wanted;
 
-use super::plane::Site;
+use super::plane::{Site, SiteBuilder, Vault};
 use crate::machine::Mode;
 
 /// The most files in one revision: more than any site that one would push by hand.
@@ -31,11 +31,24 @@ pub(crate) struct Library {
     inner: Arc<Inner>,
 }
 
+/// How a library is kept.
+#[derive(Debug, Clone)]
+pub(crate) struct Shelving {
+    pub(crate) mode: Mode,
+    /// The folder of the repository that is the site.
+    pub(crate) site_path: Vec<String>,
+    /// The largest revision, unpacked.
+    pub(crate) size_max: u64,
+    /// How much of all sites is held in memory.
+    pub(crate) memory_max: u64,
+    /// The bot's name, which every answer bears.
+    pub(crate) name: String,
+}
+
 struct Inner {
     dir: PathBuf,
-    mode: Mode,
-    site_path: Vec<String>,
-    size_max: u64,
+    shelving: Shelving,
+    vault: Arc<Vault>,
     shelf: Mutex<Shelf>,
     last_draft: AtomicU64,
 }
@@ -75,7 +88,7 @@ impl ContentError {
 impl Library {
     /// The library in `dir`, which is made if it is missing. Drafts and files of an earlier process are thrown away: only
     /// what git can verify outlives a power cut.
-    pub(crate) fn open(dir: &Path, mode: Mode, site_path: Vec<String>, size_max: u64) -> Result<Self, ContentError> {
+    pub(crate) fn open(dir: &Path, shelving: Shelving) -> Result<Self, ContentError> {
         let (drafts, work) = (dir.join("drafts"), dir.join("work"));
         for path in [&drafts, &work] {
             match fs::remove_dir_all(path) {
@@ -87,8 +100,8 @@ impl Library {
             fs::create_dir_all(&path).map_err(ContentError::disk("make the folder", &path))?;
         }
         let dir = dir.canonicalize().map_err(ContentError::disk("find", dir))?;
-        let shelf = Mutex::default();
-        let inner = Inner { dir, mode, site_path, size_max, shelf, last_draft: AtomicU64::new(0) };
+        let (shelf, vault) = (Mutex::default(), Vault::new(&dir.join("drafts"), shelving.memory_max));
+        let inner = Inner { dir, shelving, vault, shelf, last_draft: AtomicU64::new(0) };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -99,7 +112,7 @@ impl Library {
             return Ok(());
         }
         let draft = self.draft();
-        let fetched = fetch::fetch(&wanted, &draft, self.inner.size_max, self.site()).await;
+        let fetched = fetch::fetch(&wanted, &draft, self.inner.shelving.size_max, self.site()).await;
         if let Err(error) = fetched {
             let _leftovers = fs::remove_dir_all(&draft);
             return Err(error);
@@ -119,10 +132,8 @@ impl Library {
         if !repository.is_dir() {
             return Err(ContentError::Fetch(format!("{sha} is not on disk")));
         }
-        let made = match self.inner.mode {
-            Mode::Static => store::load(&repository, sha, self.site(), self.inner.size_max).map(|site| {
-                self.shelf().sites.insert(sha.to_owned(), Arc::new(site));
-            }),
+        let made = match self.inner.shelving.mode {
+            Mode::Static => self.put_together(&repository, sha),
             Mode::App => self.check_out(&repository, sha),
         };
         if made.is_err() {
@@ -131,14 +142,28 @@ impl Library {
         made
     }
 
+    /// Reads a site; what can be compressed follows on a thread of its own, while the site is served already.
+    fn put_together(&self, repository: &Path, sha: &str) -> Result<(), ContentError> {
+        let name = &self.inner.shelving.name;
+        let begin = |modified_s| SiteBuilder::new(sha, modified_s, name, &self.inner.vault);
+        let loaded = store::load(repository, sha, self.site(), self.inner.shelving.size_max, begin)?;
+        let press = loaded.press();
+        self.shelf().sites.insert(sha.to_owned(), Arc::new(loaded.finish()));
+        let thread = std::thread::Builder::new().name(String::from("compress")).spawn(press);
+        if let Err(error) = thread {
+            tracing::warn!(%error, "files are served as they are: no thread to compress them can be had");
+        }
+        Ok(())
+    }
+
     fn check_out(&self, repository: &Path, sha: &str) -> Result<(), ContentError> {
         let work = self.place("work", sha);
-        store::verify(repository, sha, self.site(), self.inner.size_max)?;
+        store::verify(repository, sha, self.site(), self.inner.shelving.size_max)?;
         if work.is_dir() {
             return Ok(());
         }
         let draft = self.draft();
-        let done = store::check_out(repository, sha, self.site(), self.inner.size_max, &draft)
+        let done = store::check_out(repository, sha, self.site(), self.inner.shelving.size_max, &draft)
             .and_then(|()| self.put(&draft, &work));
         if done.is_err() {
             let _leftovers = fs::remove_dir_all(&draft);
@@ -149,6 +174,11 @@ impl Library {
     /// The site of a prepared commit, in static mode.
     pub(crate) fn site_of(&self, sha: &str) -> Option<Arc<Site>> {
         self.shelf().sites.get(sha).cloned()
+    }
+
+    /// How much of all sites is held in memory.
+    pub(crate) fn memory_used(&self) -> u64 {
+        self.inner.vault.memory_used()
     }
 
     /// The files of a prepared commit, in app mode.
@@ -212,7 +242,7 @@ impl Library {
     }
 
     fn site(&self) -> &[String] {
-        &self.inner.site_path
+        &self.inner.shelving.site_path
     }
 
     fn shelf(&self) -> MutexGuard<'_, Shelf> {

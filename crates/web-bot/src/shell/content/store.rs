@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use git2::{ObjectType, Oid, Repository, Tree};
 
 use super::{ContentError, FILES_MAX};
-use crate::shell::plane::Site;
+use crate::shell::plane::SiteBuilder;
 
 /// The deepest folder; more is a tree made to exhaust us.
 const DEPTH_MAX: usize = 64;
@@ -27,12 +27,18 @@ pub(crate) fn verify(repository: &Path, sha: &str, site: &[String], size_max: u6
     visit(repository, sha, site, size_max, |_| Ok(()))
 }
 
-/// Reads the site into memory.
-pub(crate) fn load(repository: &Path, sha: &str, site: &[String], size_max: u64) -> Result<Site, ContentError> {
-    let mut loaded = Site::new(sha);
+/// Reads the site's files into what will be a site; `begin` makes it, given the commit's time in seconds since 1970.
+pub(crate) fn load(
+    repository: &Path,
+    sha: &str,
+    site: &[String],
+    size_max: u64,
+    begin: impl FnOnce(u64) -> SiteBuilder,
+) -> Result<SiteBuilder, ContentError> {
+    let time = Repository::open_bare(repository)?.find_commit(Oid::from_str(sha)?)?.time().seconds();
+    let mut loaded = begin(u64::try_from(time).unwrap_or(0));
     visit(repository, sha, site, size_max, |file| {
-        loaded.add(file.path, &file.id.to_string(), file.data);
-        Ok(())
+        loaded.add(file.path, &file.id.to_string(), file.data).map_err(|e| ContentError::Unsound(e.to_string()))
     })?;
     Ok(loaded)
 }

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use axum::{Router, body::Bytes, routing::get};
 use git2::{Oid, Repository, Signature};
 
-use super::{ContentError, Library, Wanted};
+use super::{ContentError, Library, Shelving, Wanted};
 use crate::machine::Mode;
 
 struct Origin {
@@ -77,7 +77,12 @@ async fn content_bot(pack: Vec<u8>) -> String {
 }
 
 fn library(dir: &Path, mode: Mode) -> Library {
-    Library::open(dir, mode, Vec::new(), 1 << 20).expect("open")
+    Library::open(dir, shelving(mode, &[], 1 << 20)).expect("open")
+}
+
+fn shelving(mode: Mode, site: &[&str], size_max: u64) -> Shelving {
+    let site_path = site.iter().map(|part| (*part).to_owned()).collect();
+    Shelving { mode, site_path, size_max, memory_max: 1 << 20, name: String::from("web-1") }
 }
 
 #[tokio::test]
@@ -88,7 +93,9 @@ async fn a_pack_is_enough() {
     let wanted = Wanted { pack_urls: vec![url], origin: String::new(), ..origin.wanted() };
     library.prepare(wanted.clone()).await.expect("prepared");
     let site = library.site_of(&origin.sha).expect("in memory");
-    let get = |path: &str| site.answer(&hyper::Method::GET, path, &hyper::HeaderMap::new()).status().as_u16();
+    let get = |path: &str| {
+        site.answer(&hyper::Method::GET, &path.parse().expect("a path"), &hyper::HeaderMap::new()).status().as_u16()
+    };
     assert_eq!([get("/"), get("/css/site.css"), get("/leak")], [200, 200, 404]);
     // What is on disk needs no network, also for the next process.
     drop(library);
@@ -152,15 +159,15 @@ async fn what_is_not_wanted_any_more_is_deleted_and_damage_is_mended() {
 async fn limits_and_folders_are_named() {
     let (origin, dir) = (origin(), tempfile::tempdir().expect("a folder"));
     let check = async |site: &str, size_max: u64, expected: &str| {
-        let library = Library::open(dir.path(), Mode::Static, vec![site.to_owned()], size_max).expect("open");
+        let library = Library::open(dir.path(), shelving(Mode::Static, &[site], size_max)).expect("open");
         let error: ContentError = library.prepare(origin.wanted()).await.expect_err("refused");
         assert!(error.to_string().contains(expected), "{error}");
     };
     check("nowhere", 1 << 20, "content.path_in_repo").await;
     check("css", 3, "content.size_max_bytes").await;
-    let library = Library::open(dir.path(), Mode::Static, vec![String::from("css")], 1 << 20).expect("open");
+    let library = Library::open(dir.path(), shelving(Mode::Static, &["css"], 1 << 20)).expect("open");
     library.prepare(origin.wanted()).await.expect("prepared");
     let site = library.site_of(&origin.sha).expect("in memory");
-    let answer = site.answer(&hyper::Method::GET, "/site.css", &hyper::HeaderMap::new());
+    let answer = site.answer(&hyper::Method::GET, &"/site.css".parse().expect("a path"), &hyper::HeaderMap::new());
     assert_eq!(answer.status().as_u16(), 200);
 }

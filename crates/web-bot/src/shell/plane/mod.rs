@@ -4,16 +4,20 @@
 //! A request keeps the route that it began with, and with it the commit: no answer mixes two.
 
 mod answer;
+mod log;
 mod meter;
 mod proxy;
 mod serve;
 mod site;
 #[cfg(test)]
 mod tests;
+mod tls;
+mod workers;
 
 use std::{
     net::TcpListener as StdListener,
-    sync::{Arc, Mutex, PoisonError},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -22,14 +26,19 @@ use bots_core::{
     wire::WebLoad,
 };
 use hyper::header::HeaderValue;
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::{runtime::Runtime, sync::watch};
 
+pub(crate) use self::tls::TlsFiles;
+use self::{
+    log::{AccessLog, MaybeLog},
+    serve::Counters,
+    tls::Keys,
+    workers::Workers,
+};
 pub(crate) use self::{
     meter::{InFlight, Meter},
-    site::Site,
+    site::{Site, SiteBuilder, Vault},
 };
-use self::{proxy::Proxy, serve::Counters};
 use crate::machine::Event;
 
 /// How often the load is measured while there is any.
@@ -79,46 +88,84 @@ struct Shared {
     name: HeaderValue,
     route: watch::Sender<Target>,
     meter: Meter,
-    proxy: Proxy,
     counters: Counters,
+    log: MaybeLog,
+    patience: Duration,
+    /// Requests that wait for a route.
+    held: AtomicUsize,
     /// Open connections, to be closed when the last answers are sent.
-    connections: Mutex<GracefulShutdown>,
+    connections: Mutex<watch::Sender<()>>,
+}
+
+/// Where and how to serve.
+pub(crate) struct Doors {
+    /// For connections as they are.
+    pub(crate) plain: StdListener,
+    /// For TLS.
+    pub(crate) tls: Option<(StdListener, TlsFiles)>,
+    /// Where a line for each answer goes.
+    pub(crate) access_log: Option<PathBuf>,
+    /// How long the app may take to begin an answer.
+    pub(crate) app_answer_timeout: Duration,
+    /// How long a client may take to send the head of its next request, and to read something of what is sent to it.
+    pub(crate) patience: Duration,
 }
 
 impl Plane {
-    /// Begins to serve on `listener`; the first route is to be told.
+    /// Begins to serve; the first route is to be told.
     ///
     /// # Errors
-    /// If threads or the socket cannot be had.
-    pub(crate) fn start(
-        listener: StdListener,
-        name: &str,
-        app_answer_timeout: Duration,
-        events: Events<Event>,
-        metrics: &Metrics,
-    ) -> std::io::Result<Self> {
+    /// One line: threads, sockets or files cannot be had.
+    pub(crate) fn start(doors: Doors, name: &str, events: Events<Event>, metrics: &Metrics) -> Result<Self, String> {
+        let log = doors.access_log.map(|path| {
+            let open = AccessLog::open(path.clone(), metrics);
+            open.map(Arc::new)
+                .map_err(|e| format!("web.access_log: {}: {e}: name a file that the bot may write", path.display()))
+        });
+        let log = log.transpose()?;
+        let (tls, keys) = match doors.tls {
+            Some((listener, files)) => {
+                let keys = Keys::read(files)?;
+                (Some((listener, keys.acceptor()?)), Some(keys))
+            }
+            None => (None, None),
+        };
+        let failed = |e: std::io::Error| format!("cannot start the web server: {e}");
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS_MAX));
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(threads)
+            .worker_threads(1)
             .thread_name("web")
             .enable_all()
-            .build()?;
+            .build()
+            .map_err(failed)?;
         let shared = Arc::new(Shared {
-            name: HeaderValue::from_str(name).map_err(std::io::Error::other)?,
+            name: HeaderValue::from_str(name).map_err(|e| format!("name: {e}"))?,
             route: watch::Sender::new(Target::Refuse { state: String::from("starting") }),
             meter: Meter::new(),
-            proxy: Proxy::new(app_answer_timeout),
             counters: Counters::register(metrics),
-            connections: Mutex::new(GracefulShutdown::new()),
+            log,
+            patience: doors.patience,
+            held: AtomicUsize::new(0),
+            connections: Mutex::new(watch::Sender::new(())),
         });
-        listener.set_nonblocking(true)?;
-        let listener = {
-            let _context = runtime.enter();
-            tokio::net::TcpListener::from_std(listener)?
-        };
+        let (acceptor, secure) = tls.map_or((None, None), |(listener, acceptor)| (Some(acceptor), Some(listener)));
         let (measured, load) = watch::channel(WebLoad::default());
-        runtime.spawn(serve::accept(listener, Arc::clone(&shared)));
+        let workers = Workers::start(threads, &shared, doors.app_answer_timeout, acceptor.as_ref()).map_err(failed)?;
+        let workers = Arc::new(workers);
+        let _context = runtime.enter();
+        for (listener, secure) in [(Some(doors.plain), false), (secure, true)] {
+            let Some(listener) = listener else { continue };
+            listener.set_nonblocking(true).map_err(failed)?;
+            let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+            runtime.spawn(Arc::clone(&workers).accept(listener, secure));
+        }
+        runtime.spawn(async move {
+            if let Some(keys) = keys {
+                keys.follow().await;
+            }
+        });
         runtime.spawn(measure(shared.meter.clone(), measured, events));
+        drop(_context);
         Ok(Self { shared, load, runtime: Some(runtime) })
     }
 
@@ -131,10 +178,11 @@ impl Plane {
     /// are closed; connections that are opened meanwhile do not count.
     pub(crate) fn finish(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut connections = self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = std::mem::take(&mut *connections);
+        let open = std::mem::replace(&mut *connections, watch::Sender::new(()));
         let meter = self.shared.meter.clone();
         async move {
-            open.shutdown().await;
+            open.send_replace(());
+            open.closed().await;
             meter.still().await;
         }
     }

@@ -1,7 +1,7 @@
 //! The way to the app: streams bodies both ways, strips what belongs to one connection only, says who asked, and tries
 //! again what is safe to try again.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited, combinators::UnsyncBoxBody};
@@ -10,16 +10,18 @@ use hyper::{
     body::{Body, Incoming},
     header::{self, HeaderName, HeaderValue},
     http::{request::Parts, uri::PathAndQuery},
+    upgrade::OnUpgrade,
 };
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 
 use super::{
-    Backend, InFlight, Shared,
+    Backend, InFlight,
     answer::Answer,
-    serve::{Entered, mark, trouble},
+    serve::Entered,
+    workers::{Client as Asker, Worker},
 };
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -98,18 +100,26 @@ impl Proxy {
     }
 }
 
-impl Shared {
+impl Worker {
     /// Passes a request to the app and its answer back.
     pub(super) async fn forward(
         &self,
-        request: Request<Incoming>,
-        peer: SocketAddr,
+        mut request: Request<Incoming>,
+        client: Asker,
         in_flight: InFlight,
         first: (Arc<Backend>, bool, InFlight),
     ) -> Response<Answer> {
-        let (head, body) = request.into_parts();
+        let upgrade =
+            wanted_upgrade(request.headers(), request.version()).map(|to| (to, hyper::upgrade::on(&mut request)));
+        let (mut head, body) = request.into_parts();
+        // The other end of an upgrade is ours to join, and nobody else's.
+        head.extensions.clear();
+        let version = head.version;
         if head.method == Method::CONNECT {
-            return trouble(StatusCode::METHOD_NOT_ALLOWED, "this is not a forward proxy\n", in_flight);
+            return self.trouble(StatusCode::METHOD_NOT_ALLOWED, "this is not a forward proxy\n", in_flight);
+        }
+        if let Some((to, client_end)) = upgrade {
+            return self.tunnel(head, body, client, (to, client_end), in_flight, first).await;
         }
         let safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS) && body.is_end_stream();
         let tries = if safe { TRIES_MAX } else { 1 };
@@ -117,33 +127,94 @@ impl Shared {
         let mut entered = first;
         for last_try in (0..tries).rev() {
             let (backend, closing, at_app) = entered;
-            let Some(outgoing) = outgoing(&head, if safe { None } else { body.take() }, &backend, peer) else {
-                return trouble(StatusCode::BAD_REQUEST, "the address of the request cannot be used\n", in_flight);
+            let Some(outgoing) = outgoing(&head, if safe { None } else { body.take() }, &backend, client) else {
+                return self.trouble(StatusCode::BAD_REQUEST, "the address of the request cannot be used\n", in_flight);
             };
             match self.proxy.send(outgoing).await {
                 Ok(answer) => {
                     let (mut head, body) = answer.into_parts();
                     strip(&mut head.headers);
                     let answer = Response::from_parts(head, Answer::app(body, in_flight, at_app));
-                    return mark(answer, &backend.sha, closing);
+                    return self.mark(answer, &backend.sha, closing, version);
                 }
                 Err(Failure::Broken) if last_try > 0 => {
                     drop(at_app);
                     tokio::time::sleep(RETRY_PAUSE).await;
                     entered = match self.enter().await {
                         Entered::App { backend, closing, at_app } => (backend, closing, at_app),
-                        Entered::Refused { state } => return self.refuse(&state),
-                        Entered::Site { .. } => return self.refuse("waking"),
+                        Entered::Refused { state } => return self.refuse(&state, version),
+                        Entered::Site { .. } => return self.refuse("waking", version),
                     };
                 }
                 Err(failure) => {
                     let (status, text) = failure.status();
-                    return mark(trouble(status, text, in_flight), &backend.sha, closing);
+                    return self.mark(self.trouble(status, text, in_flight), &backend.sha, closing, version);
                 }
             }
         }
-        self.refuse("waking")
+        self.refuse("waking", version)
     }
+}
+
+/// A protocol to change to, and the client's end of the connection once it has changed.
+type Upgrade = (HeaderValue, OnUpgrade);
+
+impl Worker {
+    /// Asks the app to change to another protocol (WebSocket), and if it does, passes on bytes both ways until either
+    /// end has enough. The request is in flight for as long.
+    async fn tunnel(
+        &self,
+        head: Parts,
+        body: Incoming,
+        client: Asker,
+        (to, client_end): Upgrade,
+        in_flight: InFlight,
+        (backend, closing, at_app): (Arc<Backend>, bool, InFlight),
+    ) -> Response<Answer> {
+        let version = head.version;
+        let Some(mut outgoing) = outgoing(&head, Some(body), &backend, client) else {
+            return self.trouble(StatusCode::BAD_REQUEST, "the address of the request cannot be used\n", in_flight);
+        };
+        outgoing.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        outgoing.headers_mut().insert(header::UPGRADE, to);
+        let mut answer = match self.proxy.send(outgoing).await {
+            Ok(answer) => answer,
+            Err(failure) => {
+                let (status, text) = failure.status();
+                return self.mark(self.trouble(status, text, in_flight), &backend.sha, closing, version);
+            }
+        };
+        let taken = answer.headers().get(header::UPGRADE).cloned();
+        let Some(taken) = taken.filter(|_| answer.status() == StatusCode::SWITCHING_PROTOCOLS) else {
+            let (mut head, body) = answer.into_parts();
+            strip(&mut head.headers);
+            let answer = Response::from_parts(head, Answer::app(body, in_flight, at_app));
+            return self.mark(answer, &backend.sha, closing, version);
+        };
+        let app_end = hyper::upgrade::on(&mut answer);
+        tokio::spawn(async move {
+            let _until_its_end = (in_flight, at_app);
+            if let (Ok(client_end), Ok(app_end)) = tokio::join!(client_end, app_end) {
+                let (mut client_end, mut app_end) = (TokioIo::new(client_end), TokioIo::new(app_end));
+                // Whoever breaks off has had enough.
+                let _ended = tokio::io::copy_bidirectional(&mut client_end, &mut app_end).await;
+            }
+        });
+        let (mut head, _) = answer.into_parts();
+        strip(&mut head.headers);
+        let answer = Response::from_parts(head, Answer::memory(Bytes::new(), None));
+        let mut answer = self.mark(answer, &backend.sha, false, version);
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        answer.headers_mut().insert(header::UPGRADE, taken);
+        answer
+    }
+}
+
+/// The protocol that a client wants to change to, if it does. HTTP/2 knows no such thing.
+fn wanted_upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
+    let names = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let asked = names.flat_map(|names| names.split(',')).any(|name| name.trim().eq_ignore_ascii_case("upgrade"));
+    headers.get(header::UPGRADE).filter(|_| asked && version == Version::HTTP_11).cloned()
 }
 
 impl Failure {
@@ -159,7 +230,7 @@ impl Failure {
 }
 
 /// The request as the app shall see it; nothing if its address makes no sense there.
-fn outgoing(head: &Parts, body: Option<Incoming>, backend: &Backend, peer: SocketAddr) -> Option<Request<RequestBody>> {
+fn outgoing(head: &Parts, body: Option<Incoming>, backend: &Backend, client: Asker) -> Option<Request<RequestBody>> {
     let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let uri = Uri::builder().scheme("http").authority(format!("127.0.0.1:{}", backend.port)).path_and_query(path);
     let body = match body {
@@ -172,20 +243,21 @@ fn outgoing(head: &Parts, body: Option<Incoming>, backend: &Backend, peer: Socke
     *request.version_mut() = Version::HTTP_11;
     let mut headers = head.headers.clone();
     strip(&mut headers);
-    introduce(&mut headers, peer);
+    introduce(&mut headers, client);
     *request.headers_mut() = headers;
     Some(request)
 }
 
 /// Says who asked, and for what host.
-fn introduce(headers: &mut HeaderMap, peer: SocketAddr) {
+fn introduce(headers: &mut HeaderMap, client: Asker) {
     let before: Vec<&str> = headers.get_all(&FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect();
-    let chain = before.into_iter().map(str::to_owned).chain([peer.ip().to_string()]).collect::<Vec<_>>().join(", ");
+    let chain =
+        before.into_iter().map(str::to_owned).chain([client.address.ip().to_string()]).collect::<Vec<_>>().join(", ");
     headers.remove(&FORWARDED_FOR);
     headers.extend(HeaderValue::from_str(&chain).ok().map(|chain| (FORWARDED_FOR, chain)));
     // A proxy in front knows better than we do.
     if !headers.contains_key(&FORWARDED_PROTO) {
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if client.secure { "https" } else { "http" }));
     }
     if !headers.contains_key(&FORWARDED_HOST)
         && let Some(host) = headers.get(header::HOST).cloned()
@@ -254,7 +326,7 @@ mod tests {
 
     #[test]
     fn the_app_learns_who_asked() {
-        let peer: SocketAddr = "10.0.0.7:4711".parse().expect("address");
+        let peer = Asker { address: "10.0.0.7:4711".parse().expect("address"), secure: false };
         let mut found = headers(&[("host", "example.org")]);
         introduce(&mut found, peer);
         let wanted = [

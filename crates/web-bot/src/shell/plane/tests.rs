@@ -14,7 +14,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::{Backend, Meter, Plane, Site, Target};
+use super::{Backend, Doors, Meter, Plane, SiteBuilder, Target, TlsFiles, Vault};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -24,10 +24,15 @@ struct Stand {
 }
 
 fn stand(app_answer_timeout: Duration) -> Stand {
+    stand_with(app_answer_timeout, PATIENCE, None)
+}
+
+fn stand_with(app_answer_timeout: Duration, patience: Duration, tls: Option<(StdListener, TlsFiles)>) -> Stand {
     let listener = StdListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
     let address = listener.local_addr().expect("address");
     let (events, _queue) = runtime::queue();
-    let plane = Plane::start(listener, "web-1", app_answer_timeout, events, &Metrics::new()).expect("start");
+    let doors = Doors { plain: listener, tls, access_log: None, app_answer_timeout, patience };
+    let plane = Plane::start(doors, "web-1", events, &Metrics::new()).expect("start");
     Stand { plane, address }
 }
 
@@ -43,10 +48,11 @@ impl Stand {
 }
 
 fn files(sha: &str) -> Target {
-    let mut site = Site::new(sha);
-    site.add("index.html", "e1", format!("page of {sha}").as_bytes());
-    site.add("big", "e2", &vec![b'x'; 32 << 20]);
-    Target::Static { site: Arc::new(site), closing: false }
+    let vault = Vault::new(&std::env::temp_dir(), 256 << 20);
+    let mut site = SiteBuilder::new(sha, 0, "web-1", &vault);
+    site.add("index.html", "e1", format!("page of {sha}").as_bytes()).expect("added");
+    site.add("big", "e2", &vec![b'x'; 32 << 20]).expect("added");
+    Target::Static { site: Arc::new(site.finish()), closing: false }
 }
 
 fn text(answer: &http::Response) -> &str {
@@ -79,6 +85,9 @@ async fn app(answer: &'static str, pause: Duration) -> (Arc<Backend>, tokio::syn
 
 const HELLO: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nx-app: yes\r\nkeep-alive: timeout=9\r\n\
                      x-bots-revision: forged\r\nconnection: close\r\n\r\nhello";
+
+mod hostile;
+mod streams;
 
 #[tokio::test]
 async fn an_idle_bot_says_so_and_names_its_state() {

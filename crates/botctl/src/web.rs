@@ -1,0 +1,109 @@
+//! `botctl web`: what an operator asks of a web fleet, as edits of its configuration. Pure; the bots watch that key.
+
+use clap::Subcommand;
+
+use crate::failure::Failure;
+
+/// What to do with a web fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum Web {
+    /// Say how few and how many bots may serve
+    Scale {
+        /// The scope
+        scope: String,
+        /// At least so many
+        #[arg(long)]
+        min: Option<u32>,
+        /// At most so many
+        #[arg(long)]
+        max: Option<u32>,
+        /// How many requests in flight one bot shall carry
+        #[arg(long)]
+        target: Option<u32>,
+    },
+    /// Let exactly so many bots serve, whatever the load; `scale` ends it
+    Pin {
+        /// The scope
+        scope: String,
+        /// How many
+        count: u32,
+    },
+    /// Replace every app's instance by a new one, without losing a request
+    Restart {
+        /// The scope
+        scope: String,
+    },
+    /// Let a bot finish its requests and rest; another takes its place if there is one
+    Drain {
+        /// The scope
+        scope: String,
+        /// The bot
+        name: String,
+    },
+    /// Let a drained bot serve again when load calls for it
+    Wake {
+        /// The scope
+        scope: String,
+        /// The bot
+        name: String,
+    },
+}
+
+/// The edit of a scope's configuration that does it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Edit {
+    pub(crate) scope: String,
+    pub(crate) set: Vec<String>,
+    pub(crate) unset: Vec<String>,
+}
+
+/// Puts a request into the configuration's terms. `now_unix_ms` tells one restart from the next.
+pub(crate) fn edit(asked: Web, now_unix_ms: u64) -> Result<Edit, Failure> {
+    let (scope, set, unset) = match asked {
+        Web::Scale { scope, min, max, target } => {
+            let fields = [("min", min), ("max", max), ("target_in_flight", target)];
+            let set: Vec<String> = fields
+                .iter()
+                .filter_map(|(name, value)| value.map(|value| format!("scaling.{name}={value}")))
+                .collect();
+            if set.is_empty() {
+                return Err(Failure::usage("nothing to scale: give --min, --max or --target"));
+            }
+            (scope, set, Vec::new())
+        }
+        Web::Pin { scope, count } => {
+            (scope, vec![format!("scaling.min={count}"), format!("scaling.max={count}")], Vec::new())
+        }
+        Web::Restart { scope } => (scope, vec![format!("restart={now_unix_ms}")], Vec::new()),
+        Web::Drain { scope, name } => (scope, vec![format!("drain.\"{name}\"=true")], Vec::new()),
+        Web::Wake { scope, name } => (scope, Vec::new(), vec![format!("drain.\"{name}\"")]),
+    };
+    Ok(Edit { scope, set, unset })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(asked: Web, before: serde_json::Value, after: &serde_json::Value) {
+        let Edit { set, unset, .. } = edit(asked, 7).expect("an edit");
+        assert_eq!(crate::config::apply(before, &set, &unset).expect("applied"), *after);
+    }
+
+    #[test]
+    fn requests_are_edits() {
+        let scope = || String::from("web");
+        let scale = Web::Scale { scope: scope(), min: Some(2), max: None, target: Some(16) };
+        check(scale, json!({"mine": 1}), &json!({"mine": 1, "scaling": {"min": 2, "target_in_flight": 16}}));
+        check(Web::Pin { scope: scope(), count: 3 }, json!({}), &json!({"scaling": {"min": 3, "max": 3}}));
+        let (drain, wake) = (|name: &str| Web::Drain { scope: scope(), name: name.to_owned() }, "web-1.example");
+        check(drain(wake), json!({}), &json!({"drain": {"web-1.example": true}}));
+        let awake = Web::Wake { scope: scope(), name: wake.to_owned() };
+        check(awake, json!({"drain": {"web-1.example": true, "b": true}}), &json!({"drain": {"b": true}}));
+        check(Web::Restart { scope: scope() }, json!({"restart": 3}), &json!({"restart": 7}));
+        let nothing = Web::Scale { scope: scope(), min: None, max: None, target: None };
+        assert!(edit(nothing, 7).expect_err("nothing to do").message.contains("--min"));
+    }
+}

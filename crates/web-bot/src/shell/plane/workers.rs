@@ -1,0 +1,285 @@
+//! Threads and connections: one runtime a thread, so that a connection never changes cores; accept within limits; be
+//! patient with slow clients, but not for ever.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::Sleep,
+};
+
+use tokio_rustls::TlsAcceptor;
+
+use super::{Shared, proxy::Proxy, tls::is_http2};
+
+/// Connections at once. Each costs a few kilobytes; more clients than this belong behind a proxy.
+const CONNECTIONS_MAX: usize = 8_192;
+
+/// Connections that a worker has not looked at yet.
+const QUEUE_MAX: usize = 1_024;
+
+/// How long the two ends may take to agree on how to encrypt.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(15);
+
+/// The largest head of a request, all its lines together. Cookies and tokens of real clients fit twice.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// Requests at once on one connection (HTTP/2); browsers ask for about a hundred.
+const STREAMS_MAX: u32 = 128;
+
+/// How often a silent HTTP/2 connection is asked whether it lives, and how long the answer may take.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// How a connection that speaks HTTP/2 without asking begins.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
+/// One thread's part of the work.
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) proxy: Proxy,
+    tls: Option<TlsAcceptor>,
+    open: AtomicUsize,
+}
+
+/// All threads, as the one that accepts sees them.
+pub(super) struct Workers {
+    places: Arc<Semaphore>,
+    workers: Vec<(Arc<Worker>, mpsc::Sender<Accepted>)>,
+}
+
+/// Who asks, and how.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Client {
+    pub(super) address: SocketAddr,
+    /// Under TLS.
+    pub(super) secure: bool,
+}
+
+/// A connection on its way to a worker.
+struct Accepted {
+    stream: std::net::TcpStream,
+    client: Client,
+    /// Its place among [`CONNECTIONS_MAX`].
+    place: OwnedSemaphorePermit,
+}
+
+impl Workers {
+    /// Starts `threads` threads; they end when this is dropped.
+    pub(super) fn start(
+        threads: usize,
+        shared: &Arc<Shared>,
+        app_answer_timeout: Duration,
+        tls: Option<&TlsAcceptor>,
+    ) -> io::Result<Self> {
+        let mut workers = Vec::new();
+        for number in 0..threads.max(1) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let (sender, mut queue) = mpsc::channel::<Accepted>(QUEUE_MAX);
+            let proxy = Proxy::new(app_answer_timeout);
+            let (shared, tls, open) = (Arc::clone(shared), tls.cloned(), AtomicUsize::new(0));
+            let worker = Arc::new(Worker { shared, proxy, tls, open });
+            let mine = Arc::clone(&worker);
+            std::thread::Builder::new().name(format!("web-{number}")).spawn(move || {
+                runtime.block_on(async move {
+                    while let Some(accepted) = queue.recv().await {
+                        tokio::spawn(Arc::clone(&mine).take(accepted));
+                    }
+                });
+                // Tasks that read from disk may still wait there.
+                runtime.shutdown_background();
+            })?;
+            workers.push((worker, sender));
+        }
+        Ok(Self { places: Arc::new(Semaphore::new(CONNECTIONS_MAX)), workers })
+    }
+
+    /// Takes connections until the runtime ends.
+    pub(super) async fn accept(self: Arc<Self>, listener: TcpListener, secure: bool) {
+        let places = Arc::clone(&self.places);
+        loop {
+            let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+            let taken = match listener.accept().await {
+                Ok((stream, address)) => {
+                    stream.into_std().map(|stream| Accepted { stream, client: Client { address, secure }, place })
+                }
+                Err(error) => Err(error),
+            };
+            match taken {
+                Ok(accepted) => self.hand_over(accepted).await,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// To the worker that has the fewest.
+    async fn hand_over(&self, accepted: Accepted) {
+        let fewest = self.workers.iter().min_by_key(|(worker, _)| worker.open.load(Ordering::Relaxed));
+        if let Some((worker, queue)) = fewest {
+            worker.open.fetch_add(1, Ordering::Relaxed);
+            // A worker that is gone is one of a data plane that is being dropped.
+            let _gone = queue.send(accepted).await;
+        }
+    }
+}
+
+impl Worker {
+    async fn take(self: Arc<Self>, accepted: Accepted) {
+        let Accepted { stream, client, place } = accepted;
+        self.shared.counters.connections.inc();
+        if let Ok(stream) = TcpStream::from_std(stream) {
+            Arc::clone(&self).connection(stream, client).await;
+        }
+        self.shared.counters.connections.dec();
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        drop(place);
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream, client: Client) {
+        let _best_effort = stream.set_nodelay(true);
+        if let Some(acceptor) = self.tls.clone().filter(|_| client.secure) {
+            let handshake = acceptor.accept(Patient::new(stream, self.shared.patience));
+            let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await else { return };
+            match is_http2(stream.get_ref().1.alpn_protocol()) {
+                true => self.http2(stream, client).await,
+                false => self.http1(stream, client).await,
+            }
+            return;
+        }
+        // Who speaks HTTP/2 without asking says so in its first packet.
+        let mut first = [0; HTTP2_PREFACE.len()];
+        let Ok(Ok(n)) = tokio::time::timeout(self.shared.patience, stream.peek(&mut first)).await else { return };
+        let stream = Patient::new(stream, self.shared.patience);
+        match first.get(..n) {
+            Some([]) | None => {}
+            Some(HTTP2_PREFACE) => self.http2(stream, client).await,
+            Some(_) => self.http1(stream, client).await,
+        }
+    }
+
+    async fn http1(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, client: Client) {
+        let worker = Arc::clone(&self);
+        let service = service_fn(move |request| {
+            let worker = Arc::clone(&worker);
+            async move { Ok::<_, Infallible>(worker.answer(request, client).await) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.shared.patience)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let (mut closing, mut connection) = (self.closing(), pin!(connection));
+        tokio::select! {
+            // A client that breaks off is its own business.
+            _ended = connection.as_mut() => return,
+            _asked = closing.changed() => connection.as_mut().graceful_shutdown(),
+        }
+        let _ended = connection.await;
+    }
+
+    async fn http2(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, client: Client) {
+        let worker = Arc::clone(&self);
+        let service = service_fn(move |request| {
+            let worker = Arc::clone(&worker);
+            async move { Ok::<_, Infallible>(worker.answer(request, client).await) }
+        });
+        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_INTERVAL)
+            .serve_connection(TokioIo::new(stream), service);
+        let (mut closing, mut connection) = (self.closing(), pin!(connection));
+        tokio::select! {
+            // A client that breaks off is its own business.
+            _ended = connection.as_mut() => return,
+            _asked = closing.changed() => connection.as_mut().graceful_shutdown(),
+        }
+        let _ended = connection.await;
+    }
+
+    /// Tells when open connections are to be closed, each after the answer that is under way.
+    fn closing(&self) -> watch::Receiver<()> {
+        self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner).subscribe()
+    }
+}
+
+/// A connection that is given up when its other end reads nothing for too long.
+struct Patient<T> {
+    stream: T,
+    patience: Duration,
+    /// Runs while what is to be written cannot be.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> Patient<T> {
+    const fn new(stream: T, patience: Duration) -> Self {
+        Self { stream, patience, stalled: None }
+    }
+
+    fn wait(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            if self.stalled.is_some() {
+                self.stalled = None;
+            }
+            return written;
+        }
+        let patience = self.patience;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut)))
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Patient<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Patient<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.wait(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.wait(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
