@@ -65,6 +65,17 @@ pub struct Place<'s> {
     pub step_logs: bool,
 }
 
+impl<'s> Place<'s> {
+    /// On loopback, with leases of [`TTL_S`] seconds and nothing that is out of the ordinary.
+    #[must_use]
+    pub fn plain(scratch: &'s Scratch, logs: &'s Path, etcd: String) -> Self {
+        Self { scratch, logs, etcd, ttl_s: TTL_S, dcs: "", api_password: "", site: Site::default(), step_logs: false }
+    }
+}
+
+/// The length of leases where nobody says another, in seconds: the bots' own default.
+const TTL_S: u64 = 5;
+
 impl Bot {
     /// A bot of the workspace's `program`, with a configuration that begins with what all bots need and ends with
     /// `rest`. It is not started.

@@ -18,6 +18,7 @@ use fleet::{
     demo::{asked_to_stop, print},
     etcd::EtcdCluster,
     git::Origin,
+    ground::Site,
     http::{Http, Load},
     ports::free_port,
     scratch::Scratch,
@@ -171,14 +172,14 @@ impl Stand {
     async fn start() -> Result<Self> {
         let scratch = Scratch::new()?;
         let logs = scratch.dir("logs", None)?;
-        let etcd = EtcdCluster::start(&scratch, &logs, 1)?;
+        let etcd = EtcdCluster::start(&scratch, &logs, &[Site::default()])?;
         let store = Store::new(&etcd.hosts())?;
         until("etcd answers", DEADLINE, || async { store.look("web").await }).await?;
         let seed = scratch.dir("seed", None)?;
         fs::write(seed.join("index.html"), "<p>first</p>\n").context("write a page")?;
         let origin = Origin::new(&scratch, &logs, "site", &seed).await?;
         let me = std::env::current_exe().context("find this program")?;
-        let place = Place { scratch: &scratch, logs: &logs, etcd: etcd.hosts(), ttl_s: 5 };
+        let place = Place::plain(&scratch, &logs, etcd.hosts());
         let bots = (1..=BOTS).map(|number| {
             let name = format!("web-{number}");
             let data_dir = scratch.dir(&format!("{name}-data"), None)?;
@@ -260,7 +261,7 @@ impl Stand {
         let (mut before, mut starts, mut stops) = (names(&self.store.scope("web").await?), 0, 0);
         let mut load = None;
         while began.elapsed() < length {
-            let high = began.elapsed().as_millis() / SWING.as_millis() % 2 == 0;
+            let high = (began.elapsed().as_millis() / SWING.as_millis()).is_multiple_of(2);
             match load.take() {
                 None if high => load = Some(Load::start(OVERLOAD, Duration::ZERO, self.pages("/").await?)),
                 Some(running) if !high => {

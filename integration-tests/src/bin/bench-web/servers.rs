@@ -15,6 +15,7 @@ use fleet::{
     bots::{Bot, Place},
     etcd::EtcdCluster,
     git::Origin,
+    ground::Site,
     ports::free_port,
     process::{Process, Program, system_binary},
     scratch::Scratch,
@@ -60,7 +61,7 @@ impl Stand {
             .context("this comparison needs wrk and nginx: apt-get install wrk nginx")?;
         let scratch = Scratch::new()?;
         let logs = scratch.dir("logs", None)?;
-        let etcd = EtcdCluster::start(&scratch, &logs, 1)?;
+        let etcd = EtcdCluster::start(&scratch, &logs, &[Site::default()])?;
         let store = Store::new(&etcd.hosts())?;
         until("etcd answers", UP, || async { store.look("web").await }).await?;
         let seed = scratch.dir("seed", None)?;
@@ -89,7 +90,7 @@ impl Stand {
             conf = app_conf.display(),
             nginx = nginx.display()
         );
-        let place = Place { scratch: &scratch, logs: &logs, etcd: etcd.hosts(), ttl_s: 5 };
+        let place = Place::plain(&scratch, &logs, etcd.hosts());
         let bot = |scope: &str, web: String| {
             let data_dir = scratch.dir(&format!("{scope}-data"), None)?;
             let rest = format!("data_dir: {}\nttl_s: 5\ncontent:\n  scope: site\n{web}", data_dir.display());
