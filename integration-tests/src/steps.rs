@@ -129,7 +129,7 @@ mod tests {
             .unwrap();
         let renewal = |left, gained| {
             let (left, gained) = (Duration::from_millis(left), Duration::from_millis(gained));
-            Renewal { role: String::from("Primary"), left, gained }
+            Renewal { role: String::from("primary"), left, gained }
         };
         assert_eq!(log.renewals().unwrap(), [renewal(3_390, 4_950)]);
         fs::rename(&path, folder.path().join("steps.jsonl.1")).unwrap();
@@ -141,7 +141,7 @@ mod tests {
     fn line(event: &str, at: u64, until: u64) -> String {
         format!(
             "{{\"at\": {at}, \"event\": {{\"Dcs\": {{\"{event}\": {{\"lease\": 7, \"valid_until\": {until}}}}}}}, \
-             \"role\": \"Primary\", \"actions\": [], \"state\": {{}}}}\n"
+             \"role\": \"primary\", \"actions\": [], \"state\": {{}}}}\n"
         )
     }
 }

@@ -172,6 +172,13 @@ impl ScopeNow {
         self.members.keys().map(String::as_str).filter(|name| Some(*name) != self.leader() && streams(name)).collect()
     }
 
+    /// Whether the cluster's commits wait for somebody, as its `sync` key says.
+    #[must_use]
+    pub fn synchronous(&self) -> bool {
+        let sync = self.value("sync").and_then(|sync| serde_json::from_str::<serde_json::Value>(sync).ok());
+        sync.is_some_and(|sync| sync["sync_standby"].as_str().is_some_and(|names| !names.is_empty()))
+    }
+
     /// Whether an operator's request stands.
     #[must_use]
     pub fn switchover_pending(&self) -> bool {

@@ -177,11 +177,11 @@ pub fn longest_gap(acknowledged: &[Acknowledged], since: Duration) -> Duration {
     pairs.map(|w| w[1].at - w[0].at).max().unwrap_or_default()
 }
 
-/// For how long two servers acknowledged writes: from the first answer on a newer timeline to the last answer to a write that
-/// was sent after it and went to an older one. A timeline that two servers write on counts in the same way.
+/// For how long two servers acknowledged writes: from the first to the last write that went to an older timeline, was sent after
+/// the first answer on a newer one, and was acknowledged all the same. A timeline that two servers write on counts likewise.
 ///
 /// This is exact, whatever the pauses between writes: a server that was asked after its successor had answered, and said yes,
-/// was writable when it must not have been.
+/// was writable when it must not have been. An answer that was only held up on its way is none of these.
 #[must_use]
 pub fn two_writable(acknowledged: &[Acknowledged]) -> Duration {
     let mut firsts: BTreeMap<(i32, u16), Duration> = BTreeMap::new();
@@ -189,14 +189,16 @@ pub fn two_writable(acknowledged: &[Acknowledged]) -> Duration {
         let first = firsts.entry((write.timeline, write.port)).or_insert(write.at);
         *first = write.at.min(*first);
     }
-    let too_late = |write: &Acknowledged| {
-        let succeeded = |&(&(timeline, port), _): &(&(i32, u16), &Duration)| {
-            timeline > write.timeline || timeline == write.timeline && port != write.port
-        };
-        let successor = firsts.iter().filter(succeeded).map(|(_, first)| *first).min()?;
-        (write.sent > successor).then(|| write.at - successor)
+    let too_late = |write: &&Acknowledged| {
+        let mut successors = firsts.iter().filter(|((timeline, port), _)| {
+            *timeline > write.timeline || *timeline == write.timeline && *port != write.port
+        });
+        successors.any(|(_, first)| write.sent > *first)
     };
-    acknowledged.iter().filter_map(too_late).max().unwrap_or_default()
+    let late: Vec<&Acknowledged> = acknowledged.iter().filter(too_late).collect();
+    let (from, to) = (late.iter().map(|write| write.sent).min(), late.iter().map(|write| write.at).max());
+    // One alone is one too many, however quick it was.
+    from.zip(to).map(|(from, to)| (to - from).max(Duration::from_millis(1))).unwrap_or_default()
 }
 
 /// Whether two servers still took writes at the end.
@@ -297,7 +299,7 @@ mod tests {
     #[test]
     fn servers_that_write_side_by_side_are_two_as_long_as_both_do() {
         let both = [at(1, 0), at(2, 100), at(1, 200), at(2, 300), at(1, 400), at(2, 500)];
-        assert_eq!(two_writable(&both), ms(300));
+        assert_eq!(two_writable(&both), ms(200));
         assert!(two_writable_to_the_end(&both, ms(600)));
         assert!(!two_writable_to_the_end(&both, ms(900)), "only the second server still did");
     }
@@ -307,12 +309,12 @@ mod tests {
         let held_up = Acknowledged { sent: ms(90), ..at(1, 5_000) };
         assert_eq!(two_writable(&[at(1, 0), at(2, 100), at(2, 4_900), held_up]), ms(0));
         let late = Acknowledged { sent: ms(4_990), ..at(1, 5_000) };
-        assert_eq!(two_writable(&[at(1, 0), at(2, 100), at(2, 4_900), late]), ms(4_900));
+        assert_eq!(two_writable(&[at(1, 0), at(2, 100), at(2, 4_900), late]), ms(10));
     }
 
     #[test]
     fn two_servers_on_one_timeline_are_two() {
-        assert_eq!(two_writable(&[on(1, 1, 0), on(2, 1, 100), on(2, 1, 200)]), ms(200));
+        assert_eq!(two_writable(&[on(1, 1, 0), on(2, 1, 100), on(2, 1, 200)]), ms(100));
     }
 
     /// An answer of a server that writes on the timeline of its own number.

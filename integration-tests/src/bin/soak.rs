@@ -44,7 +44,7 @@ const FENCE: Duration = Duration::from_secs(TTL_S / 5);
 
 /// Keeps a cluster on a busy machine and reports every failover that nobody asked for
 ///
-/// The load is processes of the run's own: two for each core that only count, and one that writes and fsyncs without end on the
+/// The load is processes of the run's own: two for each core that only count, and four that write and fsync without end on the
 /// disk that etcd and Postgres are on. A client inserts at the primary all the time.
 #[derive(Debug, Parser)]
 struct Args {
@@ -55,7 +55,7 @@ struct Args {
     #[arg(long, default_value_t = 2)]
     cpu_burners: usize,
     /// Processes that write and fsync
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 4)]
     disk_burners: usize,
     /// Where the figures go
     #[arg(long, default_value = "target/bench/soak.json")]
@@ -87,20 +87,20 @@ struct Figures {
     longest_gap_ms: u64,
     renewals_of_the_primary: usize,
     /// The least time that was left on the primary's lease when a renewal had been answered.
-    smallest_margin_ms: u64,
+    smallest_margin_ms: Option<u64>,
     /// The least time that was left until the primary would have stopped its server.
-    smallest_margin_to_the_fence_ms: u64,
+    smallest_margin_to_the_fence_ms: Option<u64>,
     /// The same as the first, of the replicas' leases.
-    smallest_margin_of_a_replica_ms: u64,
+    smallest_margin_of_a_replica_ms: Option<u64>,
     /// What the bots have logged as errors.
     errors: Vec<String>,
 }
 
 /// The least that was left.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Margins {
-    primary: Duration,
-    replica: Duration,
+    primary: Option<Duration>,
+    replica: Option<Duration>,
     renewals: usize,
 }
 
@@ -171,7 +171,7 @@ async fn soak(fleet: &mut Fleet, args: &Args) -> Result<Figures> {
     let standing = standing(fleet).await?;
     let burners = start_burners(fleet, args, cores)?;
     let (before, began) = (Busy::now(device.as_deref())?, Instant::now());
-    let mut margins = Margins { primary: Duration::MAX, replica: Duration::MAX, renewals: 0 };
+    let mut margins = Margins::default();
     let (mut alarms, mut said) = (Vec::new(), began);
     while began.elapsed() < length {
         tokio::time::sleep(LOOK_INTERVAL).await;
@@ -187,7 +187,7 @@ async fn soak(fleet: &mut Fleet, args: &Args) -> Result<Figures> {
         }
         if said.elapsed() > SAY_INTERVAL {
             said = Instant::now();
-            let (minutes, margin) = (began.elapsed().as_secs() / 60, millis(margins.primary));
+            let (minutes, margin) = (began.elapsed().as_secs() / 60, margins.primary.map_or(0, millis));
             print(&format!("  {minutes} min: {} renewals, {margin} ms left at the least\n", margins.renewals))?;
         }
     }
@@ -209,9 +209,9 @@ async fn soak(fleet: &mut Fleet, args: &Args) -> Result<Figures> {
         lost: lost(&fleet.superuser(), &writes).await?,
         longest_gap_ms: millis(longest_gap(&writes, Duration::ZERO)),
         renewals_of_the_primary: margins.renewals,
-        smallest_margin_ms: millis(margins.primary),
-        smallest_margin_to_the_fence_ms: millis(margins.primary.saturating_sub(FENCE)),
-        smallest_margin_of_a_replica_ms: millis(margins.replica),
+        smallest_margin_ms: margins.primary.map(millis),
+        smallest_margin_to_the_fence_ms: margins.primary.map(|left| millis(left.saturating_sub(FENCE))),
+        smallest_margin_of_a_replica_ms: margins.replica.map(millis),
         errors: errors.collect(),
     })
 }
@@ -234,11 +234,11 @@ impl Figures {
 impl Margins {
     fn add(&mut self, log: &mut StepLog) -> Result<()> {
         for renewal in log.renewals()? {
-            if renewal.role == "Primary" {
-                self.primary = self.primary.min(renewal.left);
+            if renewal.role == "primary" {
+                self.primary = self.primary.into_iter().chain([renewal.left]).min();
                 self.renewals += 1;
             } else {
-                self.replica = self.replica.min(renewal.left);
+                self.replica = self.replica.into_iter().chain([renewal.left]).min();
             }
         }
         Ok(())

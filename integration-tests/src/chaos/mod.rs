@@ -215,7 +215,7 @@ async fn wreak(deeds: &mut Deeds<'_>, wish: &Wish, say: &mut impl FnMut(&str)) -
 async fn in_force(fleet: &Fleet, wish: &Wish) -> Result<()> {
     until(&format!("{:?}, failsafe {} in force", wish.mode, wish.failsafe), SETTLE_DEADLINE, || async {
         let now = fleet.store.look(MAIN).await?;
-        let named = now.value("sync").is_some_and(|sync| sync.contains("pg-"));
+        let named = now.synchronous();
         let failsafe = now.value("failsafe").map_or(0, |members| members.matches("pg-").count());
         if (wish.mode == Mode::Async || named) && (!wish.failsafe || failsafe >= MEMBERS) {
             return Ok(());

@@ -154,7 +154,7 @@ impl Contender {
         until(&format!("{}: {settings:?} in force", self.tool), SETTINGS_DEADLINE, || async {
             let now = self.fleet.store.look(MAIN).await?;
             let said = login.ask(synchronous).await.map_err(|error| format!("{error:#}"))?;
-            let named = now.value("sync").is_some_and(|sync| sync.contains("pg-"));
+            let named = now.synchronous();
             let failsafe = now.value("failsafe").map_or(0, |members| members.matches("/patroni").count());
             let synchronous = settings.synchronous.map_or(said == "false false", |_| said == "true true" && named);
             if synchronous && (!settings.failsafe || failsafe == MEMBERS) {

@@ -15,8 +15,8 @@ use crate::{
 const NOT_SHOWN: &str = "\
 All members, etcd and the clients share one machine: what a network adds is not in the figures, and a busy neighbour is.
 A killed node refuses connections at once; one without power would be silent. No watchdog device is used by anybody.
-\"Both\" is from the first write that the new primary acknowledged to the last that the old one was asked for after it and
-acknowledged, on one clock; it is watched for 10 s, and `>` says that it had not ended.
+\"Both\" is from the first to the last write that the old primary acknowledged though it was asked for it after the new one had
+acknowledged one, on one clock; it is watched for 10 s, and `>` says that it had not ended.
 Parts of a table that were measured at different times (see the JSON) are comparable as far as the machine was alike.
 ";
 
