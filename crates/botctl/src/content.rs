@@ -295,7 +295,7 @@ mod tests {
         let want = "STATE        GENERATION  COMMIT   SINCE       NOTE\n\
                     candidate             4  1111111\n\
                     live                  3  aaaaaaa  10 s        New header\n\
-                    past                  2  0123456  1 min       Old header\n\
+                    past                  2  0123456  1 min 0 s   Old header\n\
                     past                  1  bad0bad  1 min 40 s  Oops\n\
                     quarantined              bad0bad  5 s         verify.command says no (exit code 1): broken link\n";
         assert_eq!(got, want);
