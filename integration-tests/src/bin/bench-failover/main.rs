@@ -226,8 +226,10 @@ fn record(measured: &mut Rounds, key: (Fault, Tool), round: usize, outcome: Resu
             rounds.push(seen);
         }
         Err(error) => {
-            eprintln!("bench-failover: {fault}, {tool}, round {round} FAILED: {error:#}");
-            failures.push(format!("round {round}: {error:#}").lines().next().unwrap_or_default().to_owned());
+            // The rest is the ends of all clusters' logs.
+            let why = format!("{error:#}").lines().next().unwrap_or_default().to_owned();
+            eprintln!("bench-failover: {fault}, {tool}, round {round} FAILED: {why}");
+            failures.push(format!("round {round}: {why}"));
         }
     }
 }

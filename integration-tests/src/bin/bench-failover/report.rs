@@ -116,8 +116,11 @@ impl Report {
     }
 
     fn compare(&mut self) {
+        // Where the first tool has failed, nothing is compared with the second instead.
+        let first = self.faults.iter().map(|series| series.tool).min();
+        let of_first = self.faults.iter().filter(|series| Some(series.tool) == first);
         let firsts: BTreeMap<Fault, u64> =
-            self.faults.iter().rev().filter_map(|series| Some((series.fault, series.median_ms?))).collect();
+            of_first.filter_map(|series| Some((series.fault, series.median_ms?))).collect();
         for series in &mut self.faults {
             let ratio = series.median_ms.zip(firsts.get(&series.fault)).filter(|(own, first)| *own > 0 && **first > 0);
             series.ratio = ratio.map(|(own, first)| round(own as f64 / *first as f64));
