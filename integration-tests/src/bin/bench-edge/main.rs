@@ -90,7 +90,8 @@ struct Bench {
     members: [StandIn; 2],
     leader: usize,
     stock_port: u16,
-    _stock: Process,
+    /// Runs for as long as it is kept.
+    stock: Process,
 }
 
 #[tokio::main]
@@ -123,7 +124,9 @@ async fn run(args: &Args) -> Result<()> {
         tokio::time::sleep(PAUSE_MIN + PAUSE_STEP * u32::from(flip % 27)).await;
         edge.push(bench.change_edge().await?);
     }
-    bench.fleet.stop().await?;
+    let Bench { fleet, stock: stock_proxy, .. } = bench;
+    drop(stock_proxy);
+    fleet.stop().await?;
     let (edge, stock) = (Figures::of(&edge)?, Figures::of(&stock)?);
     let report = Report { ratio: stock.p50_ms / edge.p50_ms, edge, stock };
     print(&report.table())?;
@@ -140,7 +143,7 @@ impl Bench {
         fleet.add_edge()?;
         let stock_port = free_port()?;
         let stock = stock_proxy(&fleet, &members, stock_port)?;
-        let bench = Self { fleet, members, leader: 0, stock_port, _stock: stock };
+        let bench = Self { fleet, members, leader: 0, stock_port, stock };
         bench.at_rest(true).await?;
         Ok(bench)
     }
