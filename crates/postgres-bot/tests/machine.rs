@@ -16,7 +16,7 @@ use bots_core::{
 use datadriven::TestCase;
 use postgres_bot::machine::{
     Command, CommandId, DataDir, Event, PeerAnswer, Postgres, PostgresBot, ReplicationSlot, Restart, Role, Running,
-    Server, Settings, SlotKind,
+    Server, Settings, SlotKind, Standby, WaitsFor,
 };
 use serde_json::json;
 use world::{Fate, SYSTEM_ID, World, member, scope, server, settings};
@@ -135,7 +135,15 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
                     let pending_restart =
                         args.text("pending").map(|name| (name.to_owned(), change)).into_iter().collect();
                     let slots = args.has("slots").then(|| slots(args));
-                    Postgres::Up(Server { streaming: args.has("streaming"), pending_restart, slots, ..up })
+                    // Who streams from a primary, and up to where it has flushed: `pg2=(500)`.
+                    let flushed = args.0.args.iter().filter(|(name, _)| name.starts_with("pg"));
+                    let standby = |said: &[String]| Standby { streams: true, flushed: Lsn(hex(&said[0])) };
+                    let standbys = flushed.filter(|_| !args.has("slots"));
+                    let standbys = standbys.map(|(name, said)| (name.clone(), standby(said))).collect();
+                    let names = world.configured().get("synchronous_standby_names").cloned().unwrap_or_default();
+                    let waits_for = WaitsFor { names, in_force: args.has("in_force") };
+                    let streaming = args.has("streaming");
+                    Postgres::Up(Server { streaming, pending_restart, slots, standbys, waits_for, ..up })
                 }
             });
         }
@@ -330,7 +338,7 @@ fn data_dir(args: &Args<'_>, running: Running) -> DataDir {
     }
 }
 
-/// `probed pg2=(TIMELINE,POSITION[,primary][,nolead])`
+/// `probed pg2=(TIMELINE,POSITION[,primary][,nolead][,unsure])`
 fn probed(world: &mut World, args: &Args<'_>) {
     let Some(id) = world.probe.take() else { return world.log.push(String::from("(nobody was asked)")) };
     let answer = |said: &Vec<String>| PeerAnswer {
@@ -339,6 +347,7 @@ fn probed(world: &mut World, args: &Args<'_>) {
         is_primary: said.iter().any(|word| word == "primary"),
         may_lead: !said.iter().any(|word| word == "nolead"),
         priority: said.iter().find_map(|word| word.strip_prefix("first")?.parse().ok()).unwrap_or(1),
+        sure: !said.iter().any(|word| word == "unsure"),
     };
     let peers = args.0.args.iter().filter(|(_, said)| said.len() >= 2);
     let answers: BTreeMap<String, PeerAnswer> = peers.map(|(name, said)| (name.clone(), answer(said))).collect();

@@ -140,6 +140,14 @@ pub struct Plan {
     pub app: bool,
     /// Whether a commit is tried on one web bot before all serve it.
     pub canary: bool,
+    /// The cluster's `synchronous_mode`, if it has one.
+    pub sync: Option<&'static str>,
+    /// Its `synchronous_mode_strict`.
+    pub strict: bool,
+    /// Its `synchronous_node_count`.
+    pub sync_count: u64,
+    /// Its `takeover`; in quorum mode alone.
+    pub takeover: bool,
 }
 
 impl Plan {
@@ -160,6 +168,8 @@ impl Plan {
         let some = |rng: &mut Rng, most: u64| if rng.chance(300) { rng.between(1, most) } else { 0 };
         let slow_network = rng.chance(250);
         let far = if slow_network { 80 } else { 8 };
+        let sync = *rng.pick(&[None, None, Some("on"), Some("quorum"), Some("quorum")]).unwrap_or(&None);
+        let takeover = rng.chance(600) && sync == Some("quorum");
         Self {
             cast,
             canary: density % 2 == 1,
@@ -181,6 +191,10 @@ impl Plan {
             start_timeout_s: *rng.pick(&[300, 300, 5, 0]).unwrap_or(&300),
             rewind: rng.chance(800),
             app: rng.chance(500),
+            sync,
+            takeover,
+            strict: rng.chance(250),
+            sync_count: *rng.pick(&[1, 1, 1, 2]).unwrap_or(&1),
         }
     }
 

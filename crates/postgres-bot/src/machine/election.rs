@@ -9,6 +9,7 @@ use bots_core::{
 };
 
 use super::{
+    dynamic::SyncMode,
     event::{Action, Job, JobResult, PeerAnswer, ProbeId},
     state::{DemoteStep, DemoteWhy, Phase, Primary, Timer},
     turn::{Happened, Turn},
@@ -49,12 +50,19 @@ impl Turn {
         if self.is_told_to_lead() {
             return None;
         }
+        if let Some(bar) = self.bar_by_sync() {
+            return Some(bar);
+        }
         let Some(position) = self.position_in_history() else {
             let (own, newest) = (server.timeline, s.timelines().current);
             return Some(format!(
                 "it is on timeline {own}, and the cluster's timeline {newest} does not go on from there"
             ));
         };
+        if s.sync_record().is_some() {
+            // The votes tell whether anything is missing that anybody was told of.
+            return None;
+        }
         let newest = s.timelines().current;
         if s.dynamic.check_timeline && server.timeline < newest {
             let own = server.timeline;
@@ -79,7 +87,7 @@ impl Turn {
     }
 
     /// An operator named this member, and no leader: a failover by hand, which takes the losses.
-    fn is_told_to_lead(&self) -> bool {
+    pub(super) fn is_told_to_lead(&self) -> bool {
         let request: Option<FailoverRequest> = self.s.view.json(&self.s.settings.scope.failover());
         request.is_some_and(|r| r.leader.is_none() && r.member.as_ref() == Some(&self.s.settings.name))
     }
@@ -123,6 +131,9 @@ impl Turn {
     /// The last leader, while it has the first go because it handed over in good order what this member lacks, and until
     /// when: a planned end loses nothing as long as the old leader can come back. Nothing if nobody has.
     fn handed_over_first(&self) -> Option<(String, Time)> {
+        if self.s.sync_record().is_some() {
+            return None;
+        }
         let status: PostgresStatus = self.s.view.json(&self.s.settings.scope.status())?;
         let old = status.handed_over_by.filter(|old| *old != self.s.settings.name)?;
         let behind = self.position_in_history()? < status.optime;
@@ -209,7 +220,7 @@ impl Turn {
             }
             return;
         };
-        let behind = self.stands_behind(&answers);
+        let behind = self.stands_behind(&answers).or_else(|| self.lacks_votes(&answers));
         let stands = behind.is_none();
         if let Phase::Candidate(candidate) = &mut self.s.phase {
             candidate.behind = behind;
@@ -255,10 +266,14 @@ impl Turn {
             }
             // Data that does not lie on the cluster's history is ahead of nothing, however far it goes.
             let theirs = self.s.place(peer.timeline, peer.position);
-            if peer.may_lead && theirs > ours {
+            if peer.may_lead && theirs > ours && self.counts_as_rival(name) {
                 return Some(format!("{name} is ahead: {} on timeline {}", peer.position, peer.timeline));
             }
-            let goes_first = peer.may_lead && theirs == ours && peer.priority > priority && preferred(name);
+            let goes_first = peer.may_lead
+                && self.counts_as_rival(name)
+                && theirs == ours
+                && peer.priority > priority
+                && preferred(name);
             goes_first.then(|| format!("{name} holds the same and has the failover_priority {}", peer.priority))
         })
     }
@@ -275,6 +290,10 @@ impl Turn {
                 Some(kv) => Compare::ModifiedAt(key, kv.modified),
                 None => Compare::Absent(key),
             });
+        }
+        if self.s.dynamic.synchronous_mode != SyncMode::Off || self.s.view.get(&self.s.settings.scope.sync()).is_some()
+        {
+            extra.push(self.s.sync_unchanged());
         }
         self.s.leadership.acquire(self.now, &mut self.s.membership, &self.s.view, extra, &mut out);
         self.push_dcs(out);

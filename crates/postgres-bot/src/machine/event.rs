@@ -98,6 +98,8 @@ pub struct PeerAnswer {
     pub may_lead: bool,
     /// Its `failover_priority`: who of several that hold the same goes first.
     pub priority: u32,
+    /// The position is of this moment and all that it has. Only then may it count as a vote.
+    pub sure: bool,
 }
 
 /// How to stop a server.
@@ -143,7 +145,8 @@ pub enum Job {
         /// Whom to follow.
         upstream: Option<Upstream>,
     },
-    /// Follow another upstream (or none) without a restart. Ends as [`JobResult::Done`].
+    /// Follow another upstream without a restart, or none. Ends as [`JobResult::Done`]; with none, once nothing is received and
+    /// nothing can be any more.
     Follow {
         /// Whom to follow.
         upstream: Option<Upstream>,

@@ -31,6 +31,7 @@ mod operator;
 mod pause;
 mod postgres;
 mod primary;
+mod quorum;
 mod reinit;
 mod rejoin;
 mod replica;
@@ -40,17 +41,21 @@ mod settings;
 mod share;
 mod slots;
 mod state;
+mod synchrony;
+mod takeover;
 mod timelines;
 mod turn;
+mod vote;
 
 use bots_core::machine::{Deadline, Machine, Report, Step, Time, TransitionTable};
 
 use self::turn::Turn;
 pub use self::{
-    dynamic::Dynamic,
+    dynamic::{Dynamic, SyncMode},
     event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, SlotChange, StopMode},
     operator::{Answer, Command, CommandId, Refusal, Restart},
-    postgres::{DataDir, Postgres, ReplicationSlot, Running, Server, SlotKind, Upstream},
+    postgres::{DataDir, Postgres, ReplicationSlot, Running, Server, SlotKind, Standby, Upstream, WaitsFor},
+    quorum::{Acks, Voters},
     role::{Role, TRANSITIONS},
     settings::{Live, Rules, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},
     state::State,

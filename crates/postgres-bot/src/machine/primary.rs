@@ -84,6 +84,7 @@ impl Turn {
         if checkpoint_due && self.s.job.is_none() && self.s.timers.armed(Timer::Retry).is_none() {
             self.run(Job::Checkpoint);
         }
+        self.drive_synchrony(happened);
         self.write_keys();
     }
 
@@ -145,7 +146,7 @@ impl Turn {
 
     /// The lock bears our name: bind it to the lease that we have now, then start in place.
     fn reclaim(&mut self) {
-        if self.s.may_use_lock(self.now) {
+        if self.s.may_use_lock(self.now) && self.takes_over_synchrony() {
             let step = if self.s.postgres.is_alive() { Recovery::Adopting } else { Recovery::Starting };
             self.s.phase = Phase::Recovering { step };
             self.s.timers.arm(Timer::Patience, self.now + self.s.dynamic.primary_start_timeout.max(Span::from_secs(1)));
@@ -270,6 +271,8 @@ impl Turn {
             let streaming = facts.replication_state.as_deref() == Some("streaming");
             if nofailover {
                 Some(Bar::No(format!("{name} has the tag nofailover")))
+            } else if self.s.sync_record().is_some() && !self.s.is_voter(name) {
+                Some(Bar::NotYet(format!("{name} is not a synchronous standby")))
             } else if member.head.state != "running" {
                 Some(Bar::NotYet(format!("{name} is {}, not running", member.head.state)))
             } else if !streaming || facts.timeline.is_some_and(|t| t != ours) {

@@ -15,9 +15,12 @@ use super::{
     operator::Operator,
     pause::Pause,
     postgres::{DataDir, Postgres, Running as Runs, Server, Upstream},
+    quorum::Voters,
     role::Role,
     settings::{Rules, Settings},
     slots::Slots,
+    synchrony::Synchrony,
+    takeover::Promise,
 };
 
 /// What the machine waits for with a clock in hand.
@@ -44,6 +47,10 @@ pub(super) enum Timer {
     RestartPatience,
     /// Replication slots are to be looked at again.
     Slots,
+    /// Look again whether the next step of the synchronous replication can be taken.
+    Sync,
+    /// Ask again whether a leader is there that nothing is received from, or etcd what it has not answered.
+    Takeover,
 }
 
 /// A running job.
@@ -194,6 +201,8 @@ pub(super) struct Reservation {
     /// The lock that it was asked for under.
     pub(super) fence: bots_core::leadership::Fence,
     pub(super) timeline: Timeline,
+    /// The `sync` key that was written with it, if the mode wants one.
+    pub(super) voters: Option<Voters>,
 }
 
 /// What a primary keeps track of.
@@ -281,6 +290,10 @@ pub struct State {
     pub(super) slots: Slots,
     /// What a pause must know.
     pub(super) pause: Pause,
+    /// Which standbys commits wait for, and who may lead because of that.
+    pub(super) synchrony: Synchrony,
+    /// What this member promises, or is about to, while it sees its leader gone.
+    pub(super) promise: Option<Promise>,
     /// The last copy from a member other than the leader failed: the next one is the leader's.
     pub(super) copy_leader: bool,
     /// The exit code and the line for the operator, if it is not an end that was asked for.
@@ -321,6 +334,8 @@ impl State {
             operator: Operator::default(),
             slots: Slots::default(),
             pause: Pause::default(),
+            synchrony: Synchrony::default(),
+            promise: None,
             copy_leader: false,
             farewell: None,
             exited: false,
@@ -663,6 +678,6 @@ impl State {
         {
             return Err(format!("a {} whose server accepts writes", self.role()));
         }
-        Ok(())
+        self.check_synchrony()
     }
 }

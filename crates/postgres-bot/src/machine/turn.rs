@@ -13,7 +13,7 @@ use bots_core::{
 
 use super::{
     PostgresBot,
-    dynamic::{Dynamic, effective_parameters, effective_rules},
+    dynamic::{Dynamic, STANDBY_NAMES, effective_parameters, effective_rules},
     event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, StopMode},
     postgres::{DataDir, Postgres, Running as Runs, Server},
     share,
@@ -121,6 +121,7 @@ impl Turn {
         self.note_leader();
         self.configure();
         self.note_pause();
+        self.take_sync_answer(&happened);
         self.drive(happened);
         while !self.s.exited
             && let Some(timer) = self.s.timers.take_due(self.now)
@@ -146,6 +147,7 @@ impl Turn {
                 self.s.membership.rest(self.now, rests, &mut out);
             }
             self.s.membership.advance(self.now, &mut out);
+            self.tell_standby_names();
             share::publish(&mut self.s, self.now, &mut out);
             self.push_membership(out);
         }
@@ -192,10 +194,21 @@ impl Turn {
         if before != after {
             self.s.passed.push(after);
             self.s.since = self.now;
-            let of_the_role =
-                [Timer::Retry, Timer::Patience, Timer::ShareStatus, Timer::Scheduled, Timer::Rewrite, Timer::Stalled];
+            let of_the_role = [
+                Timer::Retry,
+                Timer::Patience,
+                Timer::ShareStatus,
+                Timer::Scheduled,
+                Timer::Rewrite,
+                Timer::Stalled,
+                Timer::Sync,
+                Timer::Takeover,
+            ];
             for timer in of_the_role {
                 self.s.timers.disarm(timer);
+            }
+            if !self.s.may_have_reigned() {
+                self.s.synchrony.lay_down();
             }
             self.s.stall = Stall { rewound: self.s.stall.rewound, ..Stall::default() };
         }
@@ -299,7 +312,12 @@ impl Turn {
             self.s.membership.set_ttl(self.s.dynamic.ttl);
         }
         self.s.note_own_slot();
-        let mut parameters = effective_parameters(&self.s.settings, &self.s.dynamic);
+        self.tell_parameters();
+    }
+
+    fn tell_parameters(&mut self) {
+        let names = self.s.standby_names();
+        let mut parameters = effective_parameters(&self.s.settings, &self.s.dynamic, names);
         parameters.extend(self.s.own_slot_parameter());
         let rules = effective_rules(&self.s.settings, &self.s.dynamic);
         let wanted = (parameters, rules);
@@ -310,11 +328,21 @@ impl Turn {
         }
     }
 
+    /// Tells the shell which standbys commits wait for, if that has changed.
+    fn tell_standby_names(&mut self) {
+        let told = self.s.configured.as_ref().and_then(|(parameters, _)| parameters.get(STANDBY_NAMES));
+        if self.s.standby_names().is_some_and(|names| told != Some(&names)) {
+            self.tell_parameters();
+        }
+    }
+
     /// Starts a job; one that still runs is given up first.
     pub(super) fn run(&mut self, job: Job) {
         if let Some(running) = self.s.job.take() {
             self.out.push(Action::Cancel { id: running.id });
         }
+        // A server goes by what is right for what it is about to be.
+        self.tell_standby_names();
         if !self.s.is_restarting() && matches!(job, Job::StartPrimary | Job::StartStandby { .. }) {
             self.forget_scheduled_restart();
         }

@@ -25,6 +25,9 @@ struct Patroni {
     tags: Map<String, Value>,
     #[serde(default)]
     watchdog_failed: bool,
+    /// Patroni's members say nothing, and ask their server before each answer.
+    #[serde(default)]
+    position_may_grow: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -57,6 +60,7 @@ fn read(body: &[u8]) -> Option<PeerAnswer> {
         position: position.into_iter().flatten().max().unwrap_or_default(),
         may_lead: running && !tags::nofailover(&said.tags) && !said.watchdog_failed,
         priority: tags::failover_priority(&said.tags),
+        sure: running && !said.position_may_grow,
     })
 }
 

@@ -82,7 +82,8 @@ impl World {
 
     fn step_now(&mut self, node: NodeId, event: BotEvent) {
         let now = self.local(node);
-        let event = plant::alter_event(self.plant, event);
+        let leads = self.nodes[node.0].postgres_state().is_some_and(|state| state.leadership().is_held());
+        let event = plant::alter_event(self.plant, leads, event);
         let Some(brain) = self.nodes[node.0].brain.take() else { return };
         self.trace.mix(self.now.as_millis() ^ (u64::try_from(node.0).unwrap_or(0) << 56));
         match (brain, event) {
