@@ -36,6 +36,8 @@ pub struct Dynamic {
     pub check_timeline: bool,
     /// The bots keep their hands off: nobody takes the lead, starts or stops a server but on an operator's word.
     pub pause: bool,
+    /// Without etcd, the primary leads on while enough members vouch for it.
+    pub failsafe_mode: bool,
     /// So many of the youngest lines are kept in the `history` key.
     pub max_timelines_history: usize,
     /// `postgresql.conf` parameters of all members.
@@ -61,6 +63,7 @@ impl Default for Dynamic {
             primary_stop_timeout: None,
             check_timeline: false,
             pause: false,
+            failsafe_mode: false,
             max_timelines_history: HISTORY_LINES_MAX,
             parameters: BTreeMap::new(),
             rules: Rules::default(),
@@ -82,6 +85,7 @@ const ACTED_ON: &[&str] = &[
     "master_stop_timeout",
     "check_timeline",
     "pause",
+    "failsafe_mode",
     "max_timelines_history",
     "postgresql",
     "slots",
@@ -93,7 +97,6 @@ const ACTED_ON: &[&str] = &[
 ];
 /// What Patroni knows and we do not act on yet.
 const LATER: &[&str] = &[
-    "failsafe_mode",
     "maximum_lag_on_syncnode",
     "primary_race_backoff",
     "standby_cluster",
@@ -153,6 +156,7 @@ impl Dynamic {
         let rules = SlotRules::from_value(config, &mut out.complaints);
         out.slots = rules;
         out.pause = config.get("pause").is_some_and(is_true);
+        out.failsafe_mode = config.get("failsafe_mode").is_some_and(is_true);
         if let Some(Value::Object(map)) = config.get("postgresql") {
             out.read_postgresql(map);
         }
@@ -291,7 +295,7 @@ mod tests {
             "postgresql": {"callbacks": {"on_start": "x"}, "use_pg_rewind": "on", "typo": 1,
                 "parameters": {"wal_log_hints": "off", "port": 1, "work_mem": [4]}},
         }));
-        assert!(read.pause && read.use_pg_rewind == Some(true));
+        assert!(read.pause && read.failsafe_mode && read.use_pg_rewind == Some(true));
         assert_eq!(
             read.complaints,
             [
@@ -300,7 +304,6 @@ mod tests {
                 "config: postgresql.parameters.work_mem is [4]: use a text, a number, true or false",
                 "config: postgresql.callbacks is known and has no effect yet",
                 "config: postgresql.typo has no effect: nobody knows this field",
-                "config: failsafe_mode is known and has no effect yet",
                 "config: mine has no effect: nobody knows this field",
             ]
         );

@@ -26,11 +26,15 @@ mod demotion;
 mod dynamic;
 mod election;
 mod event;
+mod failsafe;
 mod handover;
+mod hung;
 mod operator;
 mod pause;
 mod postgres;
 mod primary;
+mod promise;
+mod quorum;
 mod reinit;
 mod rejoin;
 mod replica;
@@ -48,9 +52,11 @@ use bots_core::machine::{Deadline, Machine, Report, Step, Time, TransitionTable}
 use self::turn::Turn;
 pub use self::{
     dynamic::Dynamic,
-    event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, SlotChange, StopMode},
+    event::{
+        Action, Ask, AskId, AskedId, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, SlotChange, StopMode,
+    },
     operator::{Answer, Command, CommandId, Refusal, Restart},
-    postgres::{DataDir, Postgres, ReplicationSlot, Running, Server, SlotKind, Upstream},
+    postgres::{DataDir, Disk, Postgres, ReplicationSlot, Running, Server, SlotKind, Upstream},
     role::{Role, TRANSITIONS},
     settings::{Live, Rules, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},
     state::State,

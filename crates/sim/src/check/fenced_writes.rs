@@ -49,7 +49,7 @@ fn check_write(world: &World, applied: &Applied<'_>, write: &Write, before: Opti
             }
             None => is_guarded(scope, transaction),
         },
-        "history" | "timelines" | "status" | "failover" => is_guarded(scope, transaction),
+        "history" | "timelines" | "status" | "failover" | "failsafe" => is_guarded(scope, transaction),
         "initialize" | "config" => is_guarded(scope, transaction) || is_bootstrap(scope, transaction),
         "push" => true,
         rest if rest.starts_with("revision/") => is_guarded(scope, transaction),
