@@ -1,6 +1,5 @@
 //! The synchronous modes on real servers: who is waited for, who may lead, and that nothing which was acknowledged is lost when
 //! a node is.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
 use std::time::{Duration, Instant};
 

@@ -8,15 +8,15 @@ use std::{
 };
 
 use bots_core::{
-    dcs::Outcome,
+    dcs::{Outcome, Revision},
     leadership::generation,
     machine::{Machine, Span},
     wire::{EdgeStand, Lsn, ParameterChange, PostgresFacts, ScheduledRestart, Timeline, rfc3339_from_unix_ms},
 };
 use datadriven::TestCase;
 use postgres_bot::machine::{
-    Command, CommandId, DataDir, Event, PeerAnswer, Postgres, PostgresBot, ReplicationSlot, Restart, Role, Running,
-    Server, Settings, SlotKind, Standby, WaitsFor,
+    Ask, AskedId, Command, CommandId, DataDir, Event, PeerAnswer, Postgres, PostgresBot, ReplicationSlot, Restart,
+    Role, Running, Server, Settings, SlotKind, Standby, WaitsFor,
 };
 use serde_json::json;
 use world::{Fate, SYSTEM_ID, World, member, scope, server, settings};
@@ -152,6 +152,22 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
         "advance" => world.pass(Span::from_millis(args.number("ms").expect("ms=500"))),
         "freeze" => world.now += Span::from_millis(args.number("ms").expect("ms=60000")),
         "fire" => world.step(PostgresBot::timer_fired()),
+        "asked" => {
+            let ask = match (args.text("lead"), args.text("stand")) {
+                (Some(leader), _) => {
+                    let generation = Revision(args.number("r").unwrap_or(0));
+                    Ask::Lead { leader: leader.to_owned(), generation }
+                }
+                (None, candidate) => Ask::Stand { candidate: candidate.expect("lead= or stand=").to_owned() },
+            };
+            world.step(Event::MemberAsked { id: AskedId(1), ask });
+        }
+        "word" => {
+            let Some(id) = world.asking else { return String::from("(nobody was asked)\n") };
+            let answer = if args.has("no") { Err(args.input().to_owned()) } else { Ok(()) };
+            let member = args.text("of").expect("of=pg2").to_owned();
+            world.step(Event::MemberAnswered { id, member, answer });
+        }
         "restart-postgres" => return command(world, Command::Restart(restart_wish(args))),
         "drop-restart" => return command(world, Command::DropRestart),
         "reinitialize" => {

@@ -46,6 +46,12 @@ pub enum Fault {
     CrashApp,
     /// Load jumps.
     LoadSurge,
+    /// The Postgres leader cannot reach etcd for longer than its lease, and perhaps not all of the others.
+    CutLeader,
+    /// A Postgres server lives and does not answer for a while.
+    SilenceServer,
+    /// The disk of a data directory takes no writes for a while, as the bot sees it.
+    StallDisk,
 }
 
 /// All faults, in the order of their declaration.
@@ -148,6 +154,8 @@ pub struct Plan {
     pub sync_count: u64,
     /// Its `takeover`; in quorum mode alone.
     pub takeover: bool,
+    /// Whether the primary leads on without etcd, while enough members vouch for it. Such worlds lose etcd for longer.
+    pub failsafe: bool,
 }
 
 impl Plan {
@@ -170,7 +178,7 @@ impl Plan {
         let far = if slow_network { 80 } else { 8 };
         let sync = *rng.pick(&[None, None, Some("on"), Some("quorum"), Some("quorum")]).unwrap_or(&None);
         let takeover = rng.chance(600) && sync == Some("quorum");
-        Self {
+        let mut plan = Self {
             cast,
             canary: density % 2 == 1,
             chaos: rng.span(15_000, 50_000),
@@ -195,7 +203,18 @@ impl Plan {
             takeover,
             strict: rng.chance(250),
             sync_count: *rng.pick(&[1, 1, 1, 2]).unwrap_or(&1),
+            failsafe: cast.postgres > 0 && rng.chance(600),
+        };
+        if plan.failsafe {
+            plan.faults.insert(Fault::CutLeader, rng.span(6_000, 25_000));
         }
+        if cast.postgres > 0 && rng.chance(200) {
+            plan.faults.insert(Fault::SilenceServer, rng.span(5_000, 30_000));
+        }
+        if cast.postgres > 0 && rng.chance(150) {
+            plan.faults.insert(Fault::StallDisk, rng.span(5_000, 30_000));
+        }
+        plan
     }
 
     /// Small worlds go deeper in the same time: most seeds have one kind of bot or two, some have all three.

@@ -42,6 +42,14 @@ pub enum Plant {
     GuardSleeps,
     /// The fence is set later than the lease allows.
     FenceTooLate,
+    /// A bot that was just started does not wait until what it may have promised is over.
+    PromiseForgotten,
+    /// A candidate does not ask the members of the failsafe key, and goes on as if all supported it.
+    CandidateDoesNotAsk,
+    /// A member's API vouches for a primary, and its machine hears nothing of it.
+    PromiseByShell,
+    /// A member that does not answer a primary is taken to vouch for it.
+    SilenceIsYes,
     /// Content counts as prepared when its fetch begins.
     ReadyBeforeWhole,
     /// Whatever the canary's pages are like, they count as good.
@@ -65,7 +73,7 @@ pub enum Plant {
 }
 
 /// All that are known to be caught, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 22] = [
+pub const PLANTS: [(Plant, &str); 26] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -81,6 +89,10 @@ pub const PLANTS: [(Plant, &str); 22] = [
     (Plant::AnyReplicaWill, "any-replica-will"),
     (Plant::GuardSleeps, "guard-sleeps"),
     (Plant::FenceTooLate, "fence-too-late"),
+    (Plant::PromiseForgotten, "promise-forgotten"),
+    (Plant::CandidateDoesNotAsk, "candidate-does-not-ask"),
+    (Plant::PromiseByShell, "promise-by-shell"),
+    (Plant::SilenceIsYes, "silence-is-yes"),
     (Plant::ReadyBeforeWhole, "ready-before-whole"),
     (Plant::CanaryAlwaysWell, "canary-always-well"),
     (Plant::SyncKeyUnwritten, "sync-key-unwritten"),

@@ -49,6 +49,8 @@ pub struct Dynamic {
     pub check_timeline: bool,
     /// The bots keep their hands off: nobody takes the lead, starts or stops a server but on an operator's word.
     pub pause: bool,
+    /// Without etcd, the primary leads on while enough members vouch for it.
+    pub failsafe_mode: bool,
     /// So many of the youngest lines are kept in the `history` key.
     pub max_timelines_history: usize,
     /// Which standbys a commit waits for.
@@ -84,6 +86,7 @@ impl Default for Dynamic {
             primary_stop_timeout: None,
             check_timeline: false,
             pause: false,
+            failsafe_mode: false,
             max_timelines_history: HISTORY_LINES_MAX,
             synchronous_mode: SyncMode::Off,
             synchronous_mode_strict: false,
@@ -110,6 +113,7 @@ const ACTED_ON: &[&str] = &[
     "master_stop_timeout",
     "check_timeline",
     "pause",
+    "failsafe_mode",
     "max_timelines_history",
     "maximum_lag_on_syncnode",
     "postgresql",
@@ -125,7 +129,7 @@ const ACTED_ON: &[&str] = &[
     "retry_timeout",
 ];
 /// What Patroni knows and we do not act on yet.
-const LATER: &[&str] = &["failsafe_mode", "primary_race_backoff", "standby_cluster"];
+const LATER: &[&str] = &["primary_race_backoff", "standby_cluster"];
 /// The same below `postgresql`.
 const POSTGRESQL_ACTED_ON: &[&str] = &[
     "parameters",
@@ -179,6 +183,7 @@ impl Dynamic {
         out.slots = rules;
         out.pause = config.get("pause").is_some_and(is_true);
         out.read_synchronous(config);
+        out.failsafe_mode = config.get("failsafe_mode").is_some_and(is_true);
         if let Some(Value::Object(map)) = config.get("postgresql") {
             out.read_postgresql(map);
         }
@@ -354,7 +359,7 @@ mod tests {
             "postgresql": {"callbacks": {"on_start": "x"}, "use_pg_rewind": "on", "typo": 1,
                 "parameters": {"wal_log_hints": "off", "port": 1, "work_mem": [4]}},
         }));
-        assert!(read.pause && read.use_pg_rewind == Some(true));
+        assert!(read.pause && read.failsafe_mode && read.use_pg_rewind == Some(true));
         assert_eq!(
             read.complaints,
             [
@@ -363,7 +368,6 @@ mod tests {
                 "config: postgresql.parameters.work_mem is [4]: use a text, a number, true or false",
                 "config: postgresql.callbacks is known and has no effect yet",
                 "config: postgresql.typo has no effect: nobody knows this field",
-                "config: failsafe_mode is known and has no effect yet",
                 "config: mine has no effect: nobody knows this field",
             ]
         );

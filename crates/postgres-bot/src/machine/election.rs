@@ -16,7 +16,7 @@ use super::{
 };
 
 /// A candidate that is behind, or that lost, looks again after this time: the one ahead should have taken the lock.
-const LOOK_AGAIN: Span = Span::from_millis(250);
+pub(super) const LOOK_AGAIN: Span = Span::from_millis(250);
 
 /// Peers get at most this long to answer; on a healthy network they need a thousandth of it.
 const PROBE_DEADLINE_MAX: Span = Span::from_millis(1_000);
@@ -38,6 +38,12 @@ impl Turn {
             return Some(String::from("it has no lease from etcd"));
         }
         let Some(server) = s.server() else { return Some(String::from("its server does not answer")) };
+        if let Some(why) = s.disk_trouble() {
+            return Some(why);
+        }
+        if let Some(why) = s.bar_by_word(self.now) {
+            return Some(why);
+        }
         if let Some(named) = self.named_first() {
             return Some(format!("a switchover names {named}, which goes first"));
         }
@@ -175,6 +181,9 @@ impl Turn {
         }
         let reserved = self.take_reservation(happened);
         if self.s.may_use_lock(self.now) {
+            if !self.s.is_supported(self.now) {
+                return self.renew_support();
+            }
             return self.reserve_and_promote(reserved);
         }
         if self.s.leadership.is_held() {
@@ -188,6 +197,9 @@ impl Turn {
             return self.ask_for_the_lock();
         }
         let Phase::Candidate(candidate) = &mut self.s.phase else { return };
+        if candidate.seeking {
+            return self.mind_support();
+        }
         match happened {
             Happened::Observed => candidate.observed = true,
             Happened::Probed { id, answers } if candidate.probe == Some(*id) => {
@@ -210,7 +222,7 @@ impl Turn {
             return;
         }
         if candidate.probe.is_some() && self.holds_all() {
-            return self.ask_for_the_lock();
+            return self.seek_support();
         }
         let Phase::Candidate(candidate) = &mut self.s.phase else { return };
         let Some(answers) = candidate.answers.take() else {
@@ -226,7 +238,7 @@ impl Turn {
             candidate.behind = behind;
         }
         if stands {
-            self.ask_for_the_lock();
+            self.seek_support();
         } else {
             self.s.timers.arm(Timer::Retry, self.now + LOOK_AGAIN);
         }
@@ -278,7 +290,7 @@ impl Turn {
         })
     }
 
-    fn ask_for_the_lock(&mut self) {
+    pub(super) fn ask_for_the_lock(&mut self) {
         let mut out = Vec::new();
         let mut extra = Vec::new();
         if let (Some(_), Some(own)) = (self.s.cluster_system_id(), self.s.own_system_id()) {
@@ -295,6 +307,8 @@ impl Turn {
         {
             extra.push(self.s.sync_unchanged());
         }
+        // The members that vouch for a primary, or support us, are counted by this roll.
+        extra.push(self.s.same_roll());
         self.s.leadership.acquire(self.now, &mut self.s.membership, &self.s.view, extra, &mut out);
         self.push_dcs(out);
     }

@@ -68,6 +68,26 @@ pub enum Postgres {
     Silent,
 }
 
+/// The disk of the data directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub enum Disk {
+    /// It takes writes, as far as anybody knows.
+    #[default]
+    Good,
+    /// There is next to no room.
+    Full {
+        /// What is left.
+        bytes_free: u64,
+    },
+    /// A write failed.
+    Failing {
+        /// One line.
+        why: String,
+    },
+    /// A write does not come to its end.
+    Stalled,
+}
+
 /// What a live server says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Server {

@@ -78,7 +78,7 @@ impl Turn {
         if self.s.server().is_some_and(|server| server.in_recovery) && self.s.job.is_none() {
             return self.unfit("the server is in recovery though it was started as a primary");
         }
-        if self.heed_operator() {
+        if self.gives_up_hung() || self.heed_operator() {
             return;
         }
         if checkpoint_due && self.s.job.is_none() && self.s.timers.armed(Timer::Retry).is_none() {
@@ -170,14 +170,19 @@ impl Turn {
         }
         if ours {
             let mut out = Vec::new();
+            let same_roll = self.s.same_roll();
             let (membership, view) = (&mut self.s.membership, &self.s.view);
-            self.s.leadership.acquire(self.now, membership, view, Vec::new(), &mut out);
+            self.s.leadership.acquire(self.now, membership, view, vec![same_roll], &mut out);
             self.push_dcs(out);
         }
     }
 
     /// Acts on the `failover` key; says whether the role has changed.
     fn heed_operator(&mut self) -> bool {
+        // Without the lock there is nothing to hand over.
+        if self.s.leadership.fence(self.now, &self.s.membership).is_none() {
+            return false;
+        }
         let scope = self.s.settings.scope.clone();
         let Some(asked_at) = self.s.view.get(&scope.failover()).map(|kv| kv.modified) else { return false };
         let Some(request) = self.s.view.json::<FailoverRequest>(&scope.failover()) else { return false };

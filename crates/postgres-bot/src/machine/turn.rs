@@ -51,6 +51,7 @@ pub(super) struct Turn {
 impl Turn {
     pub(super) fn new(mut s: State, now: Time) -> Self {
         s.passed.clear();
+        s.word.note(now);
         Self { s, now, out: Vec::new() }
     }
 
@@ -94,6 +95,10 @@ impl Turn {
                 }
                 Happened::Observed
             }
+            Event::DiskObserved(disk) => {
+                self.s.health.disk = disk;
+                Happened::Nothing
+            }
             Event::PostgresExited { how } => {
                 self.s.postgres = Postgres::Down;
                 self.nothing_runs();
@@ -101,6 +106,14 @@ impl Turn {
             }
             Event::PeersProbed { id, answers } => Happened::Probed { id, answers },
             Event::JobEnded { id, result } => self.job_ended(id, result),
+            Event::MemberAsked { id, ask } => {
+                self.answer_member(id, &ask);
+                Happened::Nothing
+            }
+            Event::MemberAnswered { id, member, answer } => {
+                self.member_answered(id, member, answer);
+                Happened::Nothing
+            }
             Event::Commanded { id, command } => {
                 self.take_command(id, command);
                 Happened::Nothing
@@ -119,6 +132,7 @@ impl Turn {
 
     fn settle(&mut self, happened: Happened) {
         self.note_leader();
+        self.note_health();
         self.configure();
         self.note_pause();
         self.take_sync_answer(&happened);
@@ -136,6 +150,7 @@ impl Turn {
         self.mind_restart();
         if !self.s.exited {
             self.mind_slots();
+            self.mind_failsafe();
             self.move_fence();
             self.let_go_of_the_lock();
             let mut out = Vec::new();
@@ -203,6 +218,7 @@ impl Turn {
                 Timer::Stalled,
                 Timer::Sync,
                 Timer::Takeover,
+                Timer::Hung,
             ];
             for timer in of_the_role {
                 self.s.timers.disarm(timer);
@@ -217,9 +233,13 @@ impl Turn {
     /// A server that may accept writes is stopped before its lease can run out, and at once when the lock is gone (S1, S6).
     fn fence(&mut self) {
         let Some(at) = self.s.fence_at() else { return };
+        let unlocked =
+            !self.s.leadership.is_held() && (!self.s.leadership.is_busy() || self.s.leadership.is_yielding());
+        // Vouched for, it leads on without a lock, but never beside one of another's.
+        let vouched = self.s.is_vouched_for(self.now) && self.s.leadership.looks_free(&self.s.view);
         let why = if self.now >= at {
             String::from("the lease was not renewed in time")
-        } else if !self.s.leadership.is_held() && (!self.s.leadership.is_busy() || self.s.leadership.is_yielding()) {
+        } else if unlocked && !vouched {
             String::from("the leader lock is gone or another's")
         } else {
             return;
@@ -249,7 +269,10 @@ impl Turn {
     fn dcs(&mut self, event: DcsEvent) -> Happened {
         self.s.view.apply(&event);
         let answered = match &event {
-            DcsEvent::Answered { id, outcome } => Happened::Answered { id: *id, outcome: outcome.clone() },
+            DcsEvent::Answered { id, outcome } => {
+                self.roll_written(*id, outcome);
+                Happened::Answered { id: *id, outcome: outcome.clone() }
+            }
             DcsEvent::Listed { .. }
             | DcsEvent::Changed { .. }
             | DcsEvent::WatchLost { .. }
@@ -461,11 +484,9 @@ impl Turn {
         let locked = self.s.leadership.fence(self.now, &self.s.membership).is_some();
         let fenced = matches!(&self.s.phase, Phase::Demoting { why: DemoteWhy::Fenced(_), .. });
         let ours = bootstrapping || locked && !fenced && self.s.may_be_writable();
-        if self.s.fence_set.is_some()
-            && self.s.postgres.is_alive()
-            && ours
-            && self.s.membership.lease(self.now).is_some()
-        {
+        let leased = ours && self.s.membership.lease(self.now).is_some();
+        let vouched = !fenced && self.s.is_vouched_for(self.now);
+        if self.s.fence_set.is_some() && self.s.postgres.is_alive() && (leased || vouched) {
             self.set_fence();
         }
     }

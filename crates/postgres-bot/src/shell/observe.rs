@@ -38,6 +38,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 /// So many questions in a row without an answer, and the server is called silent.
 const MISSED_MAX: u32 = 3;
 
+/// One question in so many is asked over a new connection: a postmaster that stands still lets the old ones go on.
+const FRESH_EVERY: u32 = 10;
+
 /// One question in so many is the costly one for pending restarts.
 const PENDING_RESTART_EVERY: u32 = 20;
 
@@ -91,6 +94,8 @@ struct Eye {
     /// So many questions in a row had the same answer.
     quiet: u32,
     last: Option<Server>,
+    /// How many questions the connection has served.
+    served: u32,
     timeline: Timeline,
     pending_restart: BTreeMap<String, ParameterChange>,
     slots: Option<BTreeMap<String, ReplicationSlot>>,
@@ -153,6 +158,12 @@ impl Eye {
                 self.connection = None;
                 return Some(Postgres::Starting);
             }
+            Ok(Err(error)) if server::is_answer(&error) => {
+                tracing::debug!(error = format!("{error:#}"), "the server answers with an error");
+                (self.missed, self.quiet) = (0, 0);
+                self.connection = None;
+                return asked.then_some(Postgres::Silent);
+            }
             Ok(Err(error)) => tracing::debug!(error = format!("{error:#}"), "the server did not answer"),
             Err(_elapsed) => tracing::debug!("the server did not answer in time"),
         }
@@ -164,9 +175,13 @@ impl Eye {
 
     async fn question(&mut self, hands: &Hands) -> anyhow::Result<Postgres> {
         if self.connection.is_none() {
-            self.connection = Some(Connection::open(&hands.node, ANSWER_DEADLINE).await?);
             self.looks = 0;
         }
+        if self.connection.is_none() || self.served >= FRESH_EVERY {
+            self.connection = Some(Connection::open(&hands.node, ANSWER_DEADLINE).await?);
+            self.served = 0;
+        }
+        self.served += 1;
         let Some(connection) = &self.connection else { return Ok(Postgres::Silent) };
         let began = Clock::now();
         let mut server = connection.facts(self.timeline).await?;

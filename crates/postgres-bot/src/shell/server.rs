@@ -236,6 +236,11 @@ pub(super) async fn connect_to(node: &Node, database: &str, options: &str) -> an
     Ok(client)
 }
 
+/// Whether the error is the server's own word: it lives and answers, if not as we wish.
+pub(super) fn is_answer(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<tokio_postgres::Error>().is_some_and(|error| error.code().is_some()))
+}
+
 /// Whether the error says that the server is starting up: it lives and will answer.
 pub(super) fn is_starting(error: &anyhow::Error) -> bool {
     let code = error.chain().find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>()?.code().cloned());

@@ -49,7 +49,7 @@ fn check_write(world: &World, applied: &Applied<'_>, write: &Write, before: Opti
             }
             None => is_guarded(scope, transaction) && (holds(before, name) || has_promises(scope, transaction)),
         },
-        "history" | "timelines" | "status" | "failover" | "sync" => is_guarded(scope, transaction),
+        "history" | "timelines" | "status" | "failover" | "sync" | "failsafe" => is_guarded(scope, transaction),
         "initialize" | "config" => is_guarded(scope, transaction) || is_bootstrap(scope, transaction),
         "push" => true,
         rest if rest.starts_with("revision/") => is_guarded(scope, transaction),

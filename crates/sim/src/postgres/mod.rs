@@ -120,6 +120,11 @@ pub struct PostgresBody {
     pub fence: Option<Time>,
     /// Where the bot wants the fence of the next server that takes writes.
     wanted_fence: Option<Time>,
+    /// It lives and answers nobody.
+    silent: bool,
+    /// The disk takes no writes, as far as the bot can see, and what it was told of that.
+    stalled: bool,
+    told_stalled: bool,
     /// It runs on since before its bot was started, which has not taken it over yet.
     kept: bool,
     /// What its commits wait for.
@@ -204,6 +209,7 @@ impl PostgresBody {
     /// What a look at the process shows.
     fn observed(&self) -> Option<Postgres> {
         match self.process {
+            Process::Up { .. } if self.silent => Some(Postgres::Silent),
             Process::Up { .. } => self.facts().map(Postgres::Up),
             Process::Starting { .. } => Some(Postgres::Starting),
             Process::Down | Process::Stopping => None,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bots_core::machine::Span;
-use postgres_bot::machine::{Action, Event, JobError, JobId, JobResult, PeerAnswer, Postgres};
+use postgres_bot::machine::{Action, Disk, Event, JobError, JobId, JobResult, PeerAnswer, Postgres};
 
 use super::{PostgresBody, ServerItem};
 use crate::{
@@ -58,6 +58,8 @@ impl World {
                 let (answers, delay) = self.probe_peers(node, &peers, deadline);
                 self.tell(node, delay, BotEvent::Postgres(Event::PeersProbed { id, answers }));
             }
+            Action::AskMembers { id, ask, members, deadline } => self.ask_members(node, id, &ask, &members, deadline),
+            Action::AnswerMember { id, answer } => self.answer_member(node, id, answer),
             Action::Exit { code, message } => self.exited(node, code, &message),
         }
     }
@@ -131,7 +133,8 @@ impl World {
     /// The shell of a bot that has just been started begins to look at the server.
     pub(crate) fn begin_observing(&mut self, node: NodeId) {
         let life = self.nodes[node.0].life;
-        self.body_mut(node).told = Postgres::Down;
+        let body = self.body_mut(node);
+        (body.told, body.told_stalled) = (Postgres::Down, false);
         let delay = self.rng.span(1, LOOK_EVERY.as_millis());
         self.server_after(node, delay, ServerItem::Look { life });
     }
@@ -169,6 +172,12 @@ impl World {
     }
 
     fn observe(&mut self, node: NodeId, asked: bool) {
+        let body = self.body_mut(node);
+        let stalled = body.stalled;
+        if std::mem::replace(&mut body.told_stalled, stalled) != stalled {
+            let disk = if stalled { Disk::Stalled } else { Disk::Good };
+            self.tell_postgres(node, Span::ZERO, Event::DiskObserved(disk));
+        }
         let Some(found) = self.body(node).observed() else { return };
         let found = match found {
             Postgres::Up(server) => Postgres::Up(self.with_commits(node, server)),

@@ -46,7 +46,7 @@ impl World {
         body.told = Postgres::Starting;
         body.ending = fails;
         body.link = None;
-        body.kept = false;
+        (body.kept, body.silent) = (false, false);
         body.fence = if primary { body.wanted_fence } else { None };
         let run = body.run;
         let hidden = if primary { 0 } else { usize::try_from(self.rng.below(4)).unwrap_or(0) };
@@ -282,6 +282,17 @@ impl World {
         (body.fence, body.kept) = (None, false);
         body.commits_end();
         self.standbys_notice_end(node);
+    }
+
+    /// A fault: the disk takes no writes of the bot from now on, or does again.
+    pub(crate) fn stall_disk(&mut self, node: NodeId, stalled: bool) {
+        self.body_mut(node).stalled = stalled;
+    }
+
+    /// A fault: the server answers nobody from now on, or does again. What is connected goes on.
+    pub(crate) fn silence_server(&mut self, node: NodeId, silent: bool) {
+        let body = self.body_mut(node);
+        body.silent = silent && matches!(body.process, Process::Up { promoting: false, .. });
     }
 
     /// A fault: the postmaster dies, with all its children.

@@ -140,6 +140,12 @@ pub(super) fn body(site: &Site, state: &State, server: Option<&Server>, now: Tim
         put("dcs_last_seen", json!(dcs_last_seen(state)));
         put("lease_left_ms", json!(valid_until.since(now).as_millis()));
     }
+    if !state.is_well() {
+        put("unfit", json!(true));
+    }
+    if state.leads_by_word(now) {
+        put("failsafe_mode_is_active", json!(true));
+    }
     let tags = state.tags();
     if !tags.is_empty() {
         put("tags", Value::Object(tags));
