@@ -145,6 +145,9 @@ impl Turn {
         if !primary {
             return self.become_phase(Phase::Starting { attempts: 0 });
         }
+        if !self.s.may_use_lock(self.now) {
+            return self.fence_now(String::from("the leader lock was lost while it was restarted"));
+        }
         let timeout = self.s.operator.restart.as_ref().map_or(RESTART_PATIENCE, |restart| restart.timeout);
         self.become_phase(Phase::Recovering { step: Recovery::Starting });
         self.s.timers.arm(Timer::Patience, self.now + timeout);
