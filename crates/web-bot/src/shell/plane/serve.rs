@@ -21,7 +21,7 @@ use super::{
     Backend, InFlight, Shared, Site, Target,
     answer::Answer,
     site,
-    workers::{Client, Worker},
+    workers::{Client, HEAD_BYTES_MAX, Worker},
 };
 
 /// How long a request waits for an app that is about to be there, and how many may wait.
@@ -76,7 +76,10 @@ impl Worker {
     /// Answers one request.
     pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>, client: Client) -> Response<Answer> {
         let line = self.shared.log.as_ref().map(|log| log.begin(&request, client));
-        let mut answer = self.route(request, client).await;
+        let mut answer = match head_bytes(&request) {
+            bytes if bytes > HEAD_BYTES_MAX => head_too_large(),
+            _fits => self.route(request, client).await,
+        };
         self.shared.counters.count(answer.status());
         if let Some(mut line) = line {
             line.status = answer.status().as_u16();
@@ -209,5 +212,19 @@ fn close(mut answer: Response<Answer>, closing: bool, version: Version) -> Respo
     if closing && version <= Version::HTTP_11 {
         answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    answer
+}
+
+/// The length of a request's head, about as it was on the wire.
+fn head_bytes(request: &Request<Incoming>) -> usize {
+    let path = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    let line = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
+    path + request.headers().iter().map(line).sum::<usize>()
+}
+
+fn head_too_large() -> Response<Answer> {
+    let text = Bytes::from_static(b"the head of the request is too large\n");
+    let mut answer = Response::new(Answer::memory(text, None));
+    *answer.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
     answer
 }

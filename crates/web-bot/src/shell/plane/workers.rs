@@ -36,8 +36,9 @@ const QUEUE_MAX: usize = 1_024;
 /// How long the two ends may take to agree on how to encrypt.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(15);
 
-/// The largest head of a request, all its lines together. Cookies and tokens of real clients fit twice.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// The largest head of a request, all its lines together. Cookies and tokens of real clients fit twice. hyper looks at it
+/// between two reads, of which the last may bring as much again: what slips through is refused before it is answered.
+pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// Requests at once on one connection (HTTP/2); browsers ask for about a hundred.
 const STREAMS_MAX: u32 = 128;
