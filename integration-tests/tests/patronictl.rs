@@ -219,16 +219,17 @@ async fn edits_the_configuration(fleet: &Fleet, ctl: &Ctl) -> Result<()> {
     let whole = ask(fleet, &primary, Method::GET, "/config", &Value::Null).await?.text;
     let mut whole: Value = serde_json::from_str(&whole).context("read /config")?;
     ensure!(whole["loop_wait"] == 9 && whole.get("maximum_lag_on_failover").is_none(), "{whole}");
-    whole["failsafe_mode"] = json!(true);
+    whole["primary_race_backoff"] = json!(3);
     let put = ask(fleet, &primary, Method::PUT, "/config", &whole).await?;
     ensure!(put.status == 200, "{put:?}");
     until("the bot names what has no effect", STEP, || async {
         let report = fleet.postgres_bot(&primary).unwrap().bot.report().await.map_err(|e| format!("{e:#}"))?;
-        let named = report.troubles.iter().any(|line| line.contains("failsafe_mode is known and has no effect yet"));
+        let named =
+            report.troubles.iter().any(|line| line.contains("primary_race_backoff is known and has no effect yet"));
         if named { Ok(()) } else { Err(format!("{:?}", report.troubles)) }
     })
     .await?;
-    let off = ask(fleet, &primary, Method::PATCH, "/config", &json!({"failsafe_mode": null})).await?;
+    let off = ask(fleet, &primary, Method::PATCH, "/config", &json!({"primary_race_backoff": null})).await?;
     ensure!(off.status == 200, "{off:?}");
     Ok(())
 }

@@ -18,7 +18,8 @@ use bots_core::{
 use disk::{Data, Disk};
 use fingerprint::fingerprint;
 use postgres_bot::machine::{
-    Command, Event, JobError, JobId, PeerAnswer, Postgres, PostgresBot, ProbeId, Restart, Role, Running, Settings,
+    Command, Event, JobError, JobId, PeerAnswer, Postgres, PostgresBot, ProbeId, Restart, Role, Running, Server,
+    Settings, Standby, WaitsFor,
 };
 use serde_json::json;
 use world::{Fate, SYSTEM_ID, World, member, server, settings};
@@ -98,7 +99,12 @@ impl Walk {
         settings.use_pg_rewind = Some(!random.one_in(6));
         settings.remove_data_directory_on_rewind_failure = Some(random.one_in(6));
         let timeout = random.pick(&[0, 3, 300]);
-        settings.bootstrap_config = json!({"ttl": random.pick(&[2, 5, 30]), "primary_start_timeout": timeout});
+        settings.bootstrap_config = json!({
+            "ttl": random.pick(&[2, 5, 30]),
+            "primary_start_timeout": timeout,
+            "synchronous_mode": random.pick(&["off", "off", "on", "quorum"]),
+            "synchronous_mode_strict": random.one_in(3),
+        });
         let data =
             random.pick(&[Data::Empty, Data::Empty, Data::Standby, Data::Primary, Data::Unfinished { cloning: false }]);
         let mut world = World::new(settings.clone());
@@ -268,6 +274,7 @@ impl Walk {
                 position: Lsn(self.disk.position + 0x40 - self.random.below(3) * 0x40),
                 may_lead: !self.random.one_in(4),
                 priority: self.random.pick(&[1, 1, 2]),
+                sure: !self.random.one_in(8),
             };
             answers.insert(String::from("pg2"), answer);
         }
@@ -283,10 +290,25 @@ impl Walk {
             1 => Postgres::Starting,
             _ => {
                 self.disk.position += self.random.pick(&[0, 0x20]);
-                Postgres::Up(server(!self.world.takes_writes(), self.disk.timeline, self.disk.position))
+                Postgres::Up(self.facts())
             }
         };
         self.world.observe(seen);
+    }
+
+    /// What the server says of itself, and of a standby that it may have.
+    fn facts(&mut self) -> Server {
+        let mut server = server(!self.world.takes_writes(), self.disk.timeline, self.disk.position);
+        if !server.in_recovery {
+            let names = self.world.configured().get("synchronous_standby_names").cloned().unwrap_or_default();
+            server.waits_for = WaitsFor { names, in_force: !self.random.one_in(4) };
+            if !self.random.one_in(4) {
+                let flushed = Lsn(self.disk.position - self.random.pick(&[0, 0, 0x20]));
+                let standby = Standby { streams: !self.random.one_in(6), flushed };
+                server.standbys.insert(String::from("pg2"), standby);
+            }
+        }
+        server
     }
 
     fn pass_time(&mut self) {
@@ -318,6 +340,14 @@ impl Walk {
         match random.below(13) {
             12 => self.edge_acts(),
             11 if random.one_in(2) => self.operator_acts(),
+            11 if free || !self.plausible => {
+                let record = random.pick(&[
+                    r#"{"leader":"pg2","sync_standby":"pg1,pg3","quorum":1}"#,
+                    r#"{"leader":"pg2","sync_standby":"pg1","quorum":0}"#,
+                    r#"{"leader":"pg2","sync_standby":null,"quorum":0}"#,
+                ]);
+                self.world.put("sync", record);
+            }
             0 | 1 if free || !self.plausible => self.world.put("leader", "pg2"),
             2 | 3 if random.one_in(2) => self.world.delete("leader"),
             4..7 => {

@@ -8,15 +8,15 @@ use std::{
 };
 
 use bots_core::{
-    dcs::Outcome,
+    dcs::{Outcome, Revision},
     leadership::generation,
     machine::{Machine, Span},
     wire::{EdgeStand, Lsn, ParameterChange, PostgresFacts, ScheduledRestart, Timeline, rfc3339_from_unix_ms},
 };
 use datadriven::TestCase;
 use postgres_bot::machine::{
-    Command, CommandId, DataDir, Event, PeerAnswer, Postgres, PostgresBot, ReplicationSlot, Restart, Role, Running,
-    Server, Settings, SlotKind,
+    Ask, AskedId, Command, CommandId, DataDir, Event, PeerAnswer, Postgres, PostgresBot, ReplicationSlot, Restart,
+    Role, Running, Server, Settings, SlotKind, Standby, WaitsFor,
 };
 use serde_json::json;
 use world::{Fate, SYSTEM_ID, World, member, scope, server, settings};
@@ -135,7 +135,15 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
                     let pending_restart =
                         args.text("pending").map(|name| (name.to_owned(), change)).into_iter().collect();
                     let slots = args.has("slots").then(|| slots(args));
-                    Postgres::Up(Server { streaming: args.has("streaming"), pending_restart, slots, ..up })
+                    // Who streams from a primary, and up to where it has flushed: `pg2=(500)`.
+                    let flushed = args.0.args.iter().filter(|(name, _)| name.starts_with("pg"));
+                    let standby = |said: &[String]| Standby { streams: true, flushed: Lsn(hex(&said[0])) };
+                    let standbys = flushed.filter(|_| !args.has("slots"));
+                    let standbys = standbys.map(|(name, said)| (name.clone(), standby(said))).collect();
+                    let names = world.configured().get("synchronous_standby_names").cloned().unwrap_or_default();
+                    let waits_for = WaitsFor { names, in_force: args.has("in_force") };
+                    let streaming = args.has("streaming");
+                    Postgres::Up(Server { streaming, pending_restart, slots, standbys, waits_for, ..up })
                 }
             });
         }
@@ -144,6 +152,22 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
         "advance" => world.pass(Span::from_millis(args.number("ms").expect("ms=500"))),
         "freeze" => world.now += Span::from_millis(args.number("ms").expect("ms=60000")),
         "fire" => world.step(PostgresBot::timer_fired()),
+        "asked" => {
+            let ask = match (args.text("lead"), args.text("stand")) {
+                (Some(leader), _) => {
+                    let generation = Revision(args.number("r").unwrap_or(0));
+                    Ask::Lead { leader: leader.to_owned(), generation }
+                }
+                (None, candidate) => Ask::Stand { candidate: candidate.expect("lead= or stand=").to_owned() },
+            };
+            world.step(Event::MemberAsked { id: AskedId(1), ask });
+        }
+        "word" => {
+            let Some(id) = world.asking else { return String::from("(nobody was asked)\n") };
+            let answer = if args.has("no") { Err(args.input().to_owned()) } else { Ok(()) };
+            let member = args.text("of").expect("of=pg2").to_owned();
+            world.step(Event::MemberAnswered { id, member, answer });
+        }
         "restart-postgres" => return command(world, Command::Restart(restart_wish(args))),
         "drop-restart" => return command(world, Command::DropRestart),
         "reinitialize" => {
@@ -330,7 +354,7 @@ fn data_dir(args: &Args<'_>, running: Running) -> DataDir {
     }
 }
 
-/// `probed pg2=(TIMELINE,POSITION[,primary][,nolead])`
+/// `probed pg2=(TIMELINE,POSITION[,primary][,nolead][,unsure])`
 fn probed(world: &mut World, args: &Args<'_>) {
     let Some(id) = world.probe.take() else { return world.log.push(String::from("(nobody was asked)")) };
     let answer = |said: &Vec<String>| PeerAnswer {
@@ -339,6 +363,7 @@ fn probed(world: &mut World, args: &Args<'_>) {
         is_primary: said.iter().any(|word| word == "primary"),
         may_lead: !said.iter().any(|word| word == "nolead"),
         priority: said.iter().find_map(|word| word.strip_prefix("first")?.parse().ok()).unwrap_or(1),
+        sure: !said.iter().any(|word| word == "unsure"),
     };
     let peers = args.0.args.iter().filter(|(_, said)| said.len() >= 2);
     let answers: BTreeMap<String, PeerAnswer> = peers.map(|(name, said)| (name.clone(), answer(said))).collect();

@@ -46,6 +46,12 @@ pub enum Fault {
     CrashApp,
     /// Load jumps.
     LoadSurge,
+    /// The Postgres leader cannot reach etcd for longer than its lease, and perhaps not all of the others.
+    CutLeader,
+    /// A Postgres server lives and does not answer for a while.
+    SilenceServer,
+    /// The disk of a data directory takes no writes for a while, as the bot sees it.
+    StallDisk,
 }
 
 /// All faults, in the order of their declaration.
@@ -140,6 +146,16 @@ pub struct Plan {
     pub app: bool,
     /// Whether a commit is tried on one web bot before all serve it.
     pub canary: bool,
+    /// The cluster's `synchronous_mode`, if it has one.
+    pub sync: Option<&'static str>,
+    /// Its `synchronous_mode_strict`.
+    pub strict: bool,
+    /// Its `synchronous_node_count`.
+    pub sync_count: u64,
+    /// Its `takeover`; in quorum mode alone.
+    pub takeover: bool,
+    /// Whether the primary leads on without etcd, while enough members vouch for it. Such worlds lose etcd for longer.
+    pub failsafe: bool,
 }
 
 impl Plan {
@@ -160,7 +176,9 @@ impl Plan {
         let some = |rng: &mut Rng, most: u64| if rng.chance(300) { rng.between(1, most) } else { 0 };
         let slow_network = rng.chance(250);
         let far = if slow_network { 80 } else { 8 };
-        Self {
+        let sync = *rng.pick(&[None, None, Some("on"), Some("quorum"), Some("quorum")]).unwrap_or(&None);
+        let takeover = rng.chance(600) && sync == Some("quorum");
+        let mut plan = Self {
             cast,
             canary: density % 2 == 1,
             chaos: rng.span(15_000, 50_000),
@@ -181,7 +199,22 @@ impl Plan {
             start_timeout_s: *rng.pick(&[300, 300, 5, 0]).unwrap_or(&300),
             rewind: rng.chance(800),
             app: rng.chance(500),
+            sync,
+            takeover,
+            strict: rng.chance(250),
+            sync_count: *rng.pick(&[1, 1, 1, 2]).unwrap_or(&1),
+            failsafe: cast.postgres > 0 && rng.chance(600),
+        };
+        if plan.failsafe {
+            plan.faults.insert(Fault::CutLeader, rng.span(6_000, 25_000));
         }
+        if cast.postgres > 0 && rng.chance(200) {
+            plan.faults.insert(Fault::SilenceServer, rng.span(5_000, 30_000));
+        }
+        if cast.postgres > 0 && rng.chance(150) {
+            plan.faults.insert(Fault::StallDisk, rng.span(5_000, 30_000));
+        }
+        plan
     }
 
     /// Small worlds go deeper in the same time: most seeds have one kind of bot or two, some have all three.

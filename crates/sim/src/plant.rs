@@ -4,6 +4,7 @@
 use bots_core::dcs::{
     Change, Compare, DcsAction, DcsEvent, KeyValue, Outcome, RequestId, Revision, Transaction, Write,
 };
+use bots_core::wire::SyncRecord;
 use postgres_bot::machine::{self as postgres, Action, Job, Role, StopMode};
 
 use crate::world::{BotEvent, NodeId, World};
@@ -41,14 +42,38 @@ pub enum Plant {
     GuardSleeps,
     /// The fence is set later than the lease allows.
     FenceTooLate,
+    /// A bot that was just started does not wait until what it may have promised is over.
+    PromiseForgotten,
+    /// A candidate does not ask the members of the failsafe key, and goes on as if all supported it.
+    CandidateDoesNotAsk,
+    /// A member's API vouches for a primary, and its machine hears nothing of it.
+    PromiseByShell,
+    /// A member that does not answer a primary is taken to vouch for it.
+    SilenceIsYes,
     /// Content counts as prepared when its fetch begins.
     ReadyBeforeWhole,
     /// Whatever the canary's pages are like, they count as good.
     CanaryAlwaysWell,
+    /// Postgres is said to wait for whom it shall wait for before it does.
+    NamesInForceAtOnce,
+    /// A new synchronous standby counts before it has what was acknowledged earlier.
+    CountedBeforeCaughtUp,
+    /// The position of a voter counts though it may have more.
+    EveryVoteCounts,
+    /// A write of the `sync` key is said to be done, and is not.
+    SyncKeyUnwritten,
+    /// The `sync` key that a candidate sees asks for no votes.
+    NoVotesNeeded,
+    /// Any member may stand, as if there were no `sync` key.
+    SyncKeyUnread,
+    /// A member that promises to receive nothing goes on receiving.
+    PromiseNotKept,
+    /// What voters have promised counts for any term, and without being asked for again.
+    PromiseUncompared,
 }
 
-/// All of them, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 17] = [
+/// All that are known to be caught, with their names on the command line.
+pub const PLANTS: [(Plant, &str); 26] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -64,8 +89,17 @@ pub const PLANTS: [(Plant, &str); 17] = [
     (Plant::AnyReplicaWill, "any-replica-will"),
     (Plant::GuardSleeps, "guard-sleeps"),
     (Plant::FenceTooLate, "fence-too-late"),
+    (Plant::PromiseForgotten, "promise-forgotten"),
+    (Plant::CandidateDoesNotAsk, "candidate-does-not-ask"),
+    (Plant::PromiseByShell, "promise-by-shell"),
+    (Plant::SilenceIsYes, "silence-is-yes"),
     (Plant::ReadyBeforeWhole, "ready-before-whole"),
     (Plant::CanaryAlwaysWell, "canary-always-well"),
+    (Plant::SyncKeyUnwritten, "sync-key-unwritten"),
+    (Plant::NoVotesNeeded, "no-votes-needed"),
+    (Plant::SyncKeyUnread, "sync-key-unread"),
+    (Plant::PromiseNotKept, "promise-not-kept"),
+    (Plant::PromiseUncompared, "promise-uncompared"),
 ];
 
 impl Plant {
@@ -104,6 +138,11 @@ pub(crate) fn made_up(world: &World, node: NodeId, action: &DcsAction) -> Option
     {
         return Some(DcsEvent::Answered { id: *id, outcome: Outcome::Done(Revision(u64::MAX)) });
     }
+    let primary = state.role() == Role::Primary;
+    if world.plant == Some(Plant::SyncKeyUnwritten) && primary && puts(transaction, "/sync") {
+        let revision = state.view().revision(&world.nodes[node.0].scope().prefix());
+        return Some(DcsEvent::Answered { id: *id, outcome: Outcome::Done(Revision(revision.0 + 1)) });
+    }
     if world.plant != Some(Plant::ViewIsTruth) || !takes_lock(transaction) || state.role() != Role::Candidate {
         return None;
     }
@@ -128,13 +167,33 @@ pub(crate) fn alter_request(plant: Option<Plant>, action: DcsAction) -> DcsActio
             Compare::LeaseIs(key, _) => !key.ends_with("/leader"),
             Compare::Absent(_) | Compare::Present(_) | Compare::ValueIs(..) | Compare::ModifiedAt(..) => true,
         }),
+        Some(Plant::PromiseUncompared)
+            if transaction.then.iter().any(|write| matches!(write, Write::Delete { .. })) =>
+        {
+            transaction.compare.retain(|compare| !compare.key().contains("/promises/"));
+        }
         _no_change => {}
     }
     DcsAction::Transact { id, transaction }
 }
 
 /// What a postgres bot is told turns into.
-pub(crate) fn alter_event(plant: Option<Plant>, mut event: BotEvent) -> BotEvent {
+pub(crate) fn alter_event(plant: Option<Plant>, leads: bool, mut event: BotEvent) -> BotEvent {
+    if matches!(plant, Some(Plant::NoVotesNeeded | Plant::SyncKeyUnread))
+        && !leads
+        && let BotEvent::Postgres(postgres::Event::Dcs(event)) = &mut event
+    {
+        each_value(event, &|kv| {
+            if kv.key.ends_with("/sync") {
+                kv.value = match serde_json::from_str::<SyncRecord>(&kv.value) {
+                    Ok(record) if plant == Some(Plant::NoVotesNeeded) => {
+                        serde_json::to_string(&SyncRecord { quorum: 0, ..record }).unwrap_or_default()
+                    }
+                    Ok(_) | Err(_) => String::from("{}"),
+                };
+            }
+        });
+    }
     if plant == Some(Plant::AnyReplicaWill)
         && let BotEvent::Postgres(event) = &mut event
     {
@@ -145,18 +204,26 @@ pub(crate) fn alter_event(plant: Option<Plant>, mut event: BotEvent) -> BotEvent
         };
         match event {
             postgres::Event::PeersProbed { answers, .. } => answers.clear(),
-            postgres::Event::Dcs(DcsEvent::Listed { entries, .. }) => entries.iter_mut().for_each(forget),
-            postgres::Event::Dcs(DcsEvent::Changed { changes, .. }) => {
-                for change in changes {
-                    if let Change::Put(kv) = change {
-                        forget(kv);
-                    }
-                }
-            }
+            postgres::Event::Dcs(event) => each_value(event, &forget),
             _any_other => {}
         }
     }
     event
+}
+
+/// Changes every value that etcd shows.
+fn each_value(event: &mut DcsEvent, alter: &dyn Fn(&mut KeyValue)) {
+    match event {
+        DcsEvent::Listed { entries, .. } => entries.iter_mut().for_each(alter),
+        DcsEvent::Changed { changes, .. } => {
+            for change in changes {
+                if let Change::Put(kv) = change {
+                    alter(kv);
+                }
+            }
+        }
+        _any_other => {}
+    }
 }
 
 /// What a postgres bot asks for turns into.

@@ -173,6 +173,12 @@ impl Scope {
         self.key(&format!("edges/{}/{name}", edge.name))
     }
 
+    /// Postgres: what a member has promised about the present leader, JSON.
+    #[must_use]
+    pub fn promise(&self, name: &str) -> String {
+        self.key(&format!("promises/{name}"))
+    }
+
     /// A load message: a place in the serving set that wants a bot.
     #[must_use]
     pub fn load(&self, slot: u32) -> String {

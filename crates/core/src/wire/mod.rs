@@ -7,6 +7,7 @@ mod content;
 mod edge;
 mod member;
 mod postgres;
+mod sync;
 pub mod tags;
 mod time;
 mod web;
@@ -21,5 +22,6 @@ pub use postgres::{
     Connections, CopyProgress, FailoverRequest, HistoryLine, Lsn, ParameterChange, PostgresFacts, PostgresStatus,
     ScheduledRestart, Timeline, TimelineHistory, TimelineRecord,
 };
+pub use sync::SyncRecord;
 pub use time::{rfc3339_from_unix_ms, unix_ms_from_rfc3339};
 pub use web::{LoadMessage, WebFacts, WebLoad};

@@ -34,8 +34,21 @@ pub fn failover_priority(tags: &Map<String, Value>) -> u32 {
     if nofailover(tags) { 0 } else { u32::try_from(number(tags).unwrap_or(1)).unwrap_or(0) }
 }
 
+/// How much rather than others a standby is waited for: the greater, the rather; one if it does not say. Nothing if it must
+/// not be waited for at all.
+#[must_use]
+pub fn sync_priority(tags: &Map<String, Value>) -> Option<i64> {
+    let priority = whole(tags, "sync_priority").unwrap_or(1);
+    let never = tags.get("nosync").map_or(priority <= 0, is_true);
+    (!never).then_some(priority)
+}
+
 fn number(tags: &Map<String, Value>) -> Option<i64> {
-    let value = tags.get("failover_priority")?;
+    whole(tags, "failover_priority")
+}
+
+fn whole(tags: &Map<String, Value>, name: &str) -> Option<i64> {
+    let value = tags.get(name)?;
     value.as_i64().or_else(|| value.as_str()?.trim().parse().ok())
 }
 
@@ -53,7 +66,7 @@ pub fn shown(tags: &Map<String, Value>) -> Map<String, Value> {
 mod tests {
     use serde_json::{Map, Value, json};
 
-    use super::{failover_priority, nofailover, shown};
+    use super::{failover_priority, nofailover, shown, sync_priority};
 
     fn tags(value: Value) -> Map<String, Value> {
         value.as_object().expect("an object").clone()
@@ -70,6 +83,19 @@ mod tests {
         ] {
             let read = tags(given.clone());
             assert_eq!((nofailover(&read), failover_priority(&read)), (never, priority), "{given}");
+        }
+    }
+
+    #[test]
+    fn who_must_not_be_waited_for_says_so() {
+        for (given, priority) in [
+            (json!({}), Some(1)),
+            (json!({"sync_priority": 3}), Some(3)),
+            (json!({"sync_priority": 0}), None),
+            (json!({"nosync": true, "sync_priority": 3}), None),
+            (json!({"nosync": false, "sync_priority": 0}), Some(0)),
+        ] {
+            assert_eq!(sync_priority(&tags(given.clone())), priority, "{given}");
         }
     }
 

@@ -88,7 +88,7 @@ impl Turn {
     }
 
     /// The server is down: the lock goes, with the last position, so that the next leader knows what it must have.
-    fn yield_after_stop(&mut self, checkpoint: Option<bots_core::wire::Lsn>) {
+    pub(super) fn yield_after_stop(&mut self, checkpoint: Option<bots_core::wire::Lsn>) {
         if self.s.timers.armed(Timer::Rewrite).is_some() {
             return;
         }
@@ -127,7 +127,8 @@ impl Turn {
             | Phase::Demoting { .. }
             | Phase::Stopping { .. } => true,
         };
-        let asking = matches!(self.s.phase, Phase::Candidate(_) | Phase::Recovering { .. });
+        let asking =
+            matches!(self.s.phase, Phase::Candidate(_) | Phase::Recovering { .. }) || self.s.is_vouched_for(self.now);
         if !asking && self.s.leadership.is_uncertain() {
             self.s.leadership.abandon();
         }

@@ -6,7 +6,7 @@ use bots_core::{
     machine::Span,
     wire::{config::whole_number, tags::is_true},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
@@ -20,6 +20,19 @@ const MAXIMUM_LAG_DEFAULT: u64 = 1_048_576;
 const PRIMARY_START_TIMEOUT_DEFAULT: Span = Span::from_secs(300);
 /// The `history` key never has more lines, so that it stays far below etcd's limit of 1.5 MiB a value.
 const HISTORY_LINES_MAX: usize = 1_000;
+
+/// Which standbys a commit waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncMode {
+    /// None.
+    #[default]
+    Off,
+    /// Every one of a few, chosen by the primary.
+    On,
+    /// Any few of all.
+    Quorum,
+}
 
 /// The cluster's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -36,8 +49,20 @@ pub struct Dynamic {
     pub check_timeline: bool,
     /// The bots keep their hands off: nobody takes the lead, starts or stops a server but on an operator's word.
     pub pause: bool,
+    /// Without etcd, the primary leads on while enough members vouch for it.
+    pub failsafe_mode: bool,
     /// So many of the youngest lines are kept in the `history` key.
     pub max_timelines_history: usize,
+    /// Which standbys a commit waits for.
+    pub synchronous_mode: SyncMode,
+    /// Rather no commit than one that no standby has.
+    pub synchronous_mode_strict: bool,
+    /// How many standbys a commit waits for, as far as there are so many; at least one.
+    pub synchronous_node_count: usize,
+    /// How much WAL a standby may lack and still be waited for, in bytes; no matter how much if there is none.
+    pub maximum_lag_on_syncnode: Option<u64>,
+    /// In quorum mode, voters take the lock away from a leader that they see gone, before its lease ends.
+    pub takeover: bool,
     /// `postgresql.conf` parameters of all members.
     pub parameters: BTreeMap<String, String>,
     /// Who may connect, where a member does not say.
@@ -61,7 +86,13 @@ impl Default for Dynamic {
             primary_stop_timeout: None,
             check_timeline: false,
             pause: false,
+            failsafe_mode: false,
             max_timelines_history: HISTORY_LINES_MAX,
+            synchronous_mode: SyncMode::Off,
+            synchronous_mode_strict: false,
+            synchronous_node_count: 1,
+            maximum_lag_on_syncnode: None,
+            takeover: false,
             parameters: BTreeMap::new(),
             rules: Rules::default(),
             use_pg_rewind: None,
@@ -82,25 +113,23 @@ const ACTED_ON: &[&str] = &[
     "master_stop_timeout",
     "check_timeline",
     "pause",
+    "failsafe_mode",
     "max_timelines_history",
+    "maximum_lag_on_syncnode",
     "postgresql",
     "slots",
     "ignore_slots",
     "member_slots_ttl",
+    "synchronous_mode",
+    "synchronous_mode_strict",
+    "synchronous_node_count",
+    "takeover",
     // The bots react to events: there is no loop to wait for, and every question to etcd has a deadline of its own.
     "loop_wait",
     "retry_timeout",
 ];
 /// What Patroni knows and we do not act on yet.
-const LATER: &[&str] = &[
-    "failsafe_mode",
-    "maximum_lag_on_syncnode",
-    "primary_race_backoff",
-    "standby_cluster",
-    "synchronous_mode",
-    "synchronous_mode_strict",
-    "synchronous_node_count",
-];
+const LATER: &[&str] = &["primary_race_backoff", "standby_cluster"];
 /// The same below `postgresql`.
 const POSTGRESQL_ACTED_ON: &[&str] = &[
     "parameters",
@@ -153,6 +182,8 @@ impl Dynamic {
         let rules = SlotRules::from_value(config, &mut out.complaints);
         out.slots = rules;
         out.pause = config.get("pause").is_some_and(is_true);
+        out.read_synchronous(config);
+        out.failsafe_mode = config.get("failsafe_mode").is_some_and(is_true);
         if let Some(Value::Object(map)) = config.get("postgresql") {
             out.read_postgresql(map);
         }
@@ -160,6 +191,30 @@ impl Dynamic {
             out.complain("", map, ACTED_ON, LATER);
         }
         out
+    }
+
+    fn read_synchronous(&mut self, config: &Value) {
+        let mode = config.get("synchronous_mode").unwrap_or(&Value::Null);
+        let no = |text: &str| matches!(text.trim().to_ascii_lowercase().as_str(), "off" | "false" | "no" | "0" | "");
+        self.synchronous_mode = match mode {
+            Value::String(text) if text.trim().eq_ignore_ascii_case("quorum") => SyncMode::Quorum,
+            mode if is_true(mode) => SyncMode::On,
+            Value::String(text) if !no(text) => {
+                self.complaints.push(format!("config: synchronous_mode is {mode}: use off, on or quorum"));
+                SyncMode::Off
+            }
+            _off => SyncMode::Off,
+        };
+        self.takeover = config.get("takeover").is_some_and(is_true);
+        self.synchronous_mode_strict = config.get("synchronous_mode_strict").is_some_and(is_true);
+        if let Some(count) = self.number(config, "synchronous_node_count") {
+            self.synchronous_node_count = usize::try_from(count).unwrap_or(usize::MAX).max(1);
+        }
+        // Patroni's way of saying that it does not matter is -1.
+        let unlimited = config.get("maximum_lag_on_syncnode").is_none_or(|lag| lag.as_i64().is_some_and(|lag| lag < 0));
+        if !unlimited {
+            self.maximum_lag_on_syncnode = self.number(config, "maximum_lag_on_syncnode");
+        }
     }
 
     fn read_postgresql(&mut self, map: &Map<String, Value>) {
@@ -185,6 +240,10 @@ impl Dynamic {
     }
 
     fn complain_of_parameter(&mut self, name: &str) {
+        if name == STANDBY_NAMES && self.synchronous_mode != SyncMode::Off {
+            let why = "has no effect: synchronous_mode decides it";
+            self.complaints.push(format!("config: postgresql.parameters.{name} {why}"));
+        }
         if let Some((_, value)) = ENFORCED.iter().find(|(enforced, _)| *enforced == name) {
             self.complaints.push(format!("config: postgresql.parameters.{name} has no effect: it is always {value}"));
         } else if LOCAL.contains(&name) {
@@ -229,6 +288,9 @@ const LOCAL: &[&str] =
 /// The parameters that replication, rewinding and failing over rest on; neither the cluster nor a member may change them.
 const ENFORCED: &[(&str, &str)] = &[("wal_log_hints", "on"), ("hot_standby", "on"), ("full_page_writes", "on")];
 
+/// Which standbys commits wait for; ours in the synchronous modes.
+pub(super) const STANDBY_NAMES: &str = "synchronous_standby_names";
+
 /// The parameters that a cluster has unless it says otherwise.
 const DEFAULTS: &[(&str, &str)] = &[
     ("wal_level", "replica"),
@@ -251,9 +313,14 @@ pub(super) fn effective_rules(settings: &Settings, dynamic: &Dynamic) -> Rules {
     Rules { hba: first(&own.hba, &all.hba), ident: first(&own.ident, &all.ident) }
 }
 
-/// All parameters for `postgresql.conf`: defaults, then the cluster's, then the member's, then what is enforced.
+/// All parameters for `postgresql.conf`: defaults, then the cluster's, then the member's, then what is enforced, with the
+/// standbys that commits wait for if that is ours to say.
 #[must_use]
-pub(super) fn effective_parameters(settings: &Settings, dynamic: &Dynamic) -> BTreeMap<String, String> {
+pub(super) fn effective_parameters(
+    settings: &Settings,
+    dynamic: &Dynamic,
+    standby_names: Option<String>,
+) -> BTreeMap<String, String> {
     let own = |list: &[(&str, &str)]| -> Vec<(String, String)> {
         list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
     };
@@ -261,6 +328,7 @@ pub(super) fn effective_parameters(settings: &Settings, dynamic: &Dynamic) -> BT
     all.extend(dynamic.parameters.clone());
     all.extend(settings.parameters.clone());
     all.extend(own(ENFORCED));
+    all.extend(standby_names.map(|names| (STANDBY_NAMES.to_owned(), names)));
     all.insert(String::from("cluster_name"), settings.scope.name().to_owned());
     all
 }
@@ -270,7 +338,7 @@ mod tests {
     use bots_core::machine::Span;
     use serde_json::json;
 
-    use super::Dynamic;
+    use super::{Dynamic, SyncMode};
 
     #[test]
     fn a_field_that_cannot_be_used_is_named_and_keeps_its_default() {
@@ -291,7 +359,7 @@ mod tests {
             "postgresql": {"callbacks": {"on_start": "x"}, "use_pg_rewind": "on", "typo": 1,
                 "parameters": {"wal_log_hints": "off", "port": 1, "work_mem": [4]}},
         }));
-        assert!(read.pause && read.use_pg_rewind == Some(true));
+        assert!(read.pause && read.failsafe_mode && read.use_pg_rewind == Some(true));
         assert_eq!(
             read.complaints,
             [
@@ -300,10 +368,29 @@ mod tests {
                 "config: postgresql.parameters.work_mem is [4]: use a text, a number, true or false",
                 "config: postgresql.callbacks is known and has no effect yet",
                 "config: postgresql.typo has no effect: nobody knows this field",
-                "config: failsafe_mode is known and has no effect yet",
                 "config: mine has no effect: nobody knows this field",
             ]
         );
+    }
+
+    #[test]
+    fn the_synchronous_modes_are_read_as_patroni_reads_them() {
+        let mode = |value: serde_json::Value| Dynamic::from_value(&json!({"synchronous_mode": value}));
+        for (value, wanted) in [
+            (json!(true), SyncMode::On),
+            (json!("on"), SyncMode::On),
+            (json!("Quorum"), SyncMode::Quorum),
+            (json!("off"), SyncMode::Off),
+            (json!(false), SyncMode::Off),
+            (json!(null), SyncMode::Off),
+        ] {
+            let read = mode(value.clone());
+            assert_eq!((read.synchronous_mode, read.complaints), (wanted, vec![]), "{value}");
+        }
+        assert_eq!(mode(json!("qorum")).complaints.len(), 1);
+        let lag = |lag: i64| Dynamic::from_value(&json!({"maximum_lag_on_syncnode": lag, "synchronous_node_count": 0}));
+        assert_eq!((lag(-1).maximum_lag_on_syncnode, lag(0).maximum_lag_on_syncnode), (None, Some(0)));
+        assert_eq!(lag(-1).synchronous_node_count, 1);
     }
 
     #[test]

@@ -9,13 +9,14 @@ use bots_core::{
 };
 
 use super::{
+    dynamic::SyncMode,
     event::{Action, Job, JobResult, PeerAnswer, ProbeId},
     state::{DemoteStep, DemoteWhy, Phase, Primary, Timer},
     turn::{Happened, Turn},
 };
 
 /// A candidate that is behind, or that lost, looks again after this time: the one ahead should have taken the lock.
-const LOOK_AGAIN: Span = Span::from_millis(250);
+pub(super) const LOOK_AGAIN: Span = Span::from_millis(250);
 
 /// Peers get at most this long to answer; on a healthy network they need a thousandth of it.
 const PROBE_DEADLINE_MAX: Span = Span::from_millis(1_000);
@@ -37,6 +38,12 @@ impl Turn {
             return Some(String::from("it has no lease from etcd"));
         }
         let Some(server) = s.server() else { return Some(String::from("its server does not answer")) };
+        if let Some(why) = s.disk_trouble() {
+            return Some(why);
+        }
+        if let Some(why) = s.bar_by_word(self.now) {
+            return Some(why);
+        }
         if let Some(named) = self.named_first() {
             return Some(format!("a switchover names {named}, which goes first"));
         }
@@ -49,12 +56,19 @@ impl Turn {
         if self.is_told_to_lead() {
             return None;
         }
+        if let Some(bar) = self.bar_by_sync() {
+            return Some(bar);
+        }
         let Some(position) = self.position_in_history() else {
             let (own, newest) = (server.timeline, s.timelines().current);
             return Some(format!(
                 "it is on timeline {own}, and the cluster's timeline {newest} does not go on from there"
             ));
         };
+        if s.sync_record().is_some() {
+            // The votes tell whether anything is missing that anybody was told of.
+            return None;
+        }
         let newest = s.timelines().current;
         if s.dynamic.check_timeline && server.timeline < newest {
             let own = server.timeline;
@@ -79,7 +93,7 @@ impl Turn {
     }
 
     /// An operator named this member, and no leader: a failover by hand, which takes the losses.
-    fn is_told_to_lead(&self) -> bool {
+    pub(super) fn is_told_to_lead(&self) -> bool {
         let request: Option<FailoverRequest> = self.s.view.json(&self.s.settings.scope.failover());
         request.is_some_and(|r| r.leader.is_none() && r.member.as_ref() == Some(&self.s.settings.name))
     }
@@ -123,6 +137,9 @@ impl Turn {
     /// The last leader, while it has the first go because it handed over in good order what this member lacks, and until
     /// when: a planned end loses nothing as long as the old leader can come back. Nothing if nobody has.
     fn handed_over_first(&self) -> Option<(String, Time)> {
+        if self.s.sync_record().is_some() {
+            return None;
+        }
         let status: PostgresStatus = self.s.view.json(&self.s.settings.scope.status())?;
         let old = status.handed_over_by.filter(|old| *old != self.s.settings.name)?;
         let behind = self.position_in_history()? < status.optime;
@@ -164,6 +181,9 @@ impl Turn {
         }
         let reserved = self.take_reservation(happened);
         if self.s.may_use_lock(self.now) {
+            if !self.s.is_supported(self.now) {
+                return self.renew_support();
+            }
             return self.reserve_and_promote(reserved);
         }
         if self.s.leadership.is_held() {
@@ -177,6 +197,9 @@ impl Turn {
             return self.ask_for_the_lock();
         }
         let Phase::Candidate(candidate) = &mut self.s.phase else { return };
+        if candidate.seeking {
+            return self.mind_support();
+        }
         match happened {
             Happened::Observed => candidate.observed = true,
             Happened::Probed { id, answers } if candidate.probe == Some(*id) => {
@@ -199,7 +222,7 @@ impl Turn {
             return;
         }
         if candidate.probe.is_some() && self.holds_all() {
-            return self.ask_for_the_lock();
+            return self.seek_support();
         }
         let Phase::Candidate(candidate) = &mut self.s.phase else { return };
         let Some(answers) = candidate.answers.take() else {
@@ -209,13 +232,13 @@ impl Turn {
             }
             return;
         };
-        let behind = self.stands_behind(&answers);
+        let behind = self.stands_behind(&answers).or_else(|| self.lacks_votes(&answers));
         let stands = behind.is_none();
         if let Phase::Candidate(candidate) = &mut self.s.phase {
             candidate.behind = behind;
         }
         if stands {
-            self.ask_for_the_lock();
+            self.seek_support();
         } else {
             self.s.timers.arm(Timer::Retry, self.now + LOOK_AGAIN);
         }
@@ -255,15 +278,19 @@ impl Turn {
             }
             // Data that does not lie on the cluster's history is ahead of nothing, however far it goes.
             let theirs = self.s.place(peer.timeline, peer.position);
-            if peer.may_lead && theirs > ours {
+            if peer.may_lead && theirs > ours && self.counts_as_rival(name) {
                 return Some(format!("{name} is ahead: {} on timeline {}", peer.position, peer.timeline));
             }
-            let goes_first = peer.may_lead && theirs == ours && peer.priority > priority && preferred(name);
+            let goes_first = peer.may_lead
+                && self.counts_as_rival(name)
+                && theirs == ours
+                && peer.priority > priority
+                && preferred(name);
             goes_first.then(|| format!("{name} holds the same and has the failover_priority {}", peer.priority))
         })
     }
 
-    fn ask_for_the_lock(&mut self) {
+    pub(super) fn ask_for_the_lock(&mut self) {
         let mut out = Vec::new();
         let mut extra = Vec::new();
         if let (Some(_), Some(own)) = (self.s.cluster_system_id(), self.s.own_system_id()) {
@@ -276,6 +303,12 @@ impl Turn {
                 None => Compare::Absent(key),
             });
         }
+        if self.s.dynamic.synchronous_mode != SyncMode::Off || self.s.view.get(&self.s.settings.scope.sync()).is_some()
+        {
+            extra.push(self.s.sync_unchanged());
+        }
+        // The members that vouch for a primary, or support us, are counted by this roll.
+        extra.push(self.s.same_roll());
         self.s.leadership.acquire(self.now, &mut self.s.membership, &self.s.view, extra, &mut out);
         self.push_dcs(out);
     }

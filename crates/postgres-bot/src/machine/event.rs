@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use bots_core::{
-    dcs::{DcsAction, DcsEvent},
+    dcs::{DcsAction, DcsEvent, Revision},
     machine::{Span, Time},
     wire::{Lsn, Timeline},
 };
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     operator::{Command, CommandId},
-    postgres::{DataDir, Postgres, SlotKind, Upstream},
+    postgres::{DataDir, Disk, Postgres, SlotKind, Upstream},
     settings::Rules,
 };
 
@@ -24,6 +24,33 @@ pub struct JobId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ProbeId(pub u64);
+
+/// Ties the answers of members to a question of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AskId(pub u64);
+
+/// Ties our answer to the question of another member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AskedId(pub u64);
+
+/// What members ask of each other in failsafe mode. A yes binds whoever says it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ask {
+    /// May I lead on without etcd?
+    Lead {
+        /// Who asks.
+        leader: String,
+        /// The creation of the lock that it held last.
+        generation: Revision,
+    },
+    /// May I be elected?
+    Stand {
+        /// Who asks.
+        candidate: String,
+    },
+}
 
 /// Everything that can happen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +77,8 @@ pub enum Event {
     },
     /// The server was asked how it does; sent when the answer has changed.
     PostgresObserved(Postgres),
+    /// The disk of the data directory was tried; sent when it has changed.
+    DiskObserved(Disk),
     /// The postmaster died, and every process of that server is gone.
     PostgresExited {
         /// One line: the exit status or signal.
@@ -61,6 +90,22 @@ pub enum Event {
         id: ProbeId,
         /// The answers by member; who did not answer is missing.
         answers: BTreeMap<String, PeerAnswer>,
+    },
+    /// Another member asks for our word.
+    MemberAsked {
+        /// The number that the answer shall bear.
+        id: AskedId,
+        /// What.
+        ask: Ask,
+    },
+    /// A member has answered our question, or has not in time.
+    MemberAnswered {
+        /// The question.
+        id: AskId,
+        /// Who.
+        member: String,
+        /// Yes, or why not.
+        answer: Result<(), String>,
     },
     /// An operator asks something of this member.
     Commanded {
@@ -98,6 +143,8 @@ pub struct PeerAnswer {
     pub may_lead: bool,
     /// Its `failover_priority`: who of several that hold the same goes first.
     pub priority: u32,
+    /// The position is of this moment and all that it has. Only then may it count as a vote.
+    pub sure: bool,
 }
 
 /// How to stop a server.
@@ -143,7 +190,8 @@ pub enum Job {
         /// Whom to follow.
         upstream: Option<Upstream>,
     },
-    /// Follow another upstream (or none) without a restart. Ends as [`JobResult::Done`].
+    /// Follow another upstream without a restart, or none. Ends as [`JobResult::Done`]; with none, once nothing is received and
+    /// nothing can be any more.
     Follow {
         /// Whom to follow.
         upstream: Option<Upstream>,
@@ -310,6 +358,24 @@ pub enum Action {
         peers: BTreeMap<String, String>,
         /// How long to wait.
         deadline: Span,
+    },
+    /// Ask these members at once. Each one's answer is an [`Event::MemberAnswered`], and so is its silence.
+    AskMembers {
+        /// The question's number.
+        id: AskId,
+        /// What is asked.
+        ask: Ask,
+        /// The `api_url` of each member.
+        members: BTreeMap<String, String>,
+        /// How long to wait.
+        deadline: Span,
+    },
+    /// Answer another member's question.
+    AnswerMember {
+        /// The number of the question.
+        id: AskedId,
+        /// Yes, or why not.
+        answer: Result<(), String>,
     },
     /// End the process.
     Exit {

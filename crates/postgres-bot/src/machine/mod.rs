@@ -26,31 +26,42 @@ mod demotion;
 mod dynamic;
 mod election;
 mod event;
+mod failsafe;
 mod handover;
+mod hung;
 mod operator;
 mod pause;
 mod postgres;
 mod primary;
+mod promise;
+mod quorum;
 mod reinit;
 mod rejoin;
 mod replica;
 mod restart;
 mod role;
+mod roll;
 mod settings;
 mod share;
 mod slots;
 mod state;
+mod synchrony;
+mod takeover;
 mod timelines;
 mod turn;
+mod vote;
 
 use bots_core::machine::{Deadline, Machine, Report, Step, Time, TransitionTable};
 
 use self::turn::Turn;
 pub use self::{
-    dynamic::Dynamic,
-    event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, SlotChange, StopMode},
+    dynamic::{Dynamic, SyncMode},
+    event::{
+        Action, Ask, AskId, AskedId, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, SlotChange, StopMode,
+    },
     operator::{Answer, Command, CommandId, Refusal, Restart},
-    postgres::{DataDir, Postgres, ReplicationSlot, Running, Server, SlotKind, Upstream},
+    postgres::{DataDir, Disk, Postgres, ReplicationSlot, Running, Server, SlotKind, Standby, Upstream, WaitsFor},
+    quorum::{Acks, Voters},
     role::{Role, TRANSITIONS},
     settings::{Live, Rules, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},
     state::State,

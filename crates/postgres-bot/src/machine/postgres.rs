@@ -68,6 +68,26 @@ pub enum Postgres {
     Silent,
 }
 
+/// The disk of the data directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub enum Disk {
+    /// It takes writes, as far as anybody knows.
+    #[default]
+    Good,
+    /// There is next to no room.
+    Full {
+        /// What is left.
+        bytes_free: u64,
+    },
+    /// A write failed.
+    Failing {
+        /// One line.
+        why: String,
+    },
+    /// A write does not come to its end.
+    Stalled,
+}
+
 /// What a live server says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Server {
@@ -83,6 +103,13 @@ pub struct Server {
     pub replayed: Lsn,
     /// Replica: a WAL receiver is connected.
     pub streaming: bool,
+    /// Replica: it has replayed all that it had on disk when it came up. Before that, its position may be less than what it has
+    /// acknowledged in an earlier run.
+    pub settled: bool,
+    /// Primary: which standbys commits wait for.
+    pub waits_for: WaitsFor,
+    /// Primary: who streams from it, by name.
+    pub standbys: BTreeMap<String, Standby>,
     /// The parameters that wait for a restart.
     pub pending_restart: BTreeMap<String, ParameterChange>,
     /// Its replication slots by name, without temporary ones; nothing while it has not been asked for them.
@@ -122,6 +149,24 @@ pub enum SlotKind {
         /// What decodes.
         plugin: String,
     },
+}
+
+/// `synchronous_standby_names` as the server has it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WaitsFor {
+    /// Its text.
+    pub names: String,
+    /// It was seen for so long that every process of the server goes by it: nothing is acknowledged by an earlier one.
+    pub in_force: bool,
+}
+
+/// Somebody who streams from a primary.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Standby {
+    /// It has caught up once and streams.
+    pub streams: bool,
+    /// It has so much on disk.
+    pub flushed: Lsn,
 }
 
 impl Postgres {

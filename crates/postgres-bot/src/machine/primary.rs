@@ -78,12 +78,13 @@ impl Turn {
         if self.s.server().is_some_and(|server| server.in_recovery) && self.s.job.is_none() {
             return self.unfit("the server is in recovery though it was started as a primary");
         }
-        if self.heed_operator() {
+        if self.gives_up_hung() || self.heed_operator() {
             return;
         }
         if checkpoint_due && self.s.job.is_none() && self.s.timers.armed(Timer::Retry).is_none() {
             self.run(Job::Checkpoint);
         }
+        self.drive_synchrony(happened);
         self.write_keys();
     }
 
@@ -145,7 +146,7 @@ impl Turn {
 
     /// The lock bears our name: bind it to the lease that we have now, then start in place.
     fn reclaim(&mut self) {
-        if self.s.may_use_lock(self.now) {
+        if self.s.may_use_lock(self.now) && self.takes_over_synchrony() {
             let step = if self.s.postgres.is_alive() { Recovery::Adopting } else { Recovery::Starting };
             self.s.phase = Phase::Recovering { step };
             self.s.timers.arm(Timer::Patience, self.now + self.s.dynamic.primary_start_timeout.max(Span::from_secs(1)));
@@ -169,14 +170,19 @@ impl Turn {
         }
         if ours {
             let mut out = Vec::new();
+            let same_roll = self.s.same_roll();
             let (membership, view) = (&mut self.s.membership, &self.s.view);
-            self.s.leadership.acquire(self.now, membership, view, Vec::new(), &mut out);
+            self.s.leadership.acquire(self.now, membership, view, vec![same_roll], &mut out);
             self.push_dcs(out);
         }
     }
 
     /// Acts on the `failover` key; says whether the role has changed.
     fn heed_operator(&mut self) -> bool {
+        // Without the lock there is nothing to hand over.
+        if self.s.leadership.fence(self.now, &self.s.membership).is_none() {
+            return false;
+        }
         let scope = self.s.settings.scope.clone();
         let Some(asked_at) = self.s.view.get(&scope.failover()).map(|kv| kv.modified) else { return false };
         let Some(request) = self.s.view.json::<FailoverRequest>(&scope.failover()) else { return false };
@@ -270,6 +276,8 @@ impl Turn {
             let streaming = facts.replication_state.as_deref() == Some("streaming");
             if nofailover {
                 Some(Bar::No(format!("{name} has the tag nofailover")))
+            } else if self.s.sync_record().is_some() && !self.s.is_voter(name) {
+                Some(Bar::NotYet(format!("{name} is not a synchronous standby")))
             } else if member.head.state != "running" {
                 Some(Bar::NotYet(format!("{name} is {}, not running", member.head.state)))
             } else if !streaming || facts.timeline.is_some_and(|t| t != ours) {

@@ -58,7 +58,8 @@ impl Turn {
             if self.s.is_foreign() {
                 return self.refuse_foreign();
             }
-            let upstream = self.s.upstream();
+            // Who has promised not to receive from the leader starts without one.
+            let upstream = self.s.upstream().filter(|_| !self.s.is_bound());
             self.run(Job::StartStandby { upstream });
         }
     }
@@ -94,6 +95,9 @@ impl Turn {
         }
         if let Some(until) = self.others_first_until() {
             self.s.timers.arm(Timer::OthersFirst, until);
+        }
+        if self.mind_takeover(happened) {
+            return;
         }
         if self.s.job.is_some() || self.s.timers.armed(Timer::Retry).is_some() {
             return;

@@ -119,7 +119,7 @@ pub(super) fn facts(s: &State) -> PostgresFacts {
 /// What am I, what do I wait for, since when, and why not something else?
 pub(super) fn report(s: &State, now: Time) -> Report {
     let turn = Turn::new(s.clone(), now);
-    let (doing, waiting_for) = story(s);
+    let (doing, waiting_for) = story(s, now);
     let mut report = Report::new(s.role(), s.since, now).doing(doing).waiting_for(waiting_for).next(s.deadline(), now);
     match &s.phase {
         Phase::Replica { .. } | Phase::Candidate(_) => {
@@ -151,13 +151,13 @@ pub(super) fn report(s: &State, now: Time) -> Report {
     let troubles = [s.trouble.clone(), s.membership.trouble()].into_iter().flatten();
     let unwatched = (!s.view.is_watched()).then(|| String::from("etcd is not being watched: what is known may be old"));
     let silent = (s.postgres == Postgres::Silent).then(|| String::from("Postgres is alive and does not answer"));
-    for trouble in troubles.chain(unwatched).chain(silent).chain(s.dynamic.complaints.clone()) {
+    for trouble in troubles.chain(unwatched).chain(silent).chain(s.disk_trouble()).chain(s.dynamic.complaints.clone()) {
         report = report.trouble(trouble);
     }
     report
 }
 
-fn story(s: &State) -> (String, String) {
+fn story(s: &State, now: Time) -> (String, String) {
     let leader = s.leader().unwrap_or("nobody");
     let job = s.job.as_ref().map_or_else(|| String::from("etcd and the server"), |r| format!("the job: {}", r.job));
     match &s.phase {
@@ -199,6 +199,10 @@ fn story(s: &State) -> (String, String) {
         Phase::Promoting { from, timeline, .. } => {
             (format!("holding the lock, leaving recovery at {from} for timeline {timeline}"), job)
         }
+        Phase::Primary(_) if s.leads_by_word(now) => (
+            format!("accepting writes without etcd, which [{}] vouch for", s.vouchers().join(", ")),
+            String::from("etcd, and the members' word until then"),
+        ),
         Phase::Primary(primary) => {
             let asked = s.view.get(&s.settings.scope.failover()).map(|kv| kv.modified);
             let refusing = primary.writing.is_some() || primary.answered == asked;

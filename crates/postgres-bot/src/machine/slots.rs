@@ -190,9 +190,17 @@ impl State {
         let mut status = PostgresStatus { optime, handed_over_by: None, ..self.status() };
         if let Some(slots) = self.server().and_then(|server| server.slots.as_ref()) {
             let keeps = |slot: &ReplicationSlot| slot.confirmed.or(slot.restart).filter(|_| !slot.lost);
-            status.slots = slots.iter().filter_map(|(name, slot)| Some((name.clone(), keeps(slot)?))).collect();
+            let known = std::mem::take(&mut status.slots);
+            let mut now: BTreeMap<String, Lsn> =
+                slots.iter().filter_map(|(name, slot)| Some((name.clone(), keeps(slot)?))).collect();
             // What it would need if it came back as a replica.
-            status.slots.insert(slot_of(&self.settings.name), optime);
+            now.insert(slot_of(&self.settings.name), optime);
+            // A step that nobody would follow is not worth a write.
+            let told = |name: &String, at: Lsn| match known.get(name) {
+                Some(old) if *old <= at && at.0 - old.0 < STEP => *old,
+                Some(_) | None => at,
+            };
+            status.slots = now.into_iter().map(|(name, at)| (name.clone(), told(&name, at))).collect();
             let physical = |name: &&String| slots.get(*name).is_some_and(|slot| slot.kind == SlotKind::Physical);
             status.retain_slots = self.slots.unwanted.keys().filter(physical).cloned().collect();
         }

@@ -12,12 +12,18 @@ use serde::Serialize;
 use super::{
     dynamic::Dynamic,
     event::{Job, JobId, ProbeId, StopMode},
+    failsafe::Failsafe,
+    hung::Health,
     operator::Operator,
     pause::Pause,
     postgres::{DataDir, Postgres, Running as Runs, Server, Upstream},
+    promise::Word,
+    quorum::Voters,
     role::Role,
     settings::{Rules, Settings},
     slots::Slots,
+    synchrony::Synchrony,
+    takeover::Promise,
 };
 
 /// What the machine waits for with a clock in hand.
@@ -38,12 +44,18 @@ pub(super) enum Timer {
     ShareStatus,
     /// A replica that still does not stream is to be looked into.
     Stalled,
+    /// A server that still does not answer is given up.
+    Hung,
     /// An operator has scheduled a restart for then.
     ScheduledRestart,
     /// A restart on an operator's word has taken long enough.
     RestartPatience,
     /// Replication slots are to be looked at again.
     Slots,
+    /// Look again whether the next step of the synchronous replication can be taken.
+    Sync,
+    /// Ask again whether a leader is there that nothing is received from, or etcd what it has not answered.
+    Takeover,
 }
 
 /// A running job.
@@ -183,6 +195,8 @@ pub(super) struct Candidate {
     pub(super) observed: bool,
     /// Who stands in the way, for the report.
     pub(super) behind: Option<String>,
+    /// The members of the failsafe key are being asked for their support.
+    pub(super) seeking: bool,
     /// The lock is ours, and a number for the new timeline has been asked for.
     pub(super) reservation: Option<Reservation>,
 }
@@ -194,6 +208,8 @@ pub(super) struct Reservation {
     /// The lock that it was asked for under.
     pub(super) fence: bots_core::leadership::Fence,
     pub(super) timeline: Timeline,
+    /// The `sync` key that was written with it, if the mode wants one.
+    pub(super) voters: Option<Voters>,
 }
 
 /// What a primary keeps track of.
@@ -257,6 +273,8 @@ pub struct State {
     pub(super) timers: Timers<Timer>,
     /// The last thing that went wrong, for the report.
     pub(super) trouble: Option<String>,
+    /// What ails the server or its disk.
+    pub(super) health: Health,
     /// A leaderless scope was first seen at this time.
     pub(super) leaderless_since: Option<Time>,
     /// Where the guard of a server that was told to take writes has its fence, as far as we have asked.
@@ -281,8 +299,16 @@ pub struct State {
     pub(super) slots: Slots,
     /// What a pause must know.
     pub(super) pause: Pause,
+    /// Which standbys commits wait for, and who may lead because of that.
+    pub(super) synchrony: Synchrony,
+    /// What this member promises, or is about to, while it sees its leader gone.
+    pub(super) promise: Option<Promise>,
     /// The last copy from a member other than the leader failed: the next one is the leader's.
     pub(super) copy_leader: bool,
+    /// What this member has said to primaries and candidates.
+    pub(super) word: Word,
+    /// What it knows as a primary or candidate of what others said.
+    pub(super) failsafe: Failsafe,
     /// The exit code and the line for the operator, if it is not an end that was asked for.
     pub(super) farewell: Option<(u8, String)>,
     /// `Exit` was asked for: nothing more is.
@@ -309,6 +335,7 @@ impl State {
             probes: 0,
             timers: Timers::default(),
             trouble: None,
+            health: Health::default(),
             leaderless_since: None,
             fence_set: None,
             inspecting: false,
@@ -321,7 +348,11 @@ impl State {
             operator: Operator::default(),
             slots: Slots::default(),
             pause: Pause::default(),
+            synchrony: Synchrony::default(),
+            promise: None,
             copy_leader: false,
+            word: Word::default(),
+            failsafe: Failsafe::default(),
             farewell: None,
             exited: false,
             dynamic,
@@ -427,7 +458,13 @@ impl State {
     pub fn accepts_writes(&self, now: Time) -> bool {
         (matches!(self.phase, Phase::Primary(_)) || self.is_about_to_hand_over())
             && self.server().is_some_and(|s| !s.in_recovery)
-            && self.leadership.fence(now, &self.membership).is_some()
+            && self.leads(now)
+    }
+
+    /// Whether this member leads at `now` for sure: its lease lives and holds the lock, or enough members vouch for it.
+    #[must_use]
+    pub fn leads(&self, now: Time) -> bool {
+        self.leadership.fence(now, &self.membership).is_some() || self.is_vouched_for(now)
     }
 
     /// Whether a server that this bot started may accept writes by what it was told to do.
@@ -463,7 +500,13 @@ impl State {
         if self.is_stopping_at_once() {
             return None;
         }
-        Some(self.lease_ends())
+        let by_lease = self.lease_ends();
+        Some(match self.word_ends() {
+            None => by_lease,
+            Some(by_word) if self.leadership.is_held() => by_lease.max(by_word),
+            // The lease that we have now, if we have one, does not hold the lock.
+            Some(by_word) => by_word,
+        })
     }
 
     /// The server is being stopped, by force if need be.
@@ -524,7 +567,12 @@ impl State {
 
     /// Where the guard's fence belongs as long as this server may take writes.
     pub(super) fn guard_at(&self) -> Time {
-        self.membership.valid_until().unwrap_or(Time::ZERO) - self.guard_margin()
+        let by_lease = self.membership.valid_until().unwrap_or(Time::ZERO) - self.guard_margin();
+        match self.guard_by_word() {
+            None => by_lease,
+            Some(by_word) if self.leadership.is_held() => by_lease.max(by_word),
+            Some(by_word) => by_word,
+        }
     }
 
     pub(super) fn deadline(&self) -> Option<Deadline> {
@@ -536,7 +584,7 @@ impl State {
             at: self.lease_ends(),
             reason: String::from("give the bootstrap up: its lease runs out unless renewed before"),
         });
-        let own = [fence, bootstrap, self.timers.next()];
+        let own = [fence, bootstrap, self.timers.next(), self.failsafe_deadline()];
         Deadline::earliest(own.into_iter().chain([self.membership.deadline(), self.leadership.deadline()]))
     }
 
@@ -663,6 +711,6 @@ impl State {
         {
             return Err(format!("a {} whose server accepts writes", self.role()));
         }
-        Ok(())
+        self.check_synchrony()
     }
 }

@@ -9,6 +9,7 @@ use bots_core::{
 
 use super::{
     state::{Phase, Reservation, State, Timer},
+    synchrony::Synchrony,
     turn::{Happened, Turn},
 };
 
@@ -86,7 +87,11 @@ impl Turn {
         let Happened::Answered { id, outcome } = happened else { return None };
         let Phase::Candidate(candidate) = &mut self.s.phase else { return None };
         let asked = candidate.reservation.take_if(|asked| asked.request == *id)?;
-        if matches!(outcome, Outcome::Done(_)) {
+        if let Outcome::Done(revision) = outcome {
+            if let Some(voters) = &asked.voters {
+                let strict = self.s.dynamic.synchronous_mode_strict;
+                self.s.synchrony = Synchrony::reign(voters.clone(), strict, *revision);
+            }
             return Some(asked);
         }
         self.s.timers.arm(Timer::Rewrite, self.now + RETRY_AFTER);
@@ -114,10 +119,16 @@ impl Turn {
         });
         let by = self.s.settings.name.clone();
         let record = TimelineRecord { current: self.s.timelines().current, reserved: timeline, parent, by };
-        let put = Write::put(key, serde_json::to_string(&record).unwrap_or_default());
-        let request = self.transact(compare, vec![put]);
+        let mut puts = vec![Write::put(key, serde_json::to_string(&record).unwrap_or_default())];
+        let voters = self.key_for_reign();
+        if let Some(voters) = &voters {
+            // With the number: whoever dies from here on leaves a key by which the right ones may lead.
+            compare.push(self.s.sync_unchanged());
+            puts.push(self.sync_put(voters));
+        }
+        let request = self.transact(compare, puts);
         if let Phase::Candidate(candidate) = &mut self.s.phase {
-            candidate.reservation = Some(Reservation { request, fence, timeline });
+            candidate.reservation = Some(Reservation { request, fence, timeline, voters });
         }
     }
 

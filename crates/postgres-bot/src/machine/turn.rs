@@ -13,7 +13,7 @@ use bots_core::{
 
 use super::{
     PostgresBot,
-    dynamic::{Dynamic, effective_parameters, effective_rules},
+    dynamic::{Dynamic, STANDBY_NAMES, effective_parameters, effective_rules},
     event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, StopMode},
     postgres::{DataDir, Postgres, Running as Runs, Server},
     share,
@@ -51,6 +51,7 @@ pub(super) struct Turn {
 impl Turn {
     pub(super) fn new(mut s: State, now: Time) -> Self {
         s.passed.clear();
+        s.word.note(now);
         Self { s, now, out: Vec::new() }
     }
 
@@ -94,6 +95,10 @@ impl Turn {
                 }
                 Happened::Observed
             }
+            Event::DiskObserved(disk) => {
+                self.s.health.disk = disk;
+                Happened::Nothing
+            }
             Event::PostgresExited { how } => {
                 self.s.postgres = Postgres::Down;
                 self.nothing_runs();
@@ -101,6 +106,14 @@ impl Turn {
             }
             Event::PeersProbed { id, answers } => Happened::Probed { id, answers },
             Event::JobEnded { id, result } => self.job_ended(id, result),
+            Event::MemberAsked { id, ask } => {
+                self.answer_member(id, &ask);
+                Happened::Nothing
+            }
+            Event::MemberAnswered { id, member, answer } => {
+                self.member_answered(id, member, answer);
+                Happened::Nothing
+            }
             Event::Commanded { id, command } => {
                 self.take_command(id, command);
                 Happened::Nothing
@@ -119,8 +132,10 @@ impl Turn {
 
     fn settle(&mut self, happened: Happened) {
         self.note_leader();
+        self.note_health();
         self.configure();
         self.note_pause();
+        self.take_sync_answer(&happened);
         self.drive(happened);
         while !self.s.exited
             && let Some(timer) = self.s.timers.take_due(self.now)
@@ -135,6 +150,7 @@ impl Turn {
         self.mind_restart();
         if !self.s.exited {
             self.mind_slots();
+            self.mind_failsafe();
             self.move_fence();
             self.let_go_of_the_lock();
             let mut out = Vec::new();
@@ -146,6 +162,7 @@ impl Turn {
                 self.s.membership.rest(self.now, rests, &mut out);
             }
             self.s.membership.advance(self.now, &mut out);
+            self.tell_standby_names();
             share::publish(&mut self.s, self.now, &mut out);
             self.push_membership(out);
         }
@@ -192,10 +209,22 @@ impl Turn {
         if before != after {
             self.s.passed.push(after);
             self.s.since = self.now;
-            let of_the_role =
-                [Timer::Retry, Timer::Patience, Timer::ShareStatus, Timer::Scheduled, Timer::Rewrite, Timer::Stalled];
+            let of_the_role = [
+                Timer::Retry,
+                Timer::Patience,
+                Timer::ShareStatus,
+                Timer::Scheduled,
+                Timer::Rewrite,
+                Timer::Stalled,
+                Timer::Sync,
+                Timer::Takeover,
+                Timer::Hung,
+            ];
             for timer in of_the_role {
                 self.s.timers.disarm(timer);
+            }
+            if !self.s.may_have_reigned() {
+                self.s.synchrony.lay_down();
             }
             self.s.stall = Stall { rewound: self.s.stall.rewound, ..Stall::default() };
         }
@@ -204,9 +233,13 @@ impl Turn {
     /// A server that may accept writes is stopped before its lease can run out, and at once when the lock is gone (S1, S6).
     fn fence(&mut self) {
         let Some(at) = self.s.fence_at() else { return };
+        let unlocked =
+            !self.s.leadership.is_held() && (!self.s.leadership.is_busy() || self.s.leadership.is_yielding());
+        // Vouched for, it leads on without a lock, but never beside one of another's.
+        let vouched = self.s.is_vouched_for(self.now) && self.s.leadership.looks_free(&self.s.view);
         let why = if self.now >= at {
             String::from("the lease was not renewed in time")
-        } else if !self.s.leadership.is_held() && (!self.s.leadership.is_busy() || self.s.leadership.is_yielding()) {
+        } else if unlocked && !vouched {
             String::from("the leader lock is gone or another's")
         } else {
             return;
@@ -236,7 +269,10 @@ impl Turn {
     fn dcs(&mut self, event: DcsEvent) -> Happened {
         self.s.view.apply(&event);
         let answered = match &event {
-            DcsEvent::Answered { id, outcome } => Happened::Answered { id: *id, outcome: outcome.clone() },
+            DcsEvent::Answered { id, outcome } => {
+                self.roll_written(*id, outcome);
+                Happened::Answered { id: *id, outcome: outcome.clone() }
+            }
             DcsEvent::Listed { .. }
             | DcsEvent::Changed { .. }
             | DcsEvent::WatchLost { .. }
@@ -299,7 +335,12 @@ impl Turn {
             self.s.membership.set_ttl(self.s.dynamic.ttl);
         }
         self.s.note_own_slot();
-        let mut parameters = effective_parameters(&self.s.settings, &self.s.dynamic);
+        self.tell_parameters();
+    }
+
+    fn tell_parameters(&mut self) {
+        let names = self.s.standby_names();
+        let mut parameters = effective_parameters(&self.s.settings, &self.s.dynamic, names);
         parameters.extend(self.s.own_slot_parameter());
         let rules = effective_rules(&self.s.settings, &self.s.dynamic);
         let wanted = (parameters, rules);
@@ -310,11 +351,21 @@ impl Turn {
         }
     }
 
+    /// Tells the shell which standbys commits wait for, if that has changed.
+    fn tell_standby_names(&mut self) {
+        let told = self.s.configured.as_ref().and_then(|(parameters, _)| parameters.get(STANDBY_NAMES));
+        if self.s.standby_names().is_some_and(|names| told != Some(&names)) {
+            self.tell_parameters();
+        }
+    }
+
     /// Starts a job; one that still runs is given up first.
     pub(super) fn run(&mut self, job: Job) {
         if let Some(running) = self.s.job.take() {
             self.out.push(Action::Cancel { id: running.id });
         }
+        // A server goes by what is right for what it is about to be.
+        self.tell_standby_names();
         if !self.s.is_restarting() && matches!(job, Job::StartPrimary | Job::StartStandby { .. }) {
             self.forget_scheduled_restart();
         }
@@ -433,11 +484,9 @@ impl Turn {
         let locked = self.s.leadership.fence(self.now, &self.s.membership).is_some();
         let fenced = matches!(&self.s.phase, Phase::Demoting { why: DemoteWhy::Fenced(_), .. });
         let ours = bootstrapping || locked && !fenced && self.s.may_be_writable();
-        if self.s.fence_set.is_some()
-            && self.s.postgres.is_alive()
-            && ours
-            && self.s.membership.lease(self.now).is_some()
-        {
+        let leased = ours && self.s.membership.lease(self.now).is_some();
+        let vouched = !fenced && self.s.is_vouched_for(self.now);
+        if self.s.fence_set.is_some() && self.s.postgres.is_alive() && (leased || vouched) {
             self.set_fence();
         }
     }

@@ -4,6 +4,7 @@ pub mod binaries;
 mod callbacks;
 pub mod config;
 mod conninfo;
+mod disk;
 mod figures;
 mod files;
 mod floor;
@@ -11,6 +12,7 @@ pub mod guard;
 pub mod hands;
 pub mod inspect;
 pub mod jobs;
+mod members;
 pub mod node;
 pub mod observe;
 mod peers;
@@ -36,13 +38,13 @@ use std::{
 use bots_core::{
     dcs::DcsEvent,
     machine::Time,
-    shell::{Assembled, Bot, Clock, Common, Context, DcsHandle, Events, Exit, Health, Shell, probe_instance},
+    shell::{Assembled, Bot, Clock, Common, Context, DcsHandle, Events, Exit, Health, Shell, http, probe_instance},
 };
 use tokio::{sync::watch, task::AbortHandle};
 
 use self::{
-    binaries::Binaries, callbacks::Callbacks, config::Config, figures::Figures, hands::Hands, node::Node,
-    observe::Poke, reload::Reload, report::Reporter, routes::Site,
+    binaries::Binaries, callbacks::Callbacks, config::Config, figures::Figures, hands::Hands, members::Desk,
+    node::Node, observe::Poke, reload::Reload, report::Reporter, routes::Site,
 };
 use crate::machine::{Action, Event, JobId, PostgresBot, State};
 
@@ -60,6 +62,10 @@ pub struct PostgresShell {
     state: watch::Sender<Arc<State>>,
     figures: Figures,
     callbacks: Callbacks,
+    /// Where other members' questions wait.
+    desk: Arc<Desk>,
+    /// What we show other members when we ask something of them.
+    authorization: Option<String>,
     /// See [`lock`].
     _lock: File,
 }
@@ -94,6 +100,7 @@ impl Bot for Program {
         let (node, lock) = prepare(&config)?;
         postmaster::adopt_orphans().map_err(|e| Exit::failure(format!("{e:#}")))?;
         let callbacks = Callbacks::new(config.callbacks().map_err(Exit::usage)?, &config.common.scope);
+        let authorization = authorization(&config)?;
         let settings = config.settings(context.instance.clone(), Self::VERSION, context.epoch_unix_ms);
         let path = context.config_path.clone();
         let reload = Arc::new(Reload::new(path, config, context.instance.clone(), context.epoch_unix_ms));
@@ -104,9 +111,12 @@ impl Bot for Program {
         hands.postmaster.adopt(&hands.reporter).await;
         let poke = Poke::default();
         tokio::spawn(observe::run(Arc::clone(&hands), poke.clone()));
+        disk::watch(hands.node.data_dir.clone(), context.events.clone())
+            .map_err(|e| Exit::failure(format!("no thread to watch the disk: {e}")))?;
         let (sender, receiver) = watch::channel(Arc::new(state.clone()));
         tokio::spawn(Arc::clone(&reload).on_hangup(context.events.clone()));
-        let routes = Site::new(&context, receiver, Arc::clone(&hands), reload).router();
+        let desk = Arc::new(Desk::default());
+        let routes = Site::new(&context, receiver, Arc::clone(&hands), reload, Arc::clone(&desk)).router();
         let shell = PostgresShell {
             hands,
             poke,
@@ -116,10 +126,19 @@ impl Bot for Program {
             state: sender,
             figures: Figures::new(&context.metrics),
             callbacks,
+            desk,
+            authorization,
             _lock: lock,
         };
         Ok(Assembled::new(state, shell, prefixes, health).routes(routes))
     }
+}
+
+/// Members know each other by the password of their APIs, which is the same for all, as in Patroni.
+fn authorization(config: &Config) -> Result<Option<String>, Exit> {
+    let Some(credentials) = &config.common.restapi.authentication else { return Ok(None) };
+    let secret = credentials.secret("restapi.authentication").map_err(Exit::usage)?;
+    Ok(Some(http::basic_authorization(&credentials.username, &secret)))
 }
 
 /// Makes sure that the bot can work on this machine at all.
@@ -239,6 +258,11 @@ impl Shell for PostgresShell {
                     events.send(Event::PeersProbed { id, answers }).await;
                 });
             }
+            Action::AskMembers { id, ask, members, deadline } => {
+                let authorization = self.authorization.as_deref();
+                members::ask(id, &ask, members, authorization, deadline.to_std(), &self.events);
+            }
+            Action::AnswerMember { id, answer } => self.desk.answer(id, answer),
             Action::Exit { code, message } if self.hands.postmaster.adopted().is_some() => {
                 tracing::warn!("Postgres was not taken over: it runs on in the care of its guard");
                 return ControlFlow::Break(Exit::new(code, message));

@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use bots_core::wire::{ParameterChange, Timeline};
+use bots_core::{
+    machine::{Span, Time},
+    shell::Clock,
+    wire::{ParameterChange, Timeline},
+};
 use tokio::sync::Notify;
 
 use super::{
@@ -34,6 +38,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 /// So many questions in a row without an answer, and the server is called silent.
 const MISSED_MAX: u32 = 3;
 
+/// One question in so many is asked over a new connection: a postmaster that stands still lets the old ones go on.
+const FRESH_EVERY: u32 = 10;
+
 /// One question in so many is the costly one for pending restarts.
 const PENDING_RESTART_EVERY: u32 = 20;
 
@@ -42,6 +49,10 @@ const SLOTS_EVERY: u32 = 4;
 
 /// After a reload, so many questions in a row are: the server takes its files in a moment later.
 const PENDING_RESTART_AFTER_RELOAD: u32 = 4;
+
+/// So long after our connection goes by new `synchronous_standby_names`, every process of the server does: the postmaster tells
+/// all of them in one go, each reads its files before it takes the next word of a standby, and that takes it a millisecond.
+const NAMES_SETTLE: Span = Span::from_millis(100);
 
 /// Makes the eye look at once. Clones share.
 #[derive(Debug, Clone, Default)]
@@ -83,11 +94,23 @@ struct Eye {
     /// So many questions in a row had the same answer.
     quiet: u32,
     last: Option<Server>,
+    /// How many questions the connection has served.
+    served: u32,
     timeline: Timeline,
     pending_restart: BTreeMap<String, ParameterChange>,
     slots: Option<BTreeMap<String, ReplicationSlot>>,
+    names: Names,
     /// The reloads that have been seen, and how many more questions their effect is asked for.
     reloads: (u64, u32),
+}
+
+/// The `synchronous_standby_names` that were seen last.
+#[derive(Debug, Default)]
+struct Names {
+    /// With the time when they were seen first.
+    seen: Option<(String, Time)>,
+    /// Before, commits may have waited for nobody, and the checkpointer was not seen to know better.
+    from_nobody: bool,
 }
 
 /// Looks for as long as the process lives.
@@ -135,6 +158,12 @@ impl Eye {
                 self.connection = None;
                 return Some(Postgres::Starting);
             }
+            Ok(Err(error)) if server::is_answer(&error) => {
+                tracing::debug!(error = format!("{error:#}"), "the server answers with an error");
+                (self.missed, self.quiet) = (0, 0);
+                self.connection = None;
+                return asked.then_some(Postgres::Silent);
+            }
             Ok(Err(error)) => tracing::debug!(error = format!("{error:#}"), "the server did not answer"),
             Err(_elapsed) => tracing::debug!("the server did not answer in time"),
         }
@@ -146,12 +175,22 @@ impl Eye {
 
     async fn question(&mut self, hands: &Hands) -> anyhow::Result<Postgres> {
         if self.connection.is_none() {
-            self.connection = Some(Connection::open(&hands.node, ANSWER_DEADLINE).await?);
             self.looks = 0;
         }
+        if self.connection.is_none() || self.served >= FRESH_EVERY {
+            self.connection = Some(Connection::open(&hands.node, ANSWER_DEADLINE).await?);
+            self.served = 0;
+        }
+        self.served += 1;
         let Some(connection) = &self.connection else { return Ok(Postgres::Silent) };
+        let began = Clock::now();
         let mut server = connection.facts(self.timeline).await?;
         self.timeline = server.timeline;
+        server.waits_for.in_force = !server.in_recovery && self.names.are_in_force(&server.waits_for.names, began);
+        if server.waits_for.in_force && self.names.from_nobody && !server.waits_for.names.is_empty() {
+            self.names.from_nobody = !connection.checkpointer_waits().await?;
+            server.waits_for.in_force = false;
+        }
         let reloads = hands.reloads();
         if self.reloads.0 != reloads {
             self.reloads = (reloads, PENDING_RESTART_AFTER_RELOAD);
@@ -167,5 +206,35 @@ impl Eye {
         server.slots.clone_from(&self.slots);
         server.pending_restart.clone_from(&self.pending_restart);
         Ok(Postgres::Up(server))
+    }
+}
+
+impl Names {
+    /// Whether a look that `began` then shows names that every process goes by.
+    fn are_in_force(&mut self, names: &str, began: Time) -> bool {
+        match &self.seen {
+            Some((seen, since)) if seen == names => began.since(*since) >= NAMES_SETTLE,
+            seen => {
+                self.from_nobody |= seen.as_ref().is_none_or(|(before, _)| before.is_empty());
+                self.seen = Some((names.to_owned(), Clock::now()));
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NAMES_SETTLE, Names, Span, Time};
+
+    #[test]
+    fn names_are_in_force_a_moment_after_they_were_seen_first() {
+        let mut names = Names::default();
+        assert!(!names.are_in_force("a", Time::ZERO), "seen first");
+        let later = names.seen.as_ref().map_or(Time::ZERO, |(_, at)| *at) + NAMES_SETTLE;
+        assert!(!names.are_in_force("a", later - Span::from_millis(1)));
+        assert!(names.are_in_force("a", later));
+        assert!(!names.are_in_force("b", later), "others");
+        assert!(names.from_nobody, "nobody knows what was before the first");
     }
 }

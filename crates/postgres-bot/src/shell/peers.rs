@@ -25,6 +25,12 @@ struct Patroni {
     tags: Map<String, Value>,
     #[serde(default)]
     watchdog_failed: bool,
+    /// Patroni's members say nothing, and ask their server before each answer.
+    #[serde(default)]
+    position_may_grow: bool,
+    /// Our own word for a server or a disk that is not well.
+    #[serde(default)]
+    unfit: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -55,13 +61,14 @@ fn read(body: &[u8]) -> Option<PeerAnswer> {
         is_primary: writable && running,
         timeline: said.timeline,
         position: position.into_iter().flatten().max().unwrap_or_default(),
-        may_lead: running && !tags::nofailover(&said.tags) && !said.watchdog_failed,
+        may_lead: running && !tags::nofailover(&said.tags) && !said.watchdog_failed && !said.unfit,
         priority: tags::failover_priority(&said.tags),
+        sure: running && !said.position_may_grow,
     })
 }
 
 /// `http://host:port` of a URL.
-fn origin(url: &str) -> Option<String> {
+pub(super) fn origin(url: &str) -> Option<String> {
     let rest = url.strip_prefix("http://")?;
     let authority = rest.split(['/', '?', '#']).next().filter(|a| !a.is_empty())?;
     Some(format!("http://{authority}"))

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio_postgres::{Client, NoTls, Statement, error::SqlState};
 
 use super::node::Node;
-use crate::machine::{ReplicationSlot, Server, SlotKind};
+use crate::machine::{ReplicationSlot, Server, SlotKind, Standby, WaitsFor};
 
 /// A server that does not take a connection on its own machine within this time is busy beyond use.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
@@ -26,7 +26,16 @@ SELECT in_recovery,
        COALESCE((SELECT status = 'streaming' FROM pg_stat_wal_receiver), false),
        current_setting('server_version_num')::int4,
        current_setting('max_connections')::int4,
-       current_setting('superuser_reserved_connections')::int4
+       current_setting('superuser_reserved_connections')::int4,
+       in_recovery AND (pg_last_wal_receive_lsn() IS NOT NULL OR EXISTS (
+         SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
+            AND wait_event IN ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval'))),
+       current_setting('synchronous_standby_names'),
+       CASE WHEN in_recovery THEN NULL ELSE (
+         SELECT json_object_agg(name, json_build_array(streams, flushed))::text FROM (
+           SELECT application_name AS name, bool_or(state = 'streaming') AS streams,
+                  COALESCE(max(pg_wal_lsn_diff(flush_lsn, '0/0')), 0)::int8 AS flushed
+             FROM pg_stat_replication WHERE state IN ('streaming', 'catchup') GROUP BY 1) AS standby) END
   FROM (SELECT pg_is_in_recovery() AS in_recovery) AS now";
 
 /// What waits for a restart, with the value that the last file that names it holds.
@@ -56,6 +65,16 @@ SELECT json_build_object(
          'replication', (SELECT json_agg(peer) FROM (
              SELECT usename, application_name, client_addr, state, sync_state, sync_priority
                FROM pg_stat_replication ORDER BY application_name) AS peer))::text";
+
+/// Between two waits in a checkpoint, too, the checkpointer reads its files.
+const CHECKPOINTER_WAITS: &str = "
+SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'checkpointer'
+                  AND wait_event IN ('CheckpointerMain', 'CheckpointWriteDelay'))";
+
+/// The startup process waits between two looks for log: it has no receiver, and read its files before.
+const RECEIVES_NOTHING: &str = "
+SELECT current_setting('primary_conninfo') = '' AND NOT EXISTS (SELECT FROM pg_stat_wal_receiver)
+   AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')";
 
 /// A connection to the server, with the question prepared.
 #[derive(Debug)]
@@ -96,17 +115,20 @@ impl Connection {
         let timeline = |column: usize| Timeline(row.get::<_, Option<i32>>(column).map_or(0, i32::cast_unsigned));
         let number = |column: usize| u32::try_from(row.get::<_, i32>(column)).unwrap_or_default();
         let (version, connections) = (number(9), Some(Connections { max: number(10), reserved: number(11) }));
+        let waits_for = WaitsFor { names: row.get(13), in_force: false };
         if !in_recovery {
             let file: Option<String> = row.get(1);
             let current = file.and_then(|name| u32::from_str_radix(name.get(..8)?, 16).ok()).map(Timeline);
             let timeline = current.context("the server does not name its WAL file")?;
-            return Ok(Server { timeline, position: lsn(2), version, connections, ..Server::default() });
+            let standbys = standbys(row.get(14))?;
+            let position = lsn(2);
+            return Ok(Server { timeline, position, version, connections, waits_for, standbys, ..Server::default() });
         }
         let (received, replayed) = (lsn(3), lsn(4));
         let timeline = known.max(timeline(5)).max(timeline(6)).max(timeline(7));
         let streaming = row.get(8);
         let position = received.max(replayed);
-        let pending_restart = BTreeMap::new();
+        let settled = row.get(12);
         Ok(Server {
             in_recovery,
             timeline,
@@ -114,11 +136,30 @@ impl Connection {
             received,
             replayed,
             streaming,
-            pending_restart,
-            slots: None,
+            settled,
             version,
             connections,
+            ..Server::default()
         })
+    }
+
+    /// Whether the checkpointer waits for something to do: then it has read the files that it was told to read again. It is the
+    /// one who makes commits wait at all, where they have not waited before.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(super) async fn checkpointer_waits(&self) -> anyhow::Result<bool> {
+        let row = self.client.query_one(CHECKPOINTER_WAITS, &[]).await.context("ask for the checkpointer")?;
+        Ok(row.get(0))
+    }
+
+    /// Whether this standby receives nothing, and its configuration names nobody to receive from.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(super) async fn receives_nothing(&self) -> anyhow::Result<bool> {
+        let row = self.client.query_one(RECEIVES_NOTHING, &[]).await.context("ask whether the server receives")?;
+        Ok(row.get(0))
     }
 
     /// The parameters that wait for a restart; a costlier question than the facts.
@@ -158,6 +199,14 @@ impl Connection {
     }
 }
 
+/// Who streams, from the JSON of [`FACTS`].
+fn standbys(json: Option<String>) -> anyhow::Result<BTreeMap<String, Standby>> {
+    let Some(json) = json else { return Ok(BTreeMap::new()) };
+    let rows: BTreeMap<String, (bool, u64)> = serde_json::from_str(&json).context("read who streams")?;
+    let standby = |(name, (streams, flushed))| (name, Standby { streams, flushed: Lsn(flushed) });
+    Ok(rows.into_iter().map(standby).collect())
+}
+
 /// Connects as the superuser over the private socket. The connection ends with the client.
 ///
 /// # Errors
@@ -185,6 +234,11 @@ pub(super) async fn connect_to(node: &Node, database: &str, options: &str) -> an
         let _ended = connection.await;
     });
     Ok(client)
+}
+
+/// Whether the error is the server's own word: it lives and answers, if not as we wish.
+pub(super) fn is_answer(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<tokio_postgres::Error>().is_some_and(|error| error.code().is_some()))
 }
 
 /// Whether the error says that the server is starting up: it lives and will answer.

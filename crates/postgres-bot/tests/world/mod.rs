@@ -12,8 +12,8 @@ use bots_core::{
     wire::{Kind, Lsn, Member, MemberHead, PostgresFacts, Timeline},
 };
 use postgres_bot::machine::{
-    Action, CommandId, Event, Job, JobError, JobId, JobResult, Postgres, PostgresBot, ProbeId, Role, Rules, Running,
-    Server, Settings, State, StopMode, Tags,
+    Action, AskId, CommandId, Event, Job, JobError, JobId, JobResult, Postgres, PostgresBot, ProbeId, Role, Rules,
+    Running, Server, Settings, State, StopMode, Tags,
 };
 use serde_json::json;
 
@@ -50,6 +50,8 @@ pub(crate) struct World {
     pub(crate) grants_at_once: bool,
     pub(crate) job: Option<(JobId, Job)>,
     pub(crate) probe: Option<ProbeId>,
+    /// The bot's last question to the members of the failsafe key.
+    pub(crate) asking: Option<AskId>,
     /// The bot waits to hear what is in the data directory.
     pub(crate) inspecting: bool,
     /// The bot waits to hear who bears its name.
@@ -146,6 +148,7 @@ impl World {
             grants_at_once: false,
             job: None,
             probe: None,
+            asking: None,
             inspecting: false,
             naming: false,
             running: false,
@@ -238,7 +241,7 @@ impl World {
         let fenced_in = membership.valid_until().is_some_and(|until| self.now < until - self.state.fence_margin());
         let locked = leadership.fence(self.now, membership).is_some();
         assert!(
-            !self.exited && fenced_in && locked,
+            !self.exited && (fenced_in && locked || self.state.is_vouched_for(self.now)),
             "a writer without a good lease after {event:?}\n{:#?}",
             self.state
         );
@@ -311,13 +314,19 @@ impl World {
                 );
             }
             Action::ProbePeers { id, .. } => self.probe = Some(id),
+            Action::AskMembers { id, .. } => self.asking = Some(id),
+            Action::AnswerMember { .. } => {}
             Action::Configure { parameters, rules: _ } => self.configured = parameters,
             Action::Exit { .. } => self.exited = true,
             Action::InspectData => self.inspecting = true,
             Action::ProbeName { .. } => self.naming = true,
             Action::SetFence { at } => {
                 let until = self.state.membership().valid_until();
-                assert!(until.is_some_and(|until| at < until), "a fence at {at} behind the lease's end {until:?}");
+                let leased = until.is_some_and(|until| at < until);
+                assert!(
+                    leased || self.state.is_vouched_for(self.now),
+                    "a fence at {at} behind the lease's end {until:?}"
+                );
                 // Moved on with the lease: no news.
                 if self.fenced {
                     return;

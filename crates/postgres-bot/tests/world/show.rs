@@ -6,7 +6,7 @@ use bots_core::{
     dcs::{Compare, DcsAction, Transaction, Write},
     wire::Member,
 };
-use postgres_bot::machine::{Action, SlotChange, SlotKind};
+use postgres_bot::machine::{Action, Ask, SlotChange, SlotKind};
 
 use super::{World, scope};
 
@@ -49,7 +49,20 @@ pub(crate) fn action(action: &Action, world: &World) -> String {
             };
             format!("replication slots: {}", changes.iter().map(change).collect::<Vec<_>>().join(", "))
         }
+        Action::AskMembers { ask, members, deadline, .. } => {
+            let names: Vec<&str> = members.keys().map(String::as_str).collect();
+            format!("ask [{}] within {deadline}: {}", names.join(", "), self::ask(ask))
+        }
+        Action::AnswerMember { answer: Ok(()), .. } => String::from("answer: yes"),
+        Action::AnswerMember { answer: Err(why), .. } => format!("answer: no, {why}"),
         Action::Exit { code, message } => format!("exit {code}: {message}"),
+    }
+}
+
+fn ask(ask: &Ask) -> String {
+    match ask {
+        Ask::Lead { leader, generation } => format!("may {leader} lead on, with the lock of r{}?", generation.0),
+        Ask::Stand { candidate } => format!("may {candidate} be elected?"),
     }
 }
 

@@ -47,12 +47,15 @@ fn check_write(world: &World, applied: &Applied<'_>, write: &Write, before: Opti
                 let own = before.is_some_and(|kv| kv.value == *name && has_modified(transaction, key));
                 value == name && lease.is_some() && (free || own)
             }
-            None => is_guarded(scope, transaction),
+            None => is_guarded(scope, transaction) && (holds(before, name) || has_promises(scope, transaction)),
         },
-        "history" | "timelines" | "status" | "failover" => is_guarded(scope, transaction),
+        "history" | "timelines" | "status" | "failover" | "sync" | "failsafe" => is_guarded(scope, transaction),
         "initialize" | "config" => is_guarded(scope, transaction) || is_bootstrap(scope, transaction),
         "push" => true,
         rest if rest.starts_with("revision/") => is_guarded(scope, transaction),
+        rest if rest.starts_with("promises/") => {
+            scope.promise(name) == *key && transaction.compare.iter().any(|c| c.key() == key)
+        }
         rest if rest.starts_with("members/") => {
             scope.member(name) == *key && transaction.compare.iter().any(|c| c.key() == key)
         }
@@ -68,6 +71,18 @@ fn check_write(world: &World, applied: &Applied<'_>, write: &Write, before: Opti
         _unknown => false,
     };
     if fair { Ok(()) } else { Err(format!("{name} writes {key} under the conditions {:?}", transaction.compare)) }
+}
+
+fn holds(lock: Option<&KeyValue>, name: &str) -> bool {
+    lock.is_none_or(|kv| kv.value == name)
+}
+
+/// Whether the transaction, which takes another's lock away, is refused when a promise is taken back or the votes are others.
+fn has_promises(scope: &Scope, transaction: &Transaction) -> bool {
+    let promised = scope.key("promises/");
+    has_modified(transaction, &scope.leader())
+        && has_modified(transaction, &scope.sync())
+        && transaction.compare.iter().any(|c| matches!(c, Compare::ModifiedAt(key, _) if key.starts_with(&promised)))
 }
 
 /// Whether the transaction is refused once the leader lock is another's, or taken anew.

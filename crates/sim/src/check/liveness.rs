@@ -1,7 +1,7 @@
 //! After the last fault the fleet converges: one primary that accepts writes, all others streaming from it; the branch's
 //! commit live on every serving bot; as many bots serving as the load asks for.
 
-use bots_core::wire::{ContentRevision, Kind};
+use bots_core::wire::{ContentRevision, Kind, SyncRecord};
 use postgres_bot::machine::Role;
 use web_bot::machine as web;
 
@@ -35,6 +35,13 @@ fn postgres(world: &World) -> Option<String> {
         }
     }
     let primary = primary?;
+    if world.plan.sync.is_some() && members.len() > 1 {
+        let key = world.store.value(&scope.sync()).and_then(|text| serde_json::from_str::<SyncRecord>(text).ok());
+        let key = key.unwrap_or_default();
+        if key.leader.as_deref() != Some(leader) || key.voters().is_empty() {
+            return Some(format!("no commit of {leader} waits for a standby: {key:?}"));
+        }
+    }
     for node in members.iter().filter(|node| node.name != leader) {
         let (state, body) = (node.postgres_state()?, node.postgres()?);
         if state.role() != Role::Replica {

@@ -12,6 +12,7 @@ mod one_revision;
 mod one_writer;
 mod quiet;
 mod rewinds;
+mod words;
 
 use std::fmt;
 
@@ -147,6 +148,7 @@ impl Checks {
             Box::new(lease_deadline::LeaseDeadline::default()),
             Box::new(one_cluster::OneCluster::default()),
             Box::new(rewinds::Rewinds::default()),
+            Box::new(words::Words::default()),
             Box::new(quiet::Quiet::default()),
         ])
     }

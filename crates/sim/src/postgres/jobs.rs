@@ -110,9 +110,13 @@ impl World {
         let body = self.body_mut(node);
         let upstream = upstream.map(|up| up.name);
         let turned = std::mem::replace(&mut body.disk.upstream, upstream.clone()) != upstream;
+        let run_on = body.process != Process::Down;
         let (up, standby) = (matches!(body.process, Process::Up { .. }), body.disk.standby);
         if turned && standby {
             self.drop_link(node);
+        }
+        if run_on {
+            self.reload(node);
         }
         if up {
             let time = self.job_time(3, 60);
@@ -191,6 +195,7 @@ impl World {
                 body.disk.control_timeline = body.disk.wal.timeline();
                 Ok(JobResult::Done)
             }
+            Job::Follow { upstream: None } if self.plant == Some(Plant::PromiseNotKept) => Ok(JobResult::Done),
             Job::Follow { upstream } => {
                 self.body_mut(node).disk.upstream = upstream.as_ref().map(|up| up.name.clone());
                 self.drop_link(node);

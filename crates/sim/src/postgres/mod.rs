@@ -5,6 +5,7 @@ mod jobs;
 mod perform;
 mod process;
 mod streaming;
+mod synchronous;
 mod wal;
 
 use bots_core::{
@@ -14,7 +15,7 @@ use bots_core::{
 use postgres_bot::machine::{DataDir, Job, JobId, Postgres, Running, Server};
 
 pub(crate) use self::process::End;
-pub use self::wal::Wal;
+pub use self::{synchronous::Commits, wal::Wal};
 use crate::world::NodeId;
 
 /// What is in a data directory.
@@ -119,8 +120,15 @@ pub struct PostgresBody {
     pub fence: Option<Time>,
     /// Where the bot wants the fence of the next server that takes writes.
     wanted_fence: Option<Time>,
+    /// It lives and answers nobody.
+    silent: bool,
+    /// The disk takes no writes, as far as the bot can see, and what it was told of that.
+    stalled: bool,
+    told_stalled: bool,
     /// It runs on since before its bot was started, which has not taken it over yet.
     kept: bool,
+    /// What its commits wait for.
+    pub commits: Commits,
 }
 
 /// Something that a server or a job on it comes to.
@@ -146,6 +154,12 @@ pub(crate) enum ServerItem {
     Inspect { life: u64 },
     /// A guard's deadline.
     Guard { run: u64 },
+    /// The processes of the server read their files again.
+    Reload { run: u64, life: u64 },
+    /// A standby has reported how much it has on disk.
+    Flushed { standby: NodeId, run: u64, at: Lsn },
+    /// A standby that was just started has replayed what it had.
+    Replayed { run: u64 },
 }
 
 impl PostgresBody {
@@ -176,7 +190,9 @@ impl PostgresBody {
     #[must_use]
     pub fn facts(&self) -> Option<Server> {
         let Process::Up { in_recovery, .. } = self.process else { return None };
-        let position = self.disk.wal.end();
+        // What is not replayed yet does not show.
+        let hidden = if in_recovery { self.commits.hidden } else { 0 };
+        let position = self.disk.wal.end_before(hidden);
         let standby = |lsn: Lsn| if in_recovery { lsn } else { Lsn(0) };
         Some(Server {
             in_recovery,
@@ -185,6 +201,7 @@ impl PostgresBody {
             received: standby(position),
             replayed: standby(position),
             streaming: self.link.is_some(),
+            settled: in_recovery && hidden == 0,
             ..Server::default()
         })
     }
@@ -192,6 +209,7 @@ impl PostgresBody {
     /// What a look at the process shows.
     fn observed(&self) -> Option<Postgres> {
         match self.process {
+            Process::Up { .. } if self.silent => Some(Postgres::Silent),
             Process::Up { .. } => self.facts().map(Postgres::Up),
             Process::Starting { .. } => Some(Postgres::Starting),
             Process::Down | Process::Stopping => None,

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use bots_core::machine::Span;
-use postgres_bot::machine::{Action, Event, JobError, JobId, JobResult, PeerAnswer, Postgres};
+use postgres_bot::machine::{Action, Disk, Event, JobError, JobId, JobResult, PeerAnswer, Postgres};
 
 use super::{PostgresBody, ServerItem};
-use crate::world::{BotEvent, Item, NodeId, World};
+use crate::{
+    plant::Plant,
+    world::{BotEvent, Item, NodeId, World},
+};
 
 /// How often the shell looks at the server of its own accord.
 const LOOK_EVERY: Span = Span::from_millis(1_000);
@@ -38,7 +41,10 @@ impl World {
                 let delay = self.rng.span(1, 25);
                 self.server_after(node, delay, ServerItem::Observe { life });
             }
-            Action::Configure { parameters: _, rules: _ } => {}
+            Action::Configure { parameters, rules: _ } => {
+                let names = parameters.get("synchronous_standby_names").map_or("", String::as_str);
+                self.names_wanted(node, names);
+            }
             // The servers here keep all of their log, and show no replication slots.
             Action::ChangeSlots { changes: _ } => {}
             Action::SetFence { at } => self.set_fence(node, at),
@@ -52,6 +58,8 @@ impl World {
                 let (answers, delay) = self.probe_peers(node, &peers, deadline);
                 self.tell(node, delay, BotEvent::Postgres(Event::PeersProbed { id, answers }));
             }
+            Action::AskMembers { id, ask, members, deadline } => self.ask_members(node, id, &ask, &members, deadline),
+            Action::AnswerMember { id, answer } => self.answer_member(node, id, answer),
             Action::Exit { code, message } => self.exited(node, code, &message),
         }
     }
@@ -78,13 +86,20 @@ impl World {
                 continue;
             };
             slowest = slowest.max(delay);
-            let server = state.server();
+            let tags = state.settings().tags.clone();
+            // A server that is busy does not answer its bot in time, which then tells what it knew.
+            let old_news = self.rng.chance(150) || self.plant == Some(Plant::EveryVoteCounts);
+            let peer_id = found.filter(|_| !old_news);
+            let fresh = peer_id.and_then(|peer| self.body(peer).facts()).filter(|_| state.server().is_some());
+            let server = fresh.as_ref().or(state.server());
+            let sure = fresh.as_ref().is_some_and(|server| server.settled);
             let answer = PeerAnswer {
                 is_primary: server.is_some_and(|server| !server.in_recovery),
                 timeline: server.map(|server| server.timeline).unwrap_or_default(),
                 position: server.map(|server| server.position).unwrap_or_default(),
-                may_lead: server.is_some() && !state.settings().tags.nofailover(),
-                priority: state.settings().tags.failover_priority(),
+                may_lead: server.is_some() && !tags.nofailover(),
+                priority: tags.failover_priority(),
+                sure: sure || self.plant == Some(Plant::EveryVoteCounts),
             };
             answers.insert(name.clone(), answer);
         }
@@ -118,7 +133,8 @@ impl World {
     /// The shell of a bot that has just been started begins to look at the server.
     pub(crate) fn begin_observing(&mut self, node: NodeId) {
         let life = self.nodes[node.0].life;
-        self.body_mut(node).told = Postgres::Down;
+        let body = self.body_mut(node);
+        (body.told, body.told_stalled) = (Postgres::Down, false);
         let delay = self.rng.span(1, LOOK_EVERY.as_millis());
         self.server_after(node, delay, ServerItem::Look { life });
     }
@@ -149,11 +165,24 @@ impl World {
                 }
             }
             ServerItem::Guard { run } => self.guard_acts(node, run),
+            ServerItem::Reload { run, life } => self.reloaded(node, run, life),
+            ServerItem::Flushed { standby, run, at } => self.flush_reported(node, standby, run, at),
+            ServerItem::Replayed { run } => self.replayed(node, run),
         }
     }
 
     fn observe(&mut self, node: NodeId, asked: bool) {
+        let body = self.body_mut(node);
+        let stalled = body.stalled;
+        if std::mem::replace(&mut body.told_stalled, stalled) != stalled {
+            let disk = if stalled { Disk::Stalled } else { Disk::Good };
+            self.tell_postgres(node, Span::ZERO, Event::DiskObserved(disk));
+        }
         let Some(found) = self.body(node).observed() else { return };
+        let found = match found {
+            Postgres::Up(server) => Postgres::Up(self.with_commits(node, server)),
+            other @ (Postgres::Down | Postgres::Starting | Postgres::Silent) => other,
+        };
         let news = self.body(node).told != found;
         if news || asked {
             self.body_mut(node).told = found.clone();

@@ -22,6 +22,9 @@ const ORPHANS_DIE_MS: u64 = 120;
 /// A guard takes at most this long to kill every process of its server.
 const GUARD_KILLS_MS: u64 = 60;
 
+/// A standby that was open to clients early has replayed what it had after at most this long.
+const REPLAYS_MS: u64 = 900;
+
 /// A fence that is set this much later than the bot wants it is of no use.
 const FENCE_TOO_LATE: Span = Span::from_millis(2_000);
 
@@ -43,9 +46,12 @@ impl World {
         body.told = Postgres::Starting;
         body.ending = fails;
         body.link = None;
-        body.kept = false;
+        (body.kept, body.silent) = (false, false);
         body.fence = if primary { body.wanted_fence } else { None };
         let run = body.run;
+        let hidden = if primary { 0 } else { usize::try_from(self.rng.below(4)).unwrap_or(0) };
+        let now = self.now;
+        self.body_mut(node).commits_begin(now, hidden);
         self.arm_guard(node);
         if fails {
             self.server_after(node, how_long, ServerItem::Gone { run, end: End::Died("exit status: 1") });
@@ -73,12 +79,22 @@ impl World {
             self.see(&Seen::Writable { node });
         } else {
             self.server_after(node, Span::from_millis(1), ServerItem::Connect { run });
+            let replays = self.rng.span(1, REPLAYS_MS);
+            self.server_after(node, replays, ServerItem::Replayed { run });
         }
         let started = |job: &Job| matches!(job, Job::StartPrimary | Job::StartStandby { .. });
         if let Some(id) = self.end_of(node, started)
             && let Some(facts) = self.body(node).facts()
         {
             self.job_ended(node, id, Ok(JobResult::Started(facts)));
+        }
+    }
+
+    /// A standby has replayed all that it had on disk.
+    pub(super) fn replayed(&mut self, node: NodeId, run: u64) {
+        let body = self.body_mut(node);
+        if body.run == run {
+            body.commits.hidden = 0;
         }
     }
 
@@ -157,6 +173,7 @@ impl World {
         body.process = Process::Down;
         body.link = None;
         (body.fence, body.kept) = (None, false);
+        body.commits_end();
         body.told = Postgres::Down;
         let name = self.nodes[node.0].name.clone();
         self.say(format_args!("{name}: Postgres is gone: {end:?}"));
@@ -263,7 +280,19 @@ impl World {
         body.process = Process::Down;
         body.link = None;
         (body.fence, body.kept) = (None, false);
+        body.commits_end();
         self.standbys_notice_end(node);
+    }
+
+    /// A fault: the disk takes no writes of the bot from now on, or does again.
+    pub(crate) fn stall_disk(&mut self, node: NodeId, stalled: bool) {
+        self.body_mut(node).stalled = stalled;
+    }
+
+    /// A fault: the server answers nobody from now on, or does again. What is connected goes on.
+    pub(crate) fn silence_server(&mut self, node: NodeId, silent: bool) {
+        let body = self.body_mut(node);
+        body.silent = silent && matches!(body.process, Process::Up { promoting: false, .. });
     }
 
     /// A fault: the postmaster dies, with all its children.

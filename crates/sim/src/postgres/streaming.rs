@@ -17,6 +17,10 @@ impl World {
     pub(super) fn connect_upstream(&mut self, node: NodeId, run: u64) {
         let body = self.body(node);
         let standby = matches!(body.process, Process::Up { in_recovery: true, promoting: false });
+        if body.run == run && standby && body.link.is_none() && body.commits.hidden > 0 {
+            // It connects when it has nothing of its own left to replay.
+            return self.server_after(node, CONNECT_EVERY, ServerItem::Connect { run });
+        }
         if body.run != run || !standby || body.link.is_some() {
             return;
         }
@@ -92,6 +96,7 @@ impl World {
         body.disk.wal.catch_up(&wal);
         body.disk.history_seen = body.disk.history_seen.max(wal.timeline());
         body.link = Some(Link { busy: false, silent: 0, ..link });
+        self.report_flush(node);
         // What follows a standby follows on.
         self.stream_to_standbys(node);
     }

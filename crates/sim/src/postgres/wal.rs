@@ -39,6 +39,13 @@ impl Wal {
         self.records.last().map_or(Lsn(0), |record| record.end)
     }
 
+    /// Where its last record but so many ends.
+    #[must_use]
+    pub fn end_before(&self, last: usize) -> Lsn {
+        let records = self.records.len().saturating_sub(last);
+        self.records.get(..records.max(1)).and_then(<[Record]>::last).map_or(Lsn(0), |record| record.end)
+    }
+
     /// Its newest timeline.
     #[must_use]
     pub const fn timeline(&self) -> Timeline {

@@ -11,11 +11,14 @@ use web_bot::machine::WebMachine;
 use super::{BotEvent, Brain, Item, NodeId, World};
 use crate::{
     check::{Seen, Violation},
-    plant,
+    plant::{self, Plant},
 };
 
 /// A timer that has fired is not armed again before this.
 const TIMER_PAUSE_MIN: Span = Span::from_millis(5);
+
+/// A bot that takes itself to be this much older than it is waits for nothing that it may have promised before.
+const FORGOTTEN: Span = Span::from_secs(6);
 
 /// What a step leaves behind beside the state.
 struct Turned<M: Machine> {
@@ -81,8 +84,13 @@ impl World {
     }
 
     fn step_now(&mut self, node: NodeId, event: BotEvent) {
-        let now = self.local(node);
-        let event = plant::alter_event(self.plant, event);
+        let leads = self.nodes[node.0].postgres_state().is_some_and(|state| state.leadership().is_held());
+        let mut now = self.local(node);
+        if self.plant == Some(Plant::PromiseForgotten) && self.nodes[node.0].stepped != self.nodes[node.0].life {
+            now = now - FORGOTTEN;
+        }
+        self.nodes[node.0].stepped = self.nodes[node.0].life;
+        let event = plant::alter_event(self.plant, leads, event);
         let Some(brain) = self.nodes[node.0].brain.take() else { return };
         self.trace.mix(self.now.as_millis() ^ (u64::try_from(node.0).unwrap_or(0) << 56));
         match (brain, event) {

@@ -15,6 +15,8 @@ pub(crate) enum ChaosItem {
     MendPeers(NodeId, NodeId),
     Quicken,
     OriginUp,
+    SpeakAgain(NodeId),
+    DiskGoesOn(NodeId),
 }
 
 impl World {
@@ -42,6 +44,8 @@ impl World {
             ChaosItem::MendPeers(a, b) => self.network.mend_peers(a, b),
             ChaosItem::Quicken => self.network.slow_store = false,
             ChaosItem::OriginUp => self.origin.down = false,
+            ChaosItem::SpeakAgain(node) => self.silence_server(node, false),
+            ChaosItem::DiskGoesOn(node) => self.stall_disk(node, false),
         }
     }
 
@@ -101,6 +105,17 @@ impl World {
             Fault::BadCommit => self.push(false),
             Fault::CrashApp => self.with_bot(Some(Kind::Web), Self::crash_app),
             Fault::LoadSurge => self.change_load(),
+            Fault::CutLeader => self.cut_leader(),
+            Fault::StallDisk => self.with_bot(Some(Kind::Postgres), |world, node| {
+                let pause = world.pause(500, 40_000);
+                world.stall_disk(node, true);
+                world.after(pause, Item::Chaos(ChaosItem::DiskGoesOn(node)));
+            }),
+            Fault::SilenceServer => self.with_bot(Some(Kind::Postgres), |world, node| {
+                let pause = world.pause(500, 40_000);
+                world.silence_server(node, true);
+                world.after(pause, Item::Chaos(ChaosItem::SpeakAgain(node)));
+            }),
         }
     }
 
@@ -134,11 +149,38 @@ impl World {
         self.say(format_args!("{name} is cut from etcd: {cut:?}"));
         self.network.cut_from_store(node, cut);
         self.watches_fall_silent(node);
-        let pause = self.pause(300, 15_000);
+        let pause = self.pause(300, if self.plan.failsafe { 25_000 } else { 15_000 });
         self.after(pause, Item::Chaos(ChaosItem::MendStore(node)));
         if self.rng.chance(500) {
             self.cut_from_peers(node);
         }
+    }
+
+    /// The Postgres leader, alone or with one that vouches for it, is cut from etcd and from nobody, one or all of the others.
+    fn cut_leader(&mut self) {
+        let leader = self.store.value(&Node::scope_of(Kind::Postgres).leader()).map(str::to_owned);
+        let Some(leader) = leader.and_then(|name| self.named(&name)) else { return };
+        let others: Vec<NodeId> = self.servers().into_iter().filter(|id| *id != leader).collect();
+        let pause = self.rng.span(3_000, 25_000);
+        let mut cut = vec![leader];
+        if self.rng.chance(300) {
+            cut.extend(self.rng.pick(&others).copied());
+        }
+        for node in cut {
+            self.network.cut_from_store(node, Cut { requests: true, replies: true });
+            self.watches_fall_silent(node);
+            self.after(pause, Item::Chaos(ChaosItem::MendStore(node)));
+        }
+        let parted = match self.rng.below(4) {
+            0 => Vec::new(),
+            1 => others,
+            _ => self.rng.pick(&others).copied().into_iter().collect(),
+        };
+        for peer in parted {
+            self.network.cut_peers(leader, peer);
+            self.after(pause, Item::Chaos(ChaosItem::MendPeers(leader, peer)));
+        }
+        self.look_at_streams();
     }
 
     fn mend_store(&mut self, node: NodeId) {
@@ -166,7 +208,7 @@ impl World {
         for node in self.ids() {
             self.watches_fall_silent(node);
         }
-        let pause = self.pause(300, 12_000);
+        let pause = self.pause(300, if self.plan.failsafe { 40_000 } else { 12_000 });
         self.after(pause, Item::Chaos(ChaosItem::EndOutage));
     }
 
@@ -246,6 +288,10 @@ impl World {
         }
         self.origin.down = false;
         self.set_pause(false);
+        for node in self.servers() {
+            self.silence_server(node, false);
+            self.stall_disk(node, false);
+        }
         for node in self.ids() {
             if self.nodes[node.0].frozen != Frozen::No {
                 let power = self.nodes[node.0].power;

@@ -12,6 +12,7 @@ mod network;
 mod node;
 mod store;
 mod users;
+mod word;
 
 use bots_core::machine::{Span, Time};
 
@@ -20,6 +21,7 @@ pub use self::{
     network::{Cut, Network},
     node::{Body, BotEvent, Brain, Frozen, Node, NodeId},
     store::{Applied, Store},
+    word::Questions,
 };
 pub(crate) use self::{
     client::{Reply, Request},
@@ -84,6 +86,8 @@ pub(crate) enum Item {
     Start { node: NodeId, power: u64 },
     /// A machine moves again.
     Thaw { node: NodeId, power: u64 },
+    /// A member's answer to another's question, or its silence.
+    Word { serial: u64, answer: Result<(), String> },
     /// A fault begins or ends.
     Chaos(ChaosItem),
     /// Somebody outside the fleet does something.
@@ -116,6 +120,7 @@ impl Item {
             | Self::Web { node, life, .. } => Place::Bot(*node, *life),
             Self::Server { node, .. } => Place::Machine(*node),
             Self::Arrive { .. }
+            | Self::Word { .. }
             | Self::Start { .. }
             | Self::Thaw { .. }
             | Self::Chaos(_)
@@ -162,6 +167,8 @@ pub struct World {
     pub trace: Trace,
     /// The mistake that is made on purpose.
     pub plant: Option<Plant>,
+    /// What members ask of each other.
+    pub questions: Questions,
     pub(crate) rng: Rng,
     queue: Queue<Item>,
     checks: Checks,
@@ -190,6 +197,7 @@ impl World {
             coverage: Coverage::default(),
             trace: if options.trace { Trace::kept() } else { Trace::default() },
             plant: options.plant,
+            questions: Questions::default(),
             rng,
             queue: Queue::default(),
             checks: Checks::all_but(options.skip),
@@ -289,6 +297,7 @@ impl World {
             Item::Web { node, life: _, item } => self.web_item(node, item),
             Item::Start { node, power } => self.start(node, power),
             Item::Thaw { node, power } => self.thaw(node, power),
+            Item::Word { serial, answer } => self.word(serial, answer),
             Item::Chaos(item) => self.chaos(item),
             Item::User(item) => self.user(item),
             Item::Heal => self.heal(),

@@ -121,6 +121,8 @@ pub struct Node {
     pub clock: NodeClock,
     /// Grows with every start and every end of the bot: what was meant for another life does not arrive.
     pub life: u64,
+    /// The life that made the last step.
+    pub(super) stepped: u64,
     /// Grows with every loss of power.
     pub power: u64,
     /// The bot; nothing while it does not run.
@@ -230,6 +232,7 @@ pub(super) fn cast(plan: &Plan, rng: &mut Rng) -> Vec<Node> {
                 kind,
                 clock: NodeClock::draw(rng, plan.drift),
                 life: 0,
+                stepped: 0,
                 power: 0,
                 brain: None,
                 instance: String::new(),
@@ -289,6 +292,11 @@ fn postgres_settings(node: &Node, plan: &Plan) -> postgres::Settings {
             "ttl": plan.ttl_s,
             "maximum_lag_on_failover": plan.lag_max,
             "primary_start_timeout": plan.start_timeout_s,
+            "synchronous_mode": plan.sync.unwrap_or("off"),
+            "synchronous_mode_strict": plan.strict,
+            "synchronous_node_count": plan.sync_count,
+            "takeover": plan.takeover,
+            "failsafe_mode": plan.failsafe,
         }),
         rules: postgres::Rules::default(),
         use_pg_rewind: Some(plan.rewind),

@@ -75,7 +75,7 @@ impl World {
             let body = self.body_mut(node);
             body.disk.wal.append(serial, size);
             let (index, end) = (body.disk.wal.len() - 1, body.disk.wal.end());
-            self.ledger.acks.push(Ack { at: now, node, index, serial, end });
+            self.commit(node, Ack { at: now, node, index, serial, end });
             self.stream_to_standbys(node);
             return;
         }

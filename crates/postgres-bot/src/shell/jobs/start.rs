@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use bots_core::wire::Timeline;
+use bots_core::{machine::Span, shell::Clock, wire::Timeline};
 
 use super::super::{
     files::{self, Mode},
@@ -23,6 +23,13 @@ const FIRST_ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long a restartpoint is waited for; a server with more to write tells its timeline later, by itself.
 const RESTARTPOINT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a stream may take to end.
+const DETACH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The startup process, which asks for receivers, is woken when files are to be read again: it does so within a millisecond, and ends a
+/// receiver that it asked for by the old ones.
+const DETACHED_AFTER: Span = Span::from_millis(200);
 
 /// How long a crashed standby may take to be consistent by itself; a new copy is the way out.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
@@ -45,9 +52,30 @@ pub(super) async fn follow(hands: &Arc<Hands>, upstream: Option<Upstream>) -> an
     if hands.postmaster.life() == Life::Down {
         bail!("the server is down");
     }
+    let detach = upstream.is_none();
     hands.set_mode(Mode::Standby(upstream));
     hands.apply().await?;
+    if detach {
+        tokio::time::timeout(DETACH_DEADLINE, detached(hands)).await.context("the server goes on receiving")??;
+    }
     Ok(JobResult::Done)
+}
+
+/// Waits until nothing is received, and nothing can be: the configuration that was read names nobody, and no receiver is there for
+/// long enough that none can be on its way any more.
+async fn detached(hands: &Hands) -> anyhow::Result<()> {
+    let connection = Connection::open(&hands.node, DETACH_DEADLINE).await?;
+    let mut quiet_since = None;
+    loop {
+        let quiet = connection.receives_nothing().await?;
+        let since = quiet_since.get_or_insert_with(Clock::now);
+        if !quiet {
+            quiet_since = None;
+        } else if Clock::now().since(*since) >= DETACHED_AFTER {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 async fn start(hands: &Arc<Hands>, mode: Mode) -> anyhow::Result<JobResult> {

@@ -105,7 +105,7 @@ fn holds(state: &State, now: Time, check: Check, query: &Parameters) -> Result<b
     let writable = state.accepts_writes(now);
     Ok(match check {
         Check::Primary => writable,
-        Check::Leader => state.leadership().fence(now, state.membership()).is_some(),
+        Check::Leader => state.leads(now),
         Check::Replica(standing) => is_replica(state, standing, query)?,
         // A tag that is asked for must be there on the primary, too.
         Check::ReadOnly(standing) => writable && has_tags(state, query) || is_replica(state, standing, query)?,

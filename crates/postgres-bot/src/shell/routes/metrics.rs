@@ -5,6 +5,7 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
+use bots_core::shell::Clock;
 use serde_json::Value;
 
 use super::{
@@ -113,7 +114,11 @@ fn figures(site: &Site, state: &State, fresh: Option<&Fresh>) -> Vec<(&'static s
             "Value is 1 if the cluster is unlocked, 0 if locked",
             yes(state.leadership().holder(state.view()).is_none()),
         ),
-        ("failsafe_mode_is_active", "Value is 1 if failsafe mode is active, 0 if inactive", yes(false)),
+        (
+            "failsafe_mode_is_active",
+            "Value is 1 if failsafe mode is active, 0 if inactive",
+            yes(state.leads_by_word(Clock::now())),
+        ),
         (
             "postgres_timeline",
             "Postgres timeline of this node (if running), 0 otherwise",

@@ -1,6 +1,7 @@
 //! The bot's API in Patroni's shapes, so that what exists for Patroni (checks, dashboards, playbooks) keeps working.
 
 mod config;
+mod failsafe;
 mod health;
 mod metrics;
 mod operator;
@@ -18,7 +19,12 @@ use axum::{
 use bots_core::shell::{Context, Etcd, Events, Metrics};
 use tokio::sync::{Mutex, watch};
 
-use super::{hands::Hands, reload::Reload, server::Connection};
+use super::{
+    hands::Hands,
+    members::{self, Desk},
+    reload::Reload,
+    server::Connection,
+};
 use crate::machine::{Event, State};
 
 /// What the handlers look at.
@@ -38,6 +44,8 @@ struct Inner {
     events: Events<Event>,
     commands: AtomicU64,
     reload: Arc<Reload>,
+    /// Where other members' questions wait for the machine.
+    desk: Arc<Desk>,
     /// A connection of the API's own: peers that stand for leader want to know what is true now.
     connection: Mutex<Option<Connection>>,
 }
@@ -49,10 +57,11 @@ impl Site {
         state: watch::Receiver<Arc<State>>,
         hands: Arc<Hands>,
         reload: Arc<Reload>,
+        desk: Arc<Desk>,
     ) -> Self {
         let (etcd, metrics, events) = (context.dcs.etcd().clone(), context.metrics.clone(), context.events.clone());
         let (commands, connection) = (AtomicU64::new(0), Mutex::default());
-        Self { inner: Arc::new(Inner { state, etcd, hands, metrics, events, commands, reload, connection }) }
+        Self { inner: Arc::new(Inner { state, etcd, hands, metrics, events, commands, reload, desk, connection }) }
     }
 
     /// All routes.
@@ -76,6 +85,8 @@ impl Site {
             .route("/failover", post(switchover::ask_failover).delete(switchover::withdraw))
             .route("/restart", post(operator::restart).delete(operator::drop_restart))
             .route("/reinitialize", post(operator::reinitialize))
+            .route(members::LEAD, get(failsafe::show).post(failsafe::lead))
+            .route(members::STAND, post(failsafe::stand))
             .route("/reload", post(operator::reload))
             .with_state(self)
     }

@@ -29,6 +29,10 @@ pub(super) async fn patroni(Extract(site): Extract<Site>) -> Json<Value> {
     let (state, fresh) = looked_at(&site).await;
     let server = fresh.as_ref().map(|fresh| &fresh.server).filter(|_| state.server().is_some()).or(state.server());
     let mut out = body(&site, &state, server, Clock::now());
+    if !fresh.as_ref().is_some_and(|fresh| fresh.server.settled || !fresh.server.in_recovery) {
+        // Who counts votes must not count this as one: there may be more on the disk than it shows.
+        out["position_may_grow"] = json!(true);
+    }
     let Some(details) = fresh.map(|fresh| fresh.details) else { return Json(out) };
     out["postmaster_start_time"] = details["postmaster_start_time"].clone();
     if out["xlog"].get("replayed_location").is_some() {
@@ -135,6 +139,12 @@ pub(super) fn body(site: &Site, state: &State, server: Option<&Server>, now: Tim
     if let Some(valid_until) = state.membership().valid_until() {
         put("dcs_last_seen", json!(dcs_last_seen(state)));
         put("lease_left_ms", json!(valid_until.since(now).as_millis()));
+    }
+    if !state.is_well() {
+        put("unfit", json!(true));
+    }
+    if state.leads_by_word(now) {
+        put("failsafe_mode_is_active", json!(true));
     }
     let tags = state.tags();
     if !tags.is_empty() {

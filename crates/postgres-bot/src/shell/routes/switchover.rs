@@ -176,6 +176,9 @@ fn possible(state: &State, wish: &Wish, leader: Option<&str>, asked: Asked) -> R
         return impossible(format!("candidate {candidate} does not exist in the cluster"));
     };
     let facts: PostgresFacts = member.facts().unwrap_or_default();
+    if asked == Asked::Switchover && !state.loses_nothing_by(candidate) {
+        return impossible(String::from("candidate name does not match with sync_standby"));
+    }
     if tags::nofailover(&facts.tags) {
         let why = "no good candidates have been found";
         return impossible(format!("{} is not possible: {why}: {candidate} has the tag nofailover", asked.word()));

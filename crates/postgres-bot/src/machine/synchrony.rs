@@ -1,0 +1,404 @@
+//! The synchronous modes of a primary: which standbys its commits wait for, and the `sync` key that says who may lead because
+//! of that. One change at a time, each safe with all that may be in force on the other side ([`super::quorum`]).
+//!
+//! Whoever does not lead has its server wait for nobody that there is: a server that is started or promoted acknowledges
+//! nothing before its machine knows what goes with the key.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bots_core::{
+    dcs::{Compare, Outcome, RequestId, Revision, Write},
+    machine::{Span, Time},
+    membership::RETRY_AFTER,
+    wire::{Lsn, SyncRecord, tags},
+};
+use serde::Serialize;
+
+use super::{
+    dynamic::SyncMode,
+    event::Action,
+    postgres::{Server, Standby},
+    quorum::{Acks, Change, Known, Past, Voters, is_safe},
+    state::{Phase, State, Timer},
+    turn::{Happened, Turn},
+};
+
+/// A standby that breaks its stream off is waited for this long, if there is no other: one that turns to a new primary, or
+/// is started anew, is back by then.
+const PATIENCE: Span = Span::from_millis(1_000);
+
+/// While a change waits for more to be known, the server is asked this often.
+const LOOK_AGAIN: Span = Span::from_millis(100);
+
+/// So many ways of acknowledging are remembered; older ones become one that nobody knows.
+const PAST_MAX: usize = 16;
+
+/// Waited for by a server that shall acknowledge nothing. No member can have this name: theirs begin with a letter or a digit.
+const NOBODY: &str = "__nobody__";
+
+/// What a primary knows of its own synchronous replication. Its default acknowledges nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub(super) struct Synchrony {
+    /// What Postgres is told.
+    pub(super) acks: Acks,
+    /// What it was told before.
+    pub(super) past: Vec<Past>,
+    /// The key that is being written, and the revision that it replaces.
+    pub(super) asked: Option<(RequestId, Revision, Voters)>,
+    /// Keys that were asked for with the answer lost, and the revision that each replaces.
+    pub(super) lost: Vec<(Revision, Voters)>,
+    /// The key that was written last, which the watch may not show yet.
+    pub(super) written: Option<(Revision, Voters)>,
+    /// No key is asked for before.
+    pub(super) not_before: Time,
+    /// Since when standbys that are waited for have not been there.
+    pub(super) missing: BTreeMap<String, Time>,
+    /// What Postgres is told goes with the key: not so before a reign, or since one has ended.
+    pub(super) taken_up: bool,
+}
+
+impl Synchrony {
+    /// Commits were acknowledged before in a way that nobody knows.
+    pub(super) fn after_the_unknown(acks: Acks) -> Self {
+        Self { acks, past: vec![Past { acks: None, until: None }], taken_up: true, ..Self::default() }
+    }
+
+    /// The server does not take writes any more. What was asked of etcd may be carried out yet, under the same lock.
+    pub(super) fn lay_down(&mut self) {
+        let Self { asked, lost, written, not_before, .. } = std::mem::take(self);
+        *self = Self { asked, lost, written, not_before, ..Self::default() };
+    }
+
+    /// Takes up a new reign, for which this key was written.
+    pub(super) fn reign(voters: Voters, strict: bool, revision: Revision) -> Self {
+        let acks = if strict && voters.members.is_empty() { Acks::default() } else { voters.acks() };
+        Self { written: Some((revision, voters)), ..Self::after_the_unknown(acks) }
+    }
+
+    fn tell(&mut self, acks: Acks) {
+        self.past.push(Past { acks: Some(std::mem::replace(&mut self.acks, acks)), until: None });
+        if self.past.len() > PAST_MAX {
+            let until = self.past.remove(0).until.and(self.past[0].until);
+            self.past[0] = Past { acks: None, until };
+        }
+    }
+
+    /// Told before, and perhaps still in force here and there: to tell it again would be mistaken for having been heard.
+    fn may_linger(&self, acks: &Acks) -> bool {
+        self.past.iter().any(|era| era.until.is_none() && era.acks.as_ref() == Some(acks))
+    }
+}
+
+impl State {
+    /// `synchronous_standby_names`, where the cluster's mode decides it.
+    pub(super) fn standby_names(&self) -> Option<String> {
+        let mode = self.dynamic.synchronous_mode;
+        (mode != SyncMode::Off).then(|| text(&self.synchrony.acks, mode))
+    }
+
+    /// What is known of the standbys is of use yet: the server takes writes, did so a moment ago, or will in a moment.
+    pub(super) const fn may_have_reigned(&self) -> bool {
+        match &self.phase {
+            Phase::Promoting { .. }
+            | Phase::Primary(_)
+            | Phase::Recovering { .. }
+            | Phase::Demoting { .. }
+            | Phase::Stopping { .. } => true,
+            Phase::Restarting { primary, .. } => *primary,
+            Phase::Initializing
+            | Phase::Waiting
+            | Phase::Bootstrapping(_)
+            | Phase::Cloning { .. }
+            | Phase::Starting { .. }
+            | Phase::Replica { .. }
+            | Phase::Candidate(_)
+            | Phase::Rejoining { .. } => false,
+        }
+    }
+
+    /// The `sync` key, if it says who may lead.
+    pub(super) fn sync_record(&self) -> Option<SyncRecord> {
+        if self.dynamic.synchronous_mode == SyncMode::Off {
+            return None;
+        }
+        self.view.json::<SyncRecord>(&self.settings.scope.sync()).filter(SyncRecord::binds)
+    }
+
+    /// The condition that the `sync` key is as the view shows it.
+    pub(super) fn sync_unchanged(&self) -> Compare {
+        let key = self.settings.scope.sync();
+        match self.view.get(&key) {
+            Some(kv) => Compare::ModifiedAt(key, kv.modified),
+            None => Compare::Absent(key),
+        }
+    }
+
+    /// Whether losing the leader loses nothing if `name` leads: the key names it.
+    pub(super) fn is_voter(&self, name: &str) -> bool {
+        self.sync_record()
+            .is_some_and(|record| record.leader.as_deref() == Some(name) || record.voters().contains(name))
+    }
+
+    /// Whether a member may lead after the present leader, as far as acknowledged commits matter.
+    #[must_use]
+    pub fn loses_nothing_by(&self, name: &str) -> bool {
+        self.sync_record().is_none() || self.is_voter(name)
+    }
+
+    /// The keys of ours that may be in force, the one that most likely is last. None if the key is not ours.
+    fn own_keys(&self) -> Vec<Voters> {
+        let kv = self.view.get(&self.settings.scope.sync());
+        let shown = kv.map_or(Revision(0), |kv| kv.modified);
+        let record = self.sync_record().filter(|record| record.leader.as_ref() == Some(&self.settings.name));
+        let shown_key = record.map(|record| Voters { members: record.voters(), quorum: record.quorum });
+        let newest = match &self.synchrony.written {
+            Some((at, key)) if *at > shown => Some(key.clone()),
+            Some(_) | None => shown_key,
+        };
+        let Some(newest) = newest else { return Vec::new() };
+        let lost = self.synchrony.lost.iter().filter(|(replaces, _)| *replaces >= shown).map(|(_, key)| key.clone());
+        let asked = self.synchrony.asked.iter().map(|(_, _, key)| key.clone());
+        lost.chain(asked).chain([newest]).collect()
+    }
+
+    /// Every key that may be in force goes with what Postgres is told.
+    pub(super) fn check_synchrony(&self) -> Result<(), String> {
+        let ruling = matches!(self.phase, Phase::Primary(_)) && self.dynamic.synchronous_mode != SyncMode::Off;
+        let unsafe_key = self.own_keys().into_iter().find(|key| ruling && !is_safe(key, &self.synchrony.acks));
+        unsafe_key.map_or(Ok(()), |key| Err(format!("{:?} is acknowledged beside {key:?}", self.synchrony.acks)))
+    }
+}
+
+impl Turn {
+    /// Keeps key and setting at what the standbys allow.
+    pub(super) fn drive_synchrony(&mut self, happened: &Happened) {
+        if self.s.dynamic.synchronous_mode == SyncMode::Off {
+            return self.leave_synchrony();
+        }
+        if *happened == Happened::Due(Timer::Sync) {
+            self.out.push(Action::Observe);
+        }
+        let Some(server) = self.s.server().filter(|server| !server.in_recovery).cloned() else { return };
+        self.note_in_force(&server);
+        self.note_missing(&server);
+        if self.s.synchrony.asked.is_some() {
+            return;
+        }
+        let keys = self.s.own_keys();
+        let Some(now) = keys.last() else { return self.write_sync_key(Voters::default()) };
+        let (key, acks) = self.wanted(&server, now);
+        let flushed: BTreeMap<String, Lsn> =
+            server.standbys.iter().filter(|(_, s)| s.streams).map(|(name, s)| (name.clone(), s.flushed)).collect();
+        let synchrony = &self.s.synchrony;
+        let known = Known { keys: &keys, acks: &synchrony.acks, past: &synchrony.past, flushed: &flushed };
+        match known.towards(&key, &acks) {
+            Change::None => {}
+            Change::Key(key) => self.write_sync_key(key),
+            Change::Acks(acks) if !synchrony.may_linger(&acks) => {
+                self.s.synchrony.tell(acks);
+                self.sync_timer(self.now + LOOK_AGAIN);
+            }
+            Change::Acks(_) | Change::Wait => self.sync_timer(self.now + LOOK_AGAIN),
+        }
+    }
+
+    /// Takes over what an earlier life of the bot has left in force, before its server goes on or is started again. The key says
+    /// what is safe; how commits were acknowledged before, nobody knows. Not before the watch shows the lock under our lease:
+    /// then it shows the last key that was written under the old one, too.
+    pub(super) fn takes_over_synchrony(&mut self) -> bool {
+        if self.s.dynamic.synchronous_mode == SyncMode::Off || self.s.synchrony.taken_up {
+            return true;
+        }
+        if !self.s.shows_our_lock() {
+            return false;
+        }
+        let keys = self.s.own_keys();
+        let strict = self.s.dynamic.synchronous_mode_strict;
+        let acks = match (keys.last(), self.s.sync_record()) {
+            (Some(key), _) if strict && key.members.is_empty() => Acks::default(),
+            (Some(key), _) if keys.iter().all(|other| is_safe(other, &key.acks())) => key.acks(),
+            // Which key is in force is not known: nothing is acknowledged before it is.
+            (Some(_), _) => Acks::default(),
+            // Another's key: nothing is acknowledged before it is ours.
+            (None, Some(_)) => Acks::default(),
+            (None, None) => Acks::alone(),
+        };
+        let Synchrony { asked, lost, written, not_before, .. } = std::mem::take(&mut self.s.synchrony);
+        self.s.synchrony = Synchrony { asked, lost, written, not_before, ..Synchrony::after_the_unknown(acks) };
+        true
+    }
+
+    fn sync_timer(&mut self, at: Time) {
+        let earlier = self.s.timers.armed(Timer::Sync).is_some_and(|armed| armed > self.now && armed <= at);
+        if !earlier {
+            self.s.timers.arm(Timer::Sync, at);
+        }
+    }
+
+    /// Takes in how a write of the key went, whoever this member is by then.
+    pub(super) fn take_sync_answer(&mut self, happened: &Happened) {
+        let Happened::Answered { id, outcome } = happened else { return };
+        let Some((_, replaces, key)) = self.s.synchrony.asked.take_if(|(asked, ..)| asked == id) else { return };
+        match outcome {
+            Outcome::Done(revision) => {
+                // Whatever was lost on its way compares a revision that is gone.
+                self.s.synchrony.lost.clear();
+                self.s.synchrony.written = Some((*revision, key));
+                return;
+            }
+            Outcome::Unknown(_) => self.s.synchrony.lost.push((replaces, key)),
+            Outcome::Refused { .. } => {}
+        }
+        self.s.synchrony.not_before = self.now + RETRY_AFTER;
+        self.sync_timer(self.now + RETRY_AFTER);
+    }
+
+    fn write_sync_key(&mut self, voters: Voters) {
+        if self.now < self.s.synchrony.not_before {
+            return self.sync_timer(self.s.synchrony.not_before);
+        }
+        let Some(fence) = self.s.leadership.fence(self.now, &self.s.membership) else { return };
+        let replaces = self.s.view.get(&self.s.settings.scope.sync()).map_or(Revision(0), |kv| kv.modified);
+        if self.s.synchrony.written.as_ref().is_some_and(|(at, _)| *at > replaces) {
+            // The watch is about to show it.
+            return;
+        }
+        let mut compare = self.s.leadership.guard(fence).to_vec();
+        compare.push(self.s.sync_unchanged());
+        let put = self.sync_put(&voters);
+        let id = self.transact(compare, vec![put]);
+        self.s.synchrony.asked = Some((id, replaces, voters));
+    }
+
+    /// The write of the key for a leader that is this member.
+    pub(super) fn sync_put(&self, voters: &Voters) -> Write {
+        let record = SyncRecord::new(&self.s.settings.name, &voters.members, voters.quorum);
+        Write::put(self.s.settings.scope.sync(), serde_json::to_string(&record).unwrap_or_default())
+    }
+
+    /// Without a synchronous mode the key binds nobody, and goes.
+    fn leave_synchrony(&mut self) {
+        if self.s.synchrony.asked.is_some() {
+            return;
+        }
+        let not_before = self.s.synchrony.not_before;
+        self.s.synchrony = Synchrony { not_before, ..Synchrony::after_the_unknown(Acks::alone()) };
+        let found = self.s.view.get(&self.s.settings.scope.sync()).map(|kv| kv.modified);
+        let Some(replaces) = found else { return };
+        if self.now < not_before {
+            return self.sync_timer(not_before);
+        }
+        let Some(fence) = self.s.leadership.fence(self.now, &self.s.membership) else { return };
+        let mut compare = self.s.leadership.guard(fence).to_vec();
+        compare.push(self.s.sync_unchanged());
+        let id = self.transact(compare, vec![Write::delete(self.s.settings.scope.sync())]);
+        self.s.synchrony.not_before = self.now + RETRY_AFTER;
+        self.s.synchrony.asked = Some((id, replaces, Voters::default()));
+    }
+
+    /// What Postgres was told is in force everywhere: no later commit was acknowledged in an earlier way.
+    fn note_in_force(&mut self, server: &Server) {
+        let told = text(&self.s.synchrony.acks, self.s.dynamic.synchronous_mode);
+        if !server.waits_for.in_force || server.waits_for.names != told {
+            return;
+        }
+        let synchrony = &mut self.s.synchrony;
+        for era in synchrony.past.iter_mut().filter(|era| era.until.is_none()) {
+            era.until = Some(server.position);
+        }
+        let Some(until) = synchrony.past.last().and_then(|era| era.until) else { return };
+        let acks = &synchrony.acks;
+        let has_all = |name: &String| server.standbys.get(name).is_some_and(|s| s.streams && s.flushed >= until);
+        if acks.needed > 0 && !acks.of.is_empty() && acks.of.iter().all(has_all) {
+            // Whoever asks one of those has all that was acknowledged before.
+            synchrony.past.clear();
+        }
+    }
+
+    fn note_missing(&mut self, server: &Server) {
+        let keys = self.s.own_keys();
+        let counted: BTreeSet<String> =
+            keys.into_iter().flat_map(|key| key.members).chain(self.s.synchrony.acks.of.iter().cloned()).collect();
+        let there = |name: &String| server.standbys.get(name).is_some_and(|standby| standby.streams);
+        let gone: BTreeSet<String> = counted.into_iter().filter(|name| !there(name)).collect();
+        let now = self.now;
+        self.s.synchrony.missing.retain(|name, _| gone.contains(name));
+        for name in gone {
+            self.s.synchrony.missing.entry(name).or_insert(now);
+        }
+        let patience_ends =
+            self.s.synchrony.missing.values().map(|since| *since + PATIENCE).filter(|at| *at > now).min();
+        if let Some(at) = patience_ends {
+            self.sync_timer(at);
+        }
+    }
+
+    /// What the key and the setting shall be, as things are: safe together.
+    fn wanted(&self, server: &Server, now: &Voters) -> (Voters, Acks) {
+        let s = &self.s;
+        let mut fit: Vec<(&String, &Standby)> =
+            server.standbys.iter().filter(|(n, s)| self.is_fit(server, n, s)).collect();
+        // A voter that must not lead is better than none.
+        if fit.iter().any(|(name, _)| self.may_lead(name)) {
+            fit.retain(|(name, _)| self.may_lead(name));
+        }
+        let patient = s
+            .synchrony
+            .missing
+            .iter()
+            .filter(|(name, since)| self.now.since(**since) < PATIENCE && self.sync_priority(name).is_some());
+        let patient: Vec<String> = patient.map(|(name, _)| name.clone()).collect();
+        let (members, count) = match s.dynamic.synchronous_mode {
+            SyncMode::Quorum | SyncMode::Off => {
+                let all: BTreeSet<String> = fit.iter().map(|(name, _)| (*name).clone()).chain(patient).collect();
+                let needed = s.dynamic.synchronous_node_count.min(all.len());
+                (all, needed)
+            }
+            SyncMode::On => {
+                fit.sort_by_key(|(name, standby)| {
+                    let chosen = s.synchrony.acks.of.contains(*name);
+                    std::cmp::Reverse((self.sync_priority(name), chosen, standby.flushed))
+                });
+                let names = fit.into_iter().map(|(name, _)| name.clone()).chain(patient);
+                let chosen: BTreeSet<String> = names.take(s.dynamic.synchronous_node_count).collect();
+                let needed = chosen.len();
+                (chosen, needed)
+            }
+        };
+        if members.is_empty() && s.dynamic.synchronous_mode_strict {
+            let acks = if s.synchrony.acks.needed == 0 { Acks::default() } else { s.synchrony.acks.clone() };
+            return (now.clone(), acks);
+        }
+        let quorum = members.len() - count;
+        (Voters { members: members.clone(), quorum }, Acks { needed: count, of: members })
+    }
+
+    fn is_fit(&self, server: &Server, name: &str, standby: &Standby) -> bool {
+        let lag = server.position.0.saturating_sub(standby.flushed.0);
+        let near = self.s.dynamic.maximum_lag_on_syncnode.is_none_or(|most| lag <= most);
+        standby.streams && standby.flushed > Lsn(0) && near && self.sync_priority(name).is_some()
+    }
+
+    /// How much rather than others it is waited for; nothing if it is no member, or must not be waited for.
+    fn sync_priority(&self, name: &str) -> Option<i64> {
+        let (_, facts) = self.s.member(name).filter(|_| name != self.s.settings.name)?;
+        tags::sync_priority(&facts.tags)
+    }
+
+    fn may_lead(&self, name: &str) -> bool {
+        self.s.member(name).is_some_and(|(_, facts)| !tags::nofailover(&facts.tags))
+    }
+}
+
+/// `synchronous_standby_names`. Names are quoted: they may have dots and dashes.
+fn text(acks: &Acks, mode: SyncMode) -> String {
+    if acks.needed == 0 {
+        return String::new();
+    }
+    if acks.is_blocked() {
+        return format!("1 (\"{NOBODY}\")");
+    }
+    let names: Vec<String> = acks.of.iter().map(|name| format!("\"{name}\"")).collect();
+    let how = if mode == SyncMode::On && acks.needed == acks.of.len() { "FIRST" } else { "ANY" };
+    format!("{how} {} ({})", acks.needed, names.join(", "))
+}

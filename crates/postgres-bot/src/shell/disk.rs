@@ -1,0 +1,134 @@
+//! The eye on the disk: a small write to the data directory now and then, on a thread of its own, so that a disk that stalls
+//! blocks nobody; and how much room is left. Reports what has changed.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use bots_core::{
+    machine::{Span, Time},
+    shell::{Clock, Events},
+};
+
+use crate::machine::{Disk, Event};
+
+/// Between two writes. Each costs the disk one flush.
+const WRITE_EVERY: Duration = Duration::from_secs(2);
+
+/// How often it is looked at whether one is under way.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// A flush that takes longer than this stalls. A busy disk takes a tenth of it.
+const STALLED_AFTER: Span = Span::from_secs(2);
+
+/// With less room than this the disk is full: the next page of a table may find none.
+const ROOM_BYTES_MIN: u64 = 1024 * 1024;
+
+/// As much as a page of a table.
+const PAGE: [u8; 8_192] = [0; 8_192];
+
+/// A copy of the directory leaves out files whose names begin so.
+const FILE: &str = "pgsql_tmp_disk_watch";
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// A write is under way since then.
+    begun: Option<Time>,
+    /// How the last one ended.
+    last: Option<Disk>,
+}
+
+/// Watches the disk of a data directory for as long as the process lives.
+///
+/// # Errors
+/// If there is no thread for it.
+pub(super) fn watch(data_dir: PathBuf, events: Events<Event>) -> io::Result<()> {
+    let progress = Arc::new(Mutex::new(Progress::default()));
+    let writer = Arc::clone(&progress);
+    thread::Builder::new().name(String::from("disk")).spawn(move || {
+        loop {
+            lock(&writer).begun = Some(Clock::now());
+            let found = try_disk(&data_dir);
+            *lock(&writer) = Progress { begun: None, last: Some(found) };
+            thread::sleep(WRITE_EVERY);
+        }
+    })?;
+    tokio::spawn(async move {
+        let mut told = Disk::Good;
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let found = {
+                let progress = lock(&progress);
+                let stalls = progress.begun.is_some_and(|begun| Clock::now().since(begun) >= STALLED_AFTER);
+                if stalls { Some(Disk::Stalled) } else { progress.last.clone() }
+            };
+            if let Some(found) = found.filter(|found| *found != told) {
+                told = found.clone();
+                events.send(Event::DiskObserved(found)).await;
+            }
+        }
+    });
+    Ok(())
+}
+
+fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a write shows. A directory without a cluster in it is none of ours yet.
+fn try_disk(data_dir: &Path) -> Disk {
+    if !data_dir.join("PG_VERSION").exists() {
+        return Disk::Good;
+    }
+    match (room(data_dir), write(data_dir)) {
+        (Ok(room), _) if room < ROOM_BYTES_MIN => Disk::Full { bytes_free: room },
+        (_, Ok(())) => Disk::Good,
+        // It is being renamed or made anew.
+        (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => Disk::Good,
+        (_, Err(error)) => Disk::Failing { why: error.to_string() },
+    }
+}
+
+fn room(data_dir: &Path) -> io::Result<u64> {
+    let found = rustix::fs::statvfs(data_dir)?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+fn write(data_dir: &Path) -> io::Result<()> {
+    let path = data_dir.join(FILE);
+    let mut file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    file.write_all(&PAGE)?;
+    file.sync_data()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::try_disk;
+    use crate::machine::Disk;
+
+    #[test]
+    fn a_directory_without_a_cluster_is_left_alone_and_one_with_it_is_written_to() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert_eq!(try_disk(folder.path()), Disk::Good);
+        assert_eq!(fs::read_dir(folder.path()).expect("read it").count(), 0);
+        fs::write(folder.path().join("PG_VERSION"), "15\n").expect("write");
+        assert_eq!(try_disk(folder.path()), Disk::Good);
+        assert!(folder.path().join(super::FILE).exists());
+    }
+
+    #[test]
+    fn a_write_that_fails_is_told_with_its_reason() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("PG_VERSION"), "15\n").expect("write");
+        fs::create_dir(folder.path().join(super::FILE)).expect("something in the way");
+        assert!(matches!(try_disk(folder.path()), Disk::Failing { .. }));
+    }
+}
