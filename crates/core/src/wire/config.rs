@@ -13,6 +13,7 @@ pub const WHOLE_NUMBERS: &[&str] = &[
     "master_start_timeout",
     "primary_stop_timeout",
     "master_stop_timeout",
+    "primary_hung_timeout",
     "synchronous_node_count",
     "max_timelines_history",
 ];

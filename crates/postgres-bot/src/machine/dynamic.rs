@@ -45,6 +45,9 @@ pub struct Dynamic {
     pub primary_start_timeout: Span,
     /// How long a primary may take to stop in good order before it is stopped at once; nothing for our own patience.
     pub primary_stop_timeout: Option<Span>,
+    /// How long a primary may answer nobody, or have no disk to write to, while another could lead; zero is for ever, and nothing
+    /// is what the bot derives from `ttl`.
+    pub primary_hung_timeout: Option<Span>,
     /// Who is not on the cluster's newest timeline does not lead.
     pub check_timeline: bool,
     /// The bots keep their hands off: nobody takes the lead, starts or stops a server but on an operator's word.
@@ -84,6 +87,7 @@ impl Default for Dynamic {
             maximum_lag_on_failover: MAXIMUM_LAG_DEFAULT,
             primary_start_timeout: PRIMARY_START_TIMEOUT_DEFAULT,
             primary_stop_timeout: None,
+            primary_hung_timeout: None,
             check_timeline: false,
             pause: false,
             failsafe_mode: false,
@@ -111,6 +115,7 @@ const ACTED_ON: &[&str] = &[
     "master_start_timeout",
     "primary_stop_timeout",
     "master_stop_timeout",
+    "primary_hung_timeout",
     "check_timeline",
     "pause",
     "failsafe_mode",
@@ -174,6 +179,7 @@ impl Dynamic {
         let timeout = ["primary_stop_timeout", "master_stop_timeout"];
         let timeout = timeout.iter().find_map(|field| out.number(config, field)).filter(|secs| *secs > 0);
         out.primary_stop_timeout = timeout.map(Span::from_secs);
+        out.primary_hung_timeout = out.number(config, "primary_hung_timeout").map(Span::from_secs);
         out.check_timeline = config.get("check_timeline").is_some_and(is_true);
         // Zero keeps all, as far as they fit.
         if let Some(lines) = out.number(config, "max_timelines_history").filter(|lines| *lines > 0) {

@@ -21,8 +21,9 @@ use super::{
     turn::Turn,
 };
 
-/// A primary without etcd asks this often: four times while a promise can be used.
-const ASK_EVERY: Span = Span::from_millis(1_000);
+/// A primary without etcd asks this often. Its last yes is then at most so old when a member is restarted, and what that leaves
+/// of the time in which a promise can be used (4 s) outlasts the restart and the member's silence after it ([`SUPPORT`]).
+const ASK_EVERY: Span = Span::from_millis(500);
 
 /// A member gets at most this long to answer; on a healthy network it needs a thousandth of it.
 const ANSWER_DEADLINE_MAX: Span = Span::from_millis(1_000);

@@ -13,7 +13,7 @@ use super::{
     turn::Turn,
 };
 
-/// However short the lease, a server gets this long after it was found silent, which takes three questions without an answer:
+/// However short the lease, unless `primary_hung_timeout` says otherwise, a server gets this long after it was found silent, which takes three questions without an answer:
 /// a saturated machine answers one of ten late, and not none. So does a disk that is full.
 const HUNG_AFTER_MIN: Span = Span::from_secs(5);
 
@@ -57,16 +57,19 @@ impl State {
 
     /// When a primary in this state is to be given up, and why.
     fn given_up_at(&self) -> Option<(Time, String)> {
-        let ttl = self.dynamic.ttl;
+        let hung_after = self.dynamic.primary_hung_timeout.unwrap_or(self.dynamic.ttl.max(HUNG_AFTER_MIN));
+        if hung_after == Span::ZERO {
+            return None;
+        }
         let patience = match &self.health.disk {
-            Disk::Stalled => ttl.times(3).max(STALLED_AFTER_MIN),
-            Disk::Good | Disk::Full { .. } | Disk::Failing { .. } => ttl.max(HUNG_AFTER_MIN),
+            Disk::Stalled => hung_after.times(3).max(STALLED_AFTER_MIN),
+            Disk::Good | Disk::Full { .. } | Disk::Failing { .. } => hung_after,
         };
         let disk = self.health.disk_since.zip(self.disk_trouble()).map(|(since, why)| (since + patience, why));
         let silent = self
             .health
             .silent_since
-            .map(|since| (since + ttl.max(HUNG_AFTER_MIN), String::from("Postgres is alive and answers nobody")));
+            .map(|since| (since + hung_after, String::from("Postgres is alive and answers nobody")));
         let (at, why) = disk.into_iter().chain(silent).min()?;
         let kept_until = self.health.gave_up.map_or(Time::ZERO, |at| at + KEEPS_FOR);
         Some((at.max(kept_until), why))

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use bots_core::{
     dcs::Revision,
-    machine::{Span, Time},
+    machine::{Deadline, Span, Time},
 };
 use serde::Serialize;
 
@@ -47,6 +47,12 @@ impl Word {
         self.settled |= *self.born.get_or_insert(now) + PROMISE <= now;
         self.promised.take_if(|(_, until)| *until <= now);
         self.supports.retain(|_, until| now < *until);
+    }
+
+    /// At once, for the first step: the age of this life counts from it, and without etcd nothing else may happen for long.
+    pub(super) fn deadline(&self) -> Option<Deadline> {
+        let at = Time::ZERO;
+        self.born.is_none().then(|| Deadline { at, reason: String::from("look around for the first time") })
     }
 
     /// Binds the member to a primary.

@@ -584,7 +584,7 @@ impl State {
             at: self.lease_ends(),
             reason: String::from("give the bootstrap up: its lease runs out unless renewed before"),
         });
-        let own = [fence, bootstrap, self.timers.next(), self.failsafe_deadline()];
+        let own = [fence, bootstrap, self.timers.next(), self.failsafe_deadline(), self.word.deadline()];
         Deadline::earliest(own.into_iter().chain([self.membership.deadline(), self.leadership.deadline()]))
     }
 
