@@ -2,11 +2,11 @@
 
 mod shell_support;
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 
 use bots_core::{machine::Span, shell::clock::Clock, wire::Timeline};
 use postgres_bot::{
-    machine::{DataDir, Event, Job, JobResult, Postgres, Running, Server, StopMode},
+    machine::{DataDir, Event, Job, JobResult, Postgres, Rules, Running, Server, StopMode},
     shell::{inspect::inspect, postmaster::Life, processes},
 };
 use rustix::process::{Signal, kill_process};
@@ -452,6 +452,27 @@ fn a_server_that_cannot_start_says_why() {
         let why = a.fails(Job::StartPrimary).await;
         assert!(why.contains("Postgres ended while it started"), "{why}");
         a.hears("its exit", |event| matches!(event, Event::PostgresExited { .. }).then_some(())).await;
+    });
+}
+
+#[test]
+fn a_configuration_that_cannot_be_written_is_written_once_it_can() {
+    as_server_user("a_configuration_that_cannot_be_written_is_written_once_it_can", || async {
+        let dir = scratch();
+        let a = Member::new(dir.path(), "a");
+        a.bootstraps().await;
+        tokio::spawn(Arc::clone(&a.hands).keep_applied());
+        // As on a full disk, no draft can be made.
+        let in_the_way = a.data_dir().join("postgresql.conf.bots-tmp");
+        fs::create_dir_all(in_the_way.join("not empty")).expect("a folder");
+        a.hands.configure(BTreeMap::from([("work_mem".to_owned(), "5MB".to_owned())]), Rules::default());
+        a.hands.apply_soon();
+        tokio::task::yield_now().await;
+        a.hands.apply().await.expect_err("it cannot be written, and its first try was before ours");
+        assert_ne!(a.asks("current_setting('work_mem')").await, "5MB");
+        fs::remove_dir_all(in_the_way).expect("out of the way");
+        a.comes_to("current_setting('work_mem')", "5MB").await;
+        a.does(Job::Stop { mode: AT_ONCE }).await;
     });
 }
 

@@ -6,10 +6,13 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::Context;
 use rustix::process::Signal;
+
+use tokio::sync::Notify;
 
 use super::{
     files::{self, Mode},
@@ -23,6 +26,9 @@ use super::{
 };
 use crate::machine::Rules;
 
+/// What could not be written to the configuration is written again after this: a full disk may have room by then.
+const APPLY_AGAIN: Duration = Duration::from_secs(1);
+
 /// The shared tools of the jobs.
 #[derive(Debug)]
 pub struct Hands {
@@ -35,6 +41,8 @@ pub struct Hands {
     /// The way back to the machine.
     pub reporter: Arc<Reporter>,
     wanted: Mutex<Wanted>,
+    /// A running server is to hear of what is wanted.
+    to_apply: Notify,
     /// How often a running server was told to read its files again.
     reloads: AtomicU64,
     /// The server was started with other parameters than are wanted.
@@ -60,6 +68,7 @@ impl Hands {
             tools: Tools::default(),
             reporter,
             wanted: Mutex::default(),
+            to_apply: Notify::new(),
             reloads: AtomicU64::new(0),
             raised: AtomicBool::new(false),
             disk: Arc::default(),
@@ -85,6 +94,30 @@ impl Hands {
     /// Takes over whom to follow, for [`Hands::apply`].
     pub(super) fn set_mode(&self, mode: Mode) {
         self.wanted().mode = Some(mode);
+    }
+
+    /// A running server hears of what has been taken over, as soon as the files can be written.
+    pub fn apply_soon(&self) {
+        self.to_apply.notify_one();
+    }
+
+    /// Serves [`Hands::apply_soon`], for as long as the bot lives.
+    pub async fn keep_applied(self: Arc<Self>) {
+        loop {
+            self.to_apply.notified().await;
+            let mut failed = false;
+            while let Err(error) = self.apply().await {
+                let error = format!("{error:#}");
+                if !failed {
+                    tracing::warn!(error, "the configuration of Postgres cannot be written yet: tried again and again");
+                }
+                failed = true;
+                tokio::time::sleep(APPLY_AGAIN).await;
+            }
+            if failed {
+                tracing::info!("the configuration of Postgres is written");
+            }
+        }
     }
 
     /// Makes a running server hear of what has been taken over.

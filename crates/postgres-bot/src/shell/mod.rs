@@ -111,6 +111,7 @@ impl Bot for Program {
         hands.postmaster.adopt(&hands.reporter).await;
         let poke = Poke::default();
         tokio::spawn(observe::run(Arc::clone(&hands), poke.clone()));
+        tokio::spawn(Arc::clone(&hands).keep_applied());
         disk::watch(hands.node.data_dir.clone(), context.events.clone())
             .map_err(|e| Exit::failure(format!("no thread to watch the disk: {e}")))?;
         let (sender, receiver) = watch::channel(Arc::new(state.clone()));
@@ -234,8 +235,7 @@ impl Shell for PostgresShell {
             Action::Observe => self.poke.ask(),
             Action::Configure { parameters, rules } => {
                 self.hands.configure(parameters, rules);
-                let hands = Arc::clone(&self.hands);
-                tokio::spawn(async move { apply(&hands).await });
+                self.hands.apply_soon();
             }
             Action::ChangeSlots { changes } => {
                 let (hands, poke) = (Arc::clone(&self.hands), self.poke.clone());
@@ -279,13 +279,6 @@ impl Shell for PostgresShell {
     }
 }
 
-async fn apply(hands: &Arc<Hands>) {
-    if let Err(error) = hands.apply().await {
-        let error = format!("{error:#}");
-        tracing::error!(error, "the configuration of Postgres could not be written");
-    }
-}
-
 impl PostgresShell {
     /// Starts a job on the thread of the loop: what it starts dies with that thread.
     fn run(&mut self, id: JobId, job: crate::machine::Job) {
@@ -303,7 +296,7 @@ impl PostgresShell {
             poke.look();
             // What it was started with may be more than what is asked for: the files say so again, and that a restart is due.
             if started && hands.take_raised() {
-                apply(&hands).await;
+                hands.apply_soon();
             }
         });
         self.jobs.insert(id, task.abort_handle());

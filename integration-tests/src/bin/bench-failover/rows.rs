@@ -152,8 +152,8 @@ impl Fault {
     /// What the cluster's configuration has for it, beyond what it began with.
     pub(crate) fn settings(self) -> Settings {
         match self {
-            Self::ServerLost => Settings { synchronous: Some("on"), fail_over_at_once: true, failsafe: false },
-            Self::NodeLostQuorum => Settings { synchronous: Some("quorum"), ..Settings::default() },
+            Self::ServerLost => Settings { synchronous: Some("on"), fail_over_at_once: true, ..Settings::default() },
+            Self::NodeLostQuorum => Settings { synchronous: Some("quorum"), takeover: true, ..Settings::default() },
             Self::EtcdDownFailsafe | Self::EtcdDownFailsafeTwo => Settings { failsafe: true, ..Settings::default() },
             Self::ServerKilled
             | Self::Switchover
@@ -167,12 +167,14 @@ impl Fault {
     }
 }
 
-/// What a row needs of the cluster's configuration. The names and values are Patroni's, which our bots read, too.
+/// What a row needs of the cluster's configuration. The names and values are Patroni's, which our bots read, too; `takeover`
+/// is ours, and nothing to Patroni.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Settings {
     pub(crate) synchronous: Option<&'static str>,
     pub(crate) fail_over_at_once: bool,
     pub(crate) failsafe: bool,
+    pub(crate) takeover: bool,
 }
 
 impl Settings {
@@ -180,7 +182,13 @@ impl Settings {
     pub(crate) fn patch(self) -> Value {
         let at_once = self.fail_over_at_once.then_some(0);
         let failsafe = self.failsafe.then_some(true);
-        json!({"synchronous_mode": self.synchronous, "primary_start_timeout": at_once, "failsafe_mode": failsafe})
+        let takeover = self.takeover.then_some(true);
+        json!({
+            "synchronous_mode": self.synchronous,
+            "primary_start_timeout": at_once,
+            "failsafe_mode": failsafe,
+            "takeover": takeover,
+        })
     }
 }
 
