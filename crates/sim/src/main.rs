@@ -45,6 +45,9 @@ struct Arguments {
     /// Make this mistake on purpose.
     #[arg(long, value_parser = plant)]
     plant: Option<Plant>,
+    /// Synchronous Postgres clusters alone, whatever the seed says.
+    #[arg(long)]
+    synchronous: bool,
     /// Print the mistakes that can be made on purpose.
     #[arg(long)]
     list_plants: bool,
@@ -79,7 +82,7 @@ fn main() -> ExitCode {
     }
     // A panic is an ending that is reported like any other.
     std::panic::set_hook(Box::new(|_| {}));
-    let options = Options { plant: arguments.plant, ..Options::default() };
+    let options = Options { plant: arguments.plant, synchronous: arguments.synchronous, ..Options::default() };
     match arguments.seed {
         Some(seed) => one(seed, options, arguments.trace),
         None => many(&arguments, options),
@@ -121,10 +124,10 @@ fn many(arguments: &Arguments, options: Options) -> ExitCode {
     });
     let mut tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     tally.failed.sort_by_key(|(seed, _)| *seed);
-    report(&tally, arguments)
+    report(&tally, arguments, options)
 }
 
-fn report(tally: &Tally, arguments: &Arguments) -> ExitCode {
+fn report(tally: &Tally, arguments: &Arguments, options: Options) -> ExitCode {
     println!(
         "{} seeds held, {} failed; {} simulated, {} things happened",
         tally.well,
@@ -143,7 +146,7 @@ fn report(tally: &Tally, arguments: &Arguments) -> ExitCode {
         for (seed, ending) in &tally.failed {
             println!("seed {seed}: {}", say(ending));
         }
-        let shown = run(*seed, Options { trace: true, plant: arguments.plant, skip: None });
+        let shown = run(*seed, Options { trace: true, ..options });
         println!("the last of seed {seed}:");
         for line in shown.lines.iter().skip(shown.lines.len().saturating_sub(LAST_LINES)) {
             println!("{line}");
@@ -151,7 +154,8 @@ fn report(tally: &Tally, arguments: &Arguments) -> ExitCode {
     }
     let plant = arguments.plant.and_then(|plant| PLANTS.iter().find(|(p, _)| *p == plant));
     let plant = plant.map_or_else(String::new, |(_, name)| format!(" --plant {name}"));
-    println!("again: sim --seed {seed} --trace{plant}");
+    let synchronous = if arguments.synchronous { " --synchronous" } else { "" };
+    println!("again: sim --seed {seed} --trace{plant}{synchronous}");
     ExitCode::from(ending.code())
 }
 

@@ -130,6 +130,10 @@ pub struct Plan {
     pub jobs_slow: u64,
     /// How long WAL is under way to a standby.
     pub wal_delay: Delay,
+    /// A standby that was just started has not replayed up to so many of its last records.
+    pub unreplayed_max: u64,
+    /// How long it takes to replay them.
+    pub replay: Delay,
     /// Clocks run wrong.
     pub drift: bool,
     /// The mean pause between two writes of clients.
@@ -192,6 +196,8 @@ impl Plan {
             jobs_fail: some(rng, 200),
             jobs_slow: 100 + some(rng, 300),
             wal_delay: Delay { low: 1, high: rng.between(5, 400) },
+            unreplayed_max: 3,
+            replay: Delay { low: 1, high: 900 },
             drift: rng.chance(500),
             write_pause: rng.span(60, 600),
             ttl_s: *rng.pick(&[5, 5, 5, 3, 2, 10]).unwrap_or(&5),
@@ -215,6 +221,21 @@ impl Plan {
             plan.faults.insert(Fault::StallDisk, rng.span(5_000, 30_000));
         }
         plan
+    }
+
+    /// The same with a Postgres cluster that is synchronous, and nothing else: writes are many and long under way, machines lose
+    /// power often, and standbys take long to replay what they have.
+    #[must_use]
+    pub fn made_synchronous(mut self) -> Self {
+        self.cast = Cast { postgres: self.cast.postgres.max(3), content: 0, web: 0 };
+        self.sync = self.sync.or(Some("quorum"));
+        self.write_pause = Span::from_millis(40);
+        self.wal_delay.high = 400;
+        self.unreplayed_max = 30;
+        self.replay.high = 6_000;
+        self.faults.insert(Fault::PowerLoss, Span::from_secs(5));
+        self.faults.insert(Fault::CutFromPeers, Span::from_secs(6));
+        self
     }
 
     /// Small worlds go deeper in the same time: most seeds have one kind of bot or two, some have all three.

@@ -73,7 +73,7 @@ pub enum Plant {
 }
 
 /// All that are known to be caught, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 26] = [
+pub const PLANTS: [(Plant, &str); 29] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -95,6 +95,9 @@ pub const PLANTS: [(Plant, &str); 26] = [
     (Plant::SilenceIsYes, "silence-is-yes"),
     (Plant::ReadyBeforeWhole, "ready-before-whole"),
     (Plant::CanaryAlwaysWell, "canary-always-well"),
+    (Plant::NamesInForceAtOnce, "names-in-force-at-once"),
+    (Plant::CountedBeforeCaughtUp, "counted-before-caught-up"),
+    (Plant::EveryVoteCounts, "every-vote-counts"),
     (Plant::SyncKeyUnwritten, "sync-key-unwritten"),
     (Plant::NoVotesNeeded, "no-votes-needed"),
     (Plant::SyncKeyUnread, "sync-key-unread"),
@@ -107,6 +110,12 @@ impl Plant {
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         PLANTS.iter().find(|(_, n)| *n == name).map(|(plant, _)| *plant)
+    }
+
+    /// Whether it can do harm in a synchronous cluster only, and seldom there: it is made in no other.
+    #[must_use]
+    pub const fn wants_synchronous(self) -> bool {
+        matches!(self, Self::NamesInForceAtOnce | Self::CountedBeforeCaughtUp | Self::EveryVoteCounts)
     }
 }
 

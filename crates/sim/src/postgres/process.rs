@@ -22,9 +22,6 @@ const ORPHANS_DIE_MS: u64 = 120;
 /// A guard takes at most this long to kill every process of its server.
 const GUARD_KILLS_MS: u64 = 60;
 
-/// A standby that was open to clients early has replayed what it had after at most this long.
-const REPLAYS_MS: u64 = 900;
-
 /// A fence that is set this much later than the bot wants it is of no use.
 const FENCE_TOO_LATE: Span = Span::from_millis(2_000);
 
@@ -49,7 +46,8 @@ impl World {
         (body.kept, body.silent) = (false, false);
         body.fence = if primary { body.wanted_fence } else { None };
         let run = body.run;
-        let hidden = if primary { 0 } else { usize::try_from(self.rng.below(4)).unwrap_or(0) };
+        let hidden =
+            if primary { 0 } else { usize::try_from(self.rng.below(self.plan.unreplayed_max + 1)).unwrap_or(0) };
         let now = self.now;
         self.body_mut(node).commits_begin(now, hidden);
         self.arm_guard(node);
@@ -79,7 +77,7 @@ impl World {
             self.see(&Seen::Writable { node });
         } else {
             self.server_after(node, Span::from_millis(1), ServerItem::Connect { run });
-            let replays = self.rng.span(1, REPLAYS_MS);
+            let replays = self.plan.replay.draw(&mut self.rng);
             self.server_after(node, replays, ServerItem::Replayed { run });
         }
         let started = |job: &Job| matches!(job, Job::StartPrimary | Job::StartStandby { .. });

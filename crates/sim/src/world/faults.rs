@@ -6,6 +6,9 @@ use postgres_bot::machine::{Command, CommandId, Event, Restart};
 use super::{BotEvent, Cut, Frozen, Item, Network, NodeId, World, node::Node};
 use crate::plan::Fault;
 
+/// So many power failures out of a thousand are of a supply that other machines hang on, too.
+const SHARED_SUPPLY: u64 = 400;
+
 /// A fault begins or ends.
 #[derive(Debug)]
 pub(crate) enum ChaosItem {
@@ -60,11 +63,7 @@ impl World {
                 let pause = world.pause(200, 12_000);
                 world.start_later(node, pause);
             }),
-            Fault::PowerLoss => self.with_bot(None, |world, node| {
-                world.lose_power(node);
-                let pause = world.pause(2_000, 20_000);
-                world.start_later(node, pause);
-            }),
+            Fault::PowerLoss => self.with_bot(None, Self::power_fails),
             Fault::Freeze => self.with_bot(None, |world, node| {
                 let pause = world.pause(50, 12_000);
                 world.freeze(node, pause);
@@ -136,6 +135,19 @@ impl World {
         let from = if self.rng.chance(400) && !leaders.is_empty() { leaders } else { all };
         if let Some(node) = self.rng.pick(&from).copied() {
             act(self, node);
+        }
+    }
+
+    /// Of one machine, or of those that hang on the same supply as well; each comes back in its own time.
+    fn power_fails(&mut self, node: NodeId) {
+        let shared = self.rng.chance(SHARED_SUPPLY);
+        let others: Vec<NodeId> = self.ids().filter(|other| *other != node).collect();
+        for dark in std::iter::once(node).chain(others) {
+            if dark == node || (shared && self.rng.chance(500)) {
+                self.lose_power(dark);
+                let pause = self.pause(500, 20_000);
+                self.start_later(dark, pause);
+            }
         }
     }
 

@@ -138,6 +138,8 @@ pub struct Options {
     pub trace: bool,
     /// Make this mistake.
     pub plant: Option<Plant>,
+    /// Whatever the seed says, there is a synchronous Postgres cluster and nothing else.
+    pub synchronous: bool,
     /// Do not look at the requirements that begin with this: to see what else would catch a mistake.
     pub skip: Option<&'static str>,
 }
@@ -185,6 +187,8 @@ impl World {
     pub fn new(seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(&mut rng.fork());
+        let synchronous = options.synchronous || options.plant.is_some_and(Plant::wants_synchronous);
+        let plan = if synchronous { plan.made_synchronous() } else { plan };
         let nodes = node::cast(&plan, &mut rng.fork());
         let mut world = Self {
             now: Time::ZERO,
