@@ -45,6 +45,7 @@ async fn patronis_own_commands_work_on_a_cluster_of_ours() -> Result<()> {
     schedules_a_restart(&fleet, &ctl).await?;
     switches_over(&mut fleet, &ctl).await?;
     makes_a_replica_anew(&mut fleet, &ctl).await?;
+    shows_who_is_waited_for(&ctl).await?;
     pauses_and_resumes(&mut fleet, &ctl).await?;
     fleet.stop().await
 }
@@ -362,6 +363,21 @@ async fn makes_a_replica_anew(fleet: &mut Fleet, ctl: &Ctl) -> Result<()> {
     fleet.postgres_up(STEP).await?;
     let refused = ask(fleet, &primary, Method::POST, "/reinitialize", &Value::Null).await?;
     ensure!(refused.status == 503 && refused.text.contains("I am the leader, can not reinitialize"), "{refused:?}");
+    Ok(())
+}
+
+/// The synchronous modes, switched on and off by Patroni's own command, with the roles that it shows.
+async fn shows_who_is_waited_for(ctl: &Ctl) -> Result<()> {
+    for (mode, role, standbys) in [("true", "Sync Standby", 1), ("quorum", "Quorum Standby", 2), ("null", "Replica", 2)]
+    {
+        ctl.says(&["edit-config", MAIN, "--force", "-s", &format!("synchronous_mode={mode}")], &["changed"]).await?;
+        until(&format!("patronictl shows {standbys} as {role}"), STEP, || async {
+            let rows = ctl.list().await.map_err(|error| format!("{error:#}"))?;
+            let shown = rows.iter().filter(|row| row["Role"] == role).count();
+            if shown == standbys { Ok(()) } else { Err(format!("{rows:?}")) }
+        })
+        .await?;
+    }
     Ok(())
 }
 
