@@ -412,6 +412,13 @@ fn what_is_not_ours_is_never_touched() {
         fs::write(data.join("more"), "").expect("write");
         let why = a.fails(Job::SetAside { remove: false }).await;
         assert!(why.contains(".diverged exists already"), "{why}");
+        // What a rewind has left half done is nothing that could be kept, and takes no place of what could.
+        fs::write(a.hands.node.rewinding(), "").expect("the mark of a rewind");
+        a.does(Job::SetAside { remove: false }).await;
+        assert_eq!(looks(&a).await, DataDir::Empty);
+        let kept = data.with_file_name("data.diverged").join("thesis.txt");
+        assert_eq!(fs::read_to_string(kept).expect("kept"), "years of work");
+        fs::write(data.join("more"), "").expect("write");
         a.does(Job::SetAside { remove: true }).await;
         assert_eq!(looks(&a).await, DataDir::Empty);
     });

@@ -72,18 +72,21 @@ pub(super) fn discard_unfinished(hands: &Hands) -> anyhow::Result<JobResult> {
     Ok(JobResult::Done)
 }
 
-/// Renames the data directory out of the way, or empties it.
+/// Renames the data directory out of the way, or empties it. There is one place beside it, and what is there stays there: what a
+/// rewind has left half done, of which no server can be made any more, is deleted when that is taken.
 pub(super) fn set_aside(hands: &Hands, remove: bool) -> anyhow::Result<JobResult> {
     let dir = &hands.node.data_dir;
-    if remove {
-        // Marked first: what is half deleted must never be started.
-        files::replace(&hands.node.unfinished(), files::COPYING, 0o600)?;
-        tracing::warn!(data_dir = %dir.display(), "the data directory is deleted, as configured or asked for");
-        return discard_unfinished(hands);
-    }
     let mut aside = dir.as_os_str().to_owned();
     aside.push(".diverged");
     let aside = PathBuf::from(aside);
+    let is_worthless = aside.exists() && hands.node.rewinding().exists();
+    if remove || is_worthless {
+        // Marked first: what is half deleted must never be started.
+        files::replace(&hands.node.unfinished(), files::COPYING, 0o600)?;
+        let why = if remove { "as configured or asked for" } else { "for a rewind has left it half done" };
+        tracing::warn!(data_dir = %dir.display(), "the data directory is deleted, {why}");
+        return discard_unfinished(hands);
+    }
     if aside.exists() {
         bail!(
             "{} exists already: look whether it holds anything that you need, and delete it; or set \

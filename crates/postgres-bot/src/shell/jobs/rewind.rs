@@ -41,8 +41,8 @@ pub(super) async fn run(hands: &Arc<Hands>, source: &Upstream) -> anyhow::Result
         // Single-user mode would end the recovery of a standby, and with a record of its own part it from the leader.
         command.arg("--no-ensure-shutdown");
     }
-    // What it says is looked at below.
-    command.env("LC_ALL", "C");
+    // What it says is looked at below: with its progress it says, too, when it begins to change files.
+    command.arg("--progress").env("LC_ALL", "C");
     tracing::info!(source = source.name, "pg_rewind starts");
     let ended = hands.tools.run_to_any_end(command).await?;
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
@@ -88,9 +88,9 @@ impl End {
     }
 }
 
-/// Whether `pg_rewind` came to where it changes files.
+/// Whether `pg_rewind` came to where it changes files. Before, it reads for long, from the network as well.
 fn has_begun(said: &str) -> bool {
-    said.contains("rewinding from last common checkpoint")
+    said.contains("need to copy ")
 }
 
 #[cfg(test)]
@@ -101,6 +101,9 @@ mod tests {
     fn a_rewind_that_has_changed_files_is_told_from_one_that_has_not() {
         let diverged = "pg_rewind: servers diverged at WAL location 0/3000000 on timeline 1\n";
         assert!(!has_begun(&format!("{diverged}pg_rewind: no rewind required\n")));
-        assert!(has_begun(&format!("{diverged}pg_rewind: rewinding from last common checkpoint at 0/2000060\n")));
+        let reads = format!("{diverged}pg_rewind: rewinding from last common checkpoint at 0/2000060\n");
+        let why = "pg_rewind: error: could not fetch file list: could not receive data from server\n";
+        assert!(!has_begun(&format!("{reads}pg_rewind: reading source file list\n{why}")));
+        assert!(has_begun(&format!("{reads}pg_rewind: need to copy 52 MB (total source directory size is 74 MB)\n")));
     }
 }
