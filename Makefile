@@ -66,7 +66,7 @@ MODE ?= async
 FAILSAFE ?=
 
 .PHONY: chaos
-chaos: build ## kills, freezes, cuts off and starves all parts under writing clients: MINUTES=2 SEED=1 MODE=async|on|quorum FAILSAFE=1
+chaos: build ## kills, freezes, cuts off and starves all parts under writing clients: MINUTES=2 SEED=1 MODE=async|on|quorum|takeover FAILSAFE=1
 	@$(BIN)/chaos --seconds $$(( $(MINUTES) * 60 )) --seed $(SEED) --mode $(MODE) $(if $(filter-out 0 no,$(FAILSAFE)),--failsafe)
 
 .PHONY: soak

@@ -42,6 +42,8 @@ pub enum Mode {
     On,
     /// For any that make a quorum
     Quorum,
+    /// The same, and they take the lead from a primary that they see gone before its lease ends
+    Takeover,
 }
 
 /// What is asked for.
@@ -108,10 +110,13 @@ impl Wish {
         let mode = match self.mode {
             Mode::Async => None,
             Mode::On => Some("on"),
-            Mode::Quorum => Some("quorum"),
+            Mode::Quorum | Mode::Takeover => Some("quorum"),
         };
         if let Some(mode) = mode {
             let _infallible = writeln!(lines, "    synchronous_mode: \"{mode}\"");
+        }
+        if self.mode == Mode::Takeover {
+            lines += "    takeover: true\n";
         }
         if self.failsafe {
             lines += "    failsafe_mode: true\n";
