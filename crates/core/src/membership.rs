@@ -90,6 +90,9 @@ pub const fn renewal_under_lock(ttl: Span) -> Span {
     ttl.times(3).divided_by(10)
 }
 
+/// The pace of a lease that shall run out: longer than any lease is.
+const NOT_RENEWED: Span = Span::from_secs(86_400);
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 enum Session {
     None,
@@ -152,6 +155,8 @@ pub struct Membership {
     rests: bool,
     /// A lock hangs on the lease, and with it more than our own place.
     holds_lock: bool,
+    /// The lease shall run out: what hangs on it must go, and cannot be given back.
+    lapses: bool,
     /// How often the present lease is renewed.
     pace: Span,
     registration: Registration,
@@ -178,6 +183,7 @@ impl Membership {
             former: None,
             rests: false,
             holds_lock: false,
+            lapses: false,
             pace: renewal(ttl),
             registration: Registration::Absent { retry_at: None },
             joined: false,
@@ -241,6 +247,19 @@ impl Membership {
         self.pace(out);
     }
 
+    /// Says whether the lease shall run out, though the store answers: what hangs on it must go, and cannot be given back in good
+    /// order. When it is said no more, a lease that has run out is lost, and another is asked for.
+    pub fn lapse(&mut self, lapses: bool, out: &mut Vec<MembershipAction>) {
+        self.lapses = lapses;
+        self.pace(out);
+    }
+
+    /// Whether the lease is being left to run out.
+    #[must_use]
+    pub const fn is_lapsing(&self) -> bool {
+        self.lapses
+    }
+
     /// Says whether nothing but our own place among the members hangs on the lease, and nobody waits for that place to fall
     /// free: then a long lease takes the place of the short one, and the other way round. The member key moves over, and any
     /// other key that hangs on the lease is lost with it, when [`Self::advance`] is called next; with a lock, or a question about one, it stays as it is.
@@ -268,6 +287,7 @@ impl Membership {
     fn pace(&mut self, out: &mut Vec<MembershipAction>) {
         let Session::Held { lease, ttl, resting, .. } = self.session else { return };
         let every = match (self.holds_lock, resting) {
+            _any if self.lapses => NOT_RENEWED,
             (true, _) => renewal_under_lock(ttl),
             (false, true) => renewal_at_rest(ttl),
             (false, false) => renewal(ttl),

@@ -1,6 +1,9 @@
 //! The `config` key: what every reader of a scope's dynamic configuration agrees on.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use super::tags::is_true;
 
 /// The fields of a Postgres scope's configuration that count something: seconds, bytes or members.
 pub const WHOLE_NUMBERS: &[&str] = &[
@@ -17,6 +20,34 @@ pub const WHOLE_NUMBERS: &[&str] = &[
     "synchronous_node_count",
     "max_timelines_history",
 ];
+
+/// Which standbys a commit waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncMode {
+    /// None.
+    #[default]
+    Off,
+    /// Every one of a few, chosen by the primary.
+    On,
+    /// Any few of all.
+    Quorum,
+}
+
+/// What `synchronous_mode` says, in any of the ways that Patroni understands; nothing if nobody could know.
+#[must_use]
+pub fn sync_mode(value: &Value) -> Option<SyncMode> {
+    match value {
+        Value::String(text) if text.trim().eq_ignore_ascii_case("quorum") => Some(SyncMode::Quorum),
+        value if is_true(value) => Some(SyncMode::On),
+        Value::String(text) => {
+            let no = matches!(text.trim().to_ascii_lowercase().as_str(), "off" | "false" | "no" | "0" | "");
+            no.then_some(SyncMode::Off)
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => Some(SyncMode::Off),
+        Value::Array(_) | Value::Object(_) => None,
+    }
+}
 
 /// The whole number that `value` is: as a number, or as text that is one.
 #[must_use]
@@ -56,7 +87,9 @@ pub fn misfits(config: &Value) -> Vec<String> {
     });
     let parameters = config.pointer("/postgresql/parameters").filter(|value| !value.is_null() && !value.is_object());
     let parameters = parameters.map(|value| format!("postgresql.parameters is {value}: it must be a mapping"));
-    numbers.chain(mappings).chain(parameters).collect()
+    let mode = config.get("synchronous_mode").filter(|value| sync_mode(value).is_none());
+    let mode = mode.map(|value| format!("synchronous_mode is {value}: use off, on or quorum"));
+    numbers.chain(mappings).chain(parameters).chain(mode).collect()
 }
 
 #[cfg(test)]
@@ -86,5 +119,7 @@ mod tests {
         assert_eq!(told.len(), 3, "{told:?}");
         assert_eq!(told[0], r#"ttl is "soon": use a whole number that is not negative"#);
         assert_eq!(misfits(&json!({"postgresql": {"parameters": 3}})).len(), 1);
+        assert_eq!(misfits(&json!({"synchronous_mode": "qorum"})).len(), 1);
+        assert_eq!(misfits(&json!({"synchronous_mode": "Quorum"})), Vec::<String>::new());
     }
 }

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use bots_core::{
     machine::Span,
-    wire::{config::whole_number, tags::is_true},
+    wire::{
+        config::{SyncMode, sync_mode, whole_number},
+        tags::is_true,
+    },
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
@@ -20,19 +23,6 @@ const MAXIMUM_LAG_DEFAULT: u64 = 1_048_576;
 const PRIMARY_START_TIMEOUT_DEFAULT: Span = Span::from_secs(300);
 /// The `history` key never has more lines, so that it stays far below etcd's limit of 1.5 MiB a value.
 const HISTORY_LINES_MAX: usize = 1_000;
-
-/// Which standbys a commit waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SyncMode {
-    /// None.
-    #[default]
-    Off,
-    /// Every one of a few, chosen by the primary.
-    On,
-    /// Any few of all.
-    Quorum,
-}
 
 /// The cluster's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -158,6 +148,18 @@ const POSTGRESQL_LATER: &[&str] = &[
 ];
 
 impl Dynamic {
+    /// Reads the `config` key as it has become. A mode of replication that nobody can make out leaves what was in force: a slip
+    /// of the pen must not make commits wait for nobody.
+    #[must_use]
+    pub fn changed_to(&self, config: &Value) -> Self {
+        let unreadable = config.get("synchronous_mode").is_some_and(|mode| sync_mode(mode).is_none());
+        let mut read = Self::from_value(config);
+        if unreadable {
+            read.synchronous_mode = self.synchronous_mode;
+        }
+        read
+    }
+
     /// Reads the `config` key. A field that cannot be used keeps its default and leaves a complaint.
     #[must_use]
     pub fn from_value(config: &Value) -> Self {
@@ -201,16 +203,10 @@ impl Dynamic {
 
     fn read_synchronous(&mut self, config: &Value) {
         let mode = config.get("synchronous_mode").unwrap_or(&Value::Null);
-        let no = |text: &str| matches!(text.trim().to_ascii_lowercase().as_str(), "off" | "false" | "no" | "0" | "");
-        self.synchronous_mode = match mode {
-            Value::String(text) if text.trim().eq_ignore_ascii_case("quorum") => SyncMode::Quorum,
-            mode if is_true(mode) => SyncMode::On,
-            Value::String(text) if !no(text) => {
-                self.complaints.push(format!("config: synchronous_mode is {mode}: use off, on or quorum"));
-                SyncMode::Off
-            }
-            _off => SyncMode::Off,
-        };
+        self.synchronous_mode = sync_mode(mode).unwrap_or_else(|| {
+            self.complaints.push(format!("config: synchronous_mode is {mode}: use off, on or quorum"));
+            SyncMode::Off
+        });
         self.takeover = config.get("takeover").is_some_and(is_true);
         self.synchronous_mode_strict = config.get("synchronous_mode_strict").is_some_and(is_true);
         if let Some(count) = self.number(config, "synchronous_node_count") {
@@ -394,6 +390,8 @@ mod tests {
             assert_eq!((read.synchronous_mode, read.complaints), (wanted, vec![]), "{value}");
         }
         assert_eq!(mode(json!("qorum")).complaints.len(), 1);
+        let kept = mode(json!("quorum")).changed_to(&json!({"synchronous_mode": "qorum"}));
+        assert_eq!((kept.synchronous_mode, kept.complaints.len()), (SyncMode::Quorum, 1));
         let lag = |lag: i64| Dynamic::from_value(&json!({"maximum_lag_on_syncnode": lag, "synchronous_node_count": 0}));
         assert_eq!((lag(-1).maximum_lag_on_syncnode, lag(0).maximum_lag_on_syncnode), (None, Some(0)));
         assert_eq!(lag(-1).synchronous_node_count, 1);

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use bots_core::{
     dcs::Compare,
     machine::{Span, Time},
-    wire::{FailoverRequest, Lsn, Member, PostgresFacts, PostgresStatus, Timeline, tags},
+    wire::{FailoverRequest, Lsn, Member, PostgresFacts, PostgresStatus, Timeline, config::SyncMode, tags},
 };
 
 use super::{
-    dynamic::SyncMode,
     event::{Action, Job, JobResult, PeerAnswer, ProbeId},
     state::{DemoteStep, DemoteWhy, Phase, Primary, Timer},
     turn::{Happened, Turn},
@@ -17,6 +16,10 @@ use super::{
 
 /// A candidate that is behind, or that lost, looks again after this time: the one ahead should have taken the lock.
 pub(super) const LOOK_AGAIN: Span = Span::from_millis(250);
+
+/// A promotion gets at least this long, however impatient the cluster is with crashed primaries: all that was received is to be
+/// replayed first.
+const PROMOTION_PATIENCE_MIN: Span = Span::from_secs(60);
 
 /// Peers get at most this long to answer; on a healthy network they need a thousandth of it.
 const PROBE_DEADLINE_MAX: Span = Span::from_millis(1_000);
@@ -181,6 +184,10 @@ impl Turn {
         }
         let reserved = self.take_reservation(happened);
         if self.s.may_use_lock(self.now) {
+            if self.ails_for_too_long().is_some() {
+                // The lock goes to who can use it.
+                return self.become_phase(Phase::Replica { following: None });
+            }
             if !self.s.is_supported(self.now) {
                 return self.renew_support();
             }
@@ -318,6 +325,8 @@ impl Turn {
         let from = self.s.server().map_or(Lsn(0), |server| server.position);
         self.s.unrecorded = Vec::new();
         self.become_phase(Phase::Promoting { from, timeline });
+        let patience = self.s.dynamic.primary_start_timeout.max(PROMOTION_PATIENCE_MIN);
+        self.s.timers.arm(Timer::Patience, self.now + patience);
         self.run(Job::Promote { timeline });
     }
 
@@ -339,12 +348,13 @@ impl Turn {
                 self.unfit(&format!("the promotion failed: {why}"));
             }
             Happened::Exited { how } => self.unfit(&format!("Postgres exited while it was promoted: {how}")),
+            Happened::Due(Timer::Patience) => self.unfit("the promotion has not ended within primary_start_timeout"),
             Happened::JobEnded { .. }
             | Happened::Nothing
             | Happened::Observed
             | Happened::Probed { .. }
             | Happened::Answered { .. }
-            | Happened::Due(_) => {}
+            | Happened::Due(_) => _ = self.gives_up_hung(),
         }
     }
 

@@ -25,8 +25,9 @@ use super::{
 /// of the time in which a promise can be used (4 s) outlasts the restart and the member's silence after it ([`SUPPORT`]).
 const ASK_EVERY: Span = Span::from_millis(500);
 
-/// A member gets at most this long to answer; on a healthy network it needs a thousandth of it.
-const ANSWER_DEADLINE_MAX: Span = Span::from_millis(1_000);
+/// A member gets at most this long to answer, so that one that is silent does not hold up the next question; on a healthy
+/// network it needs a thousandth of it.
+const ANSWER_DEADLINE_MAX: Span = ASK_EVERY;
 
 /// A member that is absent from etcd for this long is taken off the roll: what it would say is missed no more. A bot that is
 /// restarted, or a machine that reboots, comes back sooner.

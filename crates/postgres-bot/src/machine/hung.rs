@@ -79,7 +79,7 @@ impl State {
     fn another_is_fit(&self) -> bool {
         let (current, maximum_lag) = (self.timelines().current, self.dynamic.maximum_lag_on_failover);
         let status: PostgresStatus = self.view.json(&self.settings.scope.status()).unwrap_or_default();
-        self.peers().any(|(name, _)| {
+        self.peers().filter(|(name, _)| self.loses_nothing_by(name)).any(|(name, _)| {
             self.member(name).is_some_and(|(member, facts)| {
                 let position = facts.xlog_location.unwrap_or_default();
                 member.head.state == "running"
@@ -103,13 +103,19 @@ impl Turn {
         }
     }
 
-    /// Gives up a server that has been ailing for too long; says whether it did.
-    pub(super) fn gives_up_hung(&mut self) -> bool {
-        let Some((due, why)) = self.s.given_up_at() else { return false };
+    /// What has ailed the server for longer than is borne; nothing if all is well, or may be yet.
+    pub(super) fn ails_for_too_long(&mut self) -> Option<String> {
+        let (due, why) = self.s.given_up_at()?;
         if self.now < due {
             self.s.timers.arm(Timer::Hung, due);
-            return false;
+            return None;
         }
+        Some(why)
+    }
+
+    /// Gives up a server that has been ailing for too long; says whether it did.
+    pub(super) fn gives_up_hung(&mut self) -> bool {
+        let Some(why) = self.ails_for_too_long() else { return false };
         let locked = self.s.leadership.fence(self.now, &self.s.membership).is_some() && self.s.view.is_watched();
         if !locked || self.s.dynamic.pause || !self.s.another_is_fit() {
             self.s.timers.arm(Timer::Hung, self.now + LOOK_AGAIN);

@@ -55,7 +55,7 @@ use bots_core::machine::{Deadline, Machine, Report, Step, Time, TransitionTable}
 
 use self::turn::Turn;
 pub use self::{
-    dynamic::{Dynamic, SyncMode},
+    dynamic::Dynamic,
     event::{
         Action, Ask, AskId, AskedId, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, SlotChange, StopMode,
     },

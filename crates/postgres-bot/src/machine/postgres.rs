@@ -104,7 +104,7 @@ pub struct Server {
     /// Replica: a WAL receiver is connected.
     pub streaming: bool,
     /// Replica: it has replayed all that it had on disk when it came up. Before that, its position may be less than what it has
-    /// acknowledged in an earlier run.
+    /// acknowledged in an earlier run, and its timeline an older one.
     pub settled: bool,
     /// Primary: which standbys commits wait for.
     pub waits_for: WaitsFor,

@@ -101,6 +101,9 @@ impl State {
         if self.leadership.is_busy() {
             return Some(String::from("it has asked for the lock"));
         }
+        if self.is_bound() {
+            return Some(String::from("it helps to take the lock away from a leader that is gone"));
+        }
         let lock = self.view.get(&self.settings.scope.leader());
         if let Some(newer) = lock.filter(|kv| kv.value != leader && kv.created > generation) {
             return Some(format!("{} has led since", newer.value));

@@ -24,6 +24,7 @@ use super::{
     slots::Slots,
     synchrony::Synchrony,
     takeover::Promise,
+    turn::DYING_MAX,
 };
 
 /// What the machine waits for with a clock in hand.
@@ -514,6 +515,24 @@ impl State {
         matches!(&self.job, Some(Running { job: Job::Stop { mode: StopMode::Immediate { .. } }, .. }))
     }
 
+    /// When a server that is being killed under the lock will have been at it for too long.
+    fn dies_until(&self) -> Option<Time> {
+        match &self.job {
+            Some(Running { job: Job::Stop { mode: StopMode::Immediate { kill_after } }, since, .. })
+                if self.leadership.is_held() =>
+            {
+                Some(*since + *kill_after + DYING_MAX)
+            }
+            Some(_) | None => None,
+        }
+    }
+
+    /// The server's processes have been killed, and do not go: none of them takes a write any more, and the lock that was theirs
+    /// goes to others with the lease.
+    pub(super) fn will_not_die(&self, now: Time) -> bool {
+        self.dies_until().is_some_and(|until| until <= now)
+    }
+
     /// The end of the lease, as far as anything may be begun under it: what is not stopped by then is stopped by force.
     fn lease_ends(&self) -> Time {
         self.membership.valid_until().unwrap_or(Time::ZERO) - self.fence_margin()
@@ -584,7 +603,9 @@ impl State {
             at: self.lease_ends(),
             reason: String::from("give the bootstrap up: its lease runs out unless renewed before"),
         });
-        let own = [fence, bootstrap, self.timers.next(), self.failsafe_deadline(), self.word.deadline()];
+        let reason = String::from("let the lease run out: what is left of Postgres cannot be killed");
+        let dying = self.dies_until().filter(|_| !self.membership.is_lapsing()).map(|at| Deadline { at, reason });
+        let own = [fence, bootstrap, self.timers.next(), self.failsafe_deadline(), self.word.deadline(), dying];
         Deadline::earliest(own.into_iter().chain([self.membership.deadline(), self.leadership.deadline()]))
     }
 
@@ -628,7 +649,8 @@ impl State {
     /// Whom to copy: a member that offers itself and follows the leader closely, the leader otherwise.
     pub(super) fn copy_source(&self) -> Option<Upstream> {
         let leader = self.upstream()?;
-        if self.copy_leader || self.copies_leader_only() {
+        // A voter vouches for what it has: another may lack what this one has acknowledged before.
+        if self.copy_leader || self.copies_leader_only() || self.is_voter(&self.settings.name) {
             return Some(leader);
         }
         let leaders = self.member(&leader.name).and_then(|(_, facts)| facts.timeline);

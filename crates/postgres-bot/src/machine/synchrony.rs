@@ -10,12 +10,11 @@ use bots_core::{
     dcs::{Compare, Outcome, RequestId, Revision, Write},
     machine::{Span, Time},
     membership::RETRY_AFTER,
-    wire::{Lsn, SyncRecord, tags},
+    wire::{Lsn, SyncRecord, config::SyncMode, tags},
 };
 use serde::Serialize;
 
 use super::{
-    dynamic::SyncMode,
     event::Action,
     postgres::{Server, Standby},
     quorum::{Acks, Change, Known, Past, Voters, is_safe},
@@ -33,6 +32,9 @@ const LOOK_AGAIN: Span = Span::from_millis(100);
 /// So many ways of acknowledging are remembered; older ones become one that nobody knows.
 const PAST_MAX: usize = 16;
 
+/// A running server takes its files in within milliseconds. One that goes by other names for so long was told so by somebody else.
+const FOREIGN_AFTER: Span = Span::from_secs(2);
+
 /// Waited for by a server that shall acknowledge nothing. No member can have this name: theirs begin with a letter or a digit.
 const NOBODY: &str = "__nobody__";
 
@@ -49,8 +51,14 @@ pub(super) struct Synchrony {
     pub(super) lost: Vec<(Revision, Voters)>,
     /// The key that was written last, which the watch may not show yet.
     pub(super) written: Option<(Revision, Voters)>,
+    /// The deletion of the key that is being asked for, or whose answer is lost, and the revision that it compares.
+    pub(super) removal: Option<(Option<RequestId>, Revision)>,
+    /// When the key was deleted last, which the watch may not show yet.
+    pub(super) removed: Revision,
     /// No key is asked for before.
     pub(super) not_before: Time,
+    /// Since when the server goes by names that it was not told.
+    pub(super) foreign_since: Option<Time>,
     /// Since when standbys that are waited for have not been there.
     pub(super) missing: BTreeMap<String, Time>,
     /// What Postgres is told goes with the key: not so before a reign, or since one has ended.
@@ -65,8 +73,8 @@ impl Synchrony {
 
     /// The server does not take writes any more. What was asked of etcd may be carried out yet, under the same lock.
     pub(super) fn lay_down(&mut self) {
-        let Self { asked, lost, written, not_before, .. } = std::mem::take(self);
-        *self = Self { asked, lost, written, not_before, ..Self::default() };
+        let Self { asked, lost, written, removal, removed, not_before, .. } = std::mem::take(self);
+        *self = Self { asked, lost, written, removal, removed, not_before, ..Self::default() };
     }
 
     /// Takes up a new reign, for which this key was written.
@@ -76,6 +84,7 @@ impl Synchrony {
     }
 
     fn tell(&mut self, acks: Acks) {
+        self.foreign_since = None;
         self.past.push(Past { acks: Some(std::mem::replace(&mut self.acks, acks)), until: None });
         if self.past.len() > PAST_MAX {
             let until = self.past.remove(0).until.and(self.past[0].until);
@@ -90,10 +99,11 @@ impl Synchrony {
 }
 
 impl State {
-    /// `synchronous_standby_names`, where the cluster's mode decides it.
+    /// `synchronous_standby_names`, where the cluster's mode decides it. A primary goes by the last mode until the key of that is gone.
     pub(super) fn standby_names(&self) -> Option<String> {
         let mode = self.dynamic.synchronous_mode;
-        (mode != SyncMode::Off).then(|| text(&self.synchrony.acks, mode))
+        let leaving = self.synchrony.taken_up && self.synchrony.acks != Acks::alone() && self.may_have_reigned();
+        (mode != SyncMode::Off || leaving).then(|| text(&self.synchrony.acks, mode))
     }
 
     /// What is known of the standbys is of use yet: the server takes writes, did so a moment ago, or will in a moment.
@@ -145,15 +155,23 @@ impl State {
         self.sync_record().is_none() || self.is_voter(name)
     }
 
+    /// What we have done to the key last is not in the view yet.
+    fn key_is_about_to_show(&self) -> bool {
+        let written = self.synchrony.written.as_ref().map_or(Revision(0), |(at, _)| *at);
+        self.view.revision(&self.settings.scope.prefix()) < written.max(self.synchrony.removed)
+    }
+
     /// The keys of ours that may be in force, the one that most likely is last. None if the key is not ours.
     fn own_keys(&self) -> Vec<Voters> {
         let kv = self.view.get(&self.settings.scope.sync());
         let shown = kv.map_or(Revision(0), |kv| kv.modified);
-        let record = self.sync_record().filter(|record| record.leader.as_ref() == Some(&self.settings.name));
-        let shown_key = record.map(|record| Voters { members: record.voters(), quorum: record.quorum });
+        let record: Option<SyncRecord> = self.view.json(&self.settings.scope.sync());
+        let own = |record: &SyncRecord| record.binds() && record.leader.as_ref() == Some(&self.settings.name);
+        let shown_key = record.filter(own).map(|record| Voters { members: record.voters(), quorum: record.quorum });
         let newest = match &self.synchrony.written {
-            Some((at, key)) if *at > shown => Some(key.clone()),
-            Some(_) | None => shown_key,
+            _hidden if !self.key_is_about_to_show() => shown_key,
+            Some((at, key)) if *at > self.synchrony.removed => Some(key.clone()),
+            Some(_) | None => None,
         };
         let Some(newest) = newest else { return Vec::new() };
         let lost = self.synchrony.lost.iter().filter(|(replaces, _)| *replaces >= shown).map(|(_, key)| key.clone());
@@ -180,12 +198,17 @@ impl Turn {
         }
         let Some(server) = self.s.server().filter(|server| !server.in_recovery).cloned() else { return };
         self.note_in_force(&server);
+        self.mind_foreign_names(&server);
         self.note_missing(&server);
-        if self.s.synchrony.asked.is_some() {
+        if self.s.synchrony.asked.is_some() || self.is_removing() {
             return;
         }
         let keys = self.s.own_keys();
         let Some(now) = keys.last() else { return self.write_sync_key(Voters::default()) };
+        if self.s.synchrony.removal.is_some() {
+            // A deletion whose answer is lost may come yet: it compares what is written over here.
+            return self.write_sync_key(now.clone());
+        }
         let (key, acks) = self.wanted(&server, now);
         let flushed: BTreeMap<String, Lsn> =
             server.standbys.iter().filter(|(_, s)| s.streams).map(|(name, s)| (name.clone(), s.flushed)).collect();
@@ -206,7 +229,11 @@ impl Turn {
     /// what is safe; how commits were acknowledged before, nobody knows. Not before the watch shows the lock under our lease:
     /// then it shows the last key that was written under the old one, too.
     pub(super) fn takes_over_synchrony(&mut self) -> bool {
-        if self.s.dynamic.synchronous_mode == SyncMode::Off || self.s.synchrony.taken_up {
+        if self.s.synchrony.taken_up {
+            return true;
+        }
+        let off = self.s.dynamic.synchronous_mode == SyncMode::Off;
+        if off && self.s.own_keys().is_empty() {
             return true;
         }
         if !self.s.shows_our_lock() {
@@ -223,8 +250,10 @@ impl Turn {
             (None, Some(_)) => Acks::default(),
             (None, None) => Acks::alone(),
         };
-        let Synchrony { asked, lost, written, not_before, .. } = std::mem::take(&mut self.s.synchrony);
-        self.s.synchrony = Synchrony { asked, lost, written, not_before, ..Synchrony::after_the_unknown(acks) };
+        self.s.synchrony.lay_down();
+        let known = std::mem::take(&mut self.s.synchrony);
+        let Synchrony { acks, past, taken_up, .. } = Synchrony::after_the_unknown(acks);
+        self.s.synchrony = Synchrony { acks, past, taken_up, ..known };
         true
     }
 
@@ -238,11 +267,13 @@ impl Turn {
     /// Takes in how a write of the key went, whoever this member is by then.
     pub(super) fn take_sync_answer(&mut self, happened: &Happened) {
         let Happened::Answered { id, outcome } = happened else { return };
+        self.take_removal(*id, outcome);
         let Some((_, replaces, key)) = self.s.synchrony.asked.take_if(|(asked, ..)| asked == id) else { return };
         match outcome {
             Outcome::Done(revision) => {
                 // Whatever was lost on its way compares a revision that is gone.
                 self.s.synchrony.lost.clear();
+                self.s.synchrony.removal = None;
                 self.s.synchrony.written = Some((*revision, key));
                 return;
             }
@@ -259,8 +290,7 @@ impl Turn {
         }
         let Some(fence) = self.s.leadership.fence(self.now, &self.s.membership) else { return };
         let replaces = self.s.view.get(&self.s.settings.scope.sync()).map_or(Revision(0), |kv| kv.modified);
-        if self.s.synchrony.written.as_ref().is_some_and(|(at, _)| *at > replaces) {
-            // The watch is about to show it.
+        if self.s.key_is_about_to_show() {
             return;
         }
         let mut compare = self.s.leadership.guard(fence).to_vec();
@@ -276,24 +306,64 @@ impl Turn {
         Write::put(self.s.settings.scope.sync(), serde_json::to_string(&record).unwrap_or_default())
     }
 
-    /// Without a synchronous mode the key binds nobody, and goes.
+    /// Without a synchronous mode the key goes; only then commits wait for nobody. While the watch is late to show somebody that the
+    /// mode has changed, the key says to him that he may lead, and it must be true.
     fn leave_synchrony(&mut self) {
-        if self.s.synchrony.asked.is_some() {
+        if self.s.synchrony.asked.is_some() || self.is_removing() || self.s.key_is_about_to_show() {
             return;
         }
-        let not_before = self.s.synchrony.not_before;
-        self.s.synchrony = Synchrony { not_before, ..Synchrony::after_the_unknown(Acks::alone()) };
-        let found = self.s.view.get(&self.s.settings.scope.sync()).map(|kv| kv.modified);
-        let Some(replaces) = found else { return };
-        if self.now < not_before {
-            return self.sync_timer(not_before);
+        let key = self.s.settings.scope.sync();
+        let Some(replaces) = self.s.view.get(&key).map(|kv| kv.modified) else {
+            let Synchrony { not_before, removed, .. } = self.s.synchrony;
+            self.s.synchrony = Synchrony { not_before, removed, ..Synchrony::after_the_unknown(Acks::alone()) };
+            return;
+        };
+        if self.now < self.s.synchrony.not_before {
+            return self.sync_timer(self.s.synchrony.not_before);
         }
         let Some(fence) = self.s.leadership.fence(self.now, &self.s.membership) else { return };
         let mut compare = self.s.leadership.guard(fence).to_vec();
         compare.push(self.s.sync_unchanged());
-        let id = self.transact(compare, vec![Write::delete(self.s.settings.scope.sync())]);
+        let id = self.transact(compare, vec![Write::delete(key)]);
+        self.s.synchrony.removal = Some((Some(id), replaces));
+    }
+
+    /// The deletion of the key is under way.
+    const fn is_removing(&self) -> bool {
+        matches!(self.s.synchrony.removal, Some((Some(_), _)))
+    }
+
+    fn take_removal(&mut self, answered: RequestId, outcome: &Outcome) {
+        let Some((Some(id), replaces)) = self.s.synchrony.removal else { return };
+        if id != answered {
+            return;
+        }
+        self.s.synchrony.removal = None;
+        match outcome {
+            Outcome::Done(revision) => return self.s.synchrony.removed = *revision,
+            Outcome::Unknown(_) => self.s.synchrony.removal = Some((None, replaces)),
+            Outcome::Refused { .. } => {}
+        }
         self.s.synchrony.not_before = self.now + RETRY_AFTER;
-        self.s.synchrony.asked = Some((id, replaces, Voters::default()));
+        self.sync_timer(self.now + RETRY_AFTER);
+    }
+
+    /// Somebody has told the server to wait for others, or for nobody: it is told again, for the key goes with what it was told.
+    fn mind_foreign_names(&mut self, server: &Server) {
+        let told = text(&self.s.synchrony.acks, self.s.dynamic.synchronous_mode);
+        let found = &server.waits_for.names;
+        if *found == told {
+            self.s.synchrony.foreign_since = None;
+            return;
+        }
+        let since = *self.s.synchrony.foreign_since.get_or_insert(self.now);
+        if self.now < since + FOREIGN_AFTER {
+            return self.sync_timer(since + FOREIGN_AFTER);
+        }
+        self.s.trouble = Some(format!("synchronous_standby_names is `{found}` though `{told}` was written: set back"));
+        self.s.synchrony.foreign_since = None;
+        self.s.configured = None;
+        self.tell_parameters();
     }
 
     /// What Postgres was told is in force everywhere: no later commit was acknowledged in an earlier way.

@@ -6,14 +6,13 @@ use bots_core::{
     dcs::{Compare, KeyValue, Outcome, RequestId, Revision, Write},
     machine::{Span, Time},
     membership::RETRY_AFTER,
-    wire::SyncRecord,
+    wire::{SyncRecord, config::SyncMode},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    dynamic::SyncMode,
     event::{Action, Job, ProbeId},
-    state::{State, Timer},
+    state::{Phase, State, Timer},
     turn::{Happened, Turn},
 };
 
@@ -170,6 +169,10 @@ impl Turn {
             return false;
         }
         self.promise_step(term, Step::Detaching);
+        // However the job ends: whom it follows is to be said anew.
+        if let Phase::Replica { following } = &mut self.s.phase {
+            *following = None;
+        }
         self.run(Job::Follow { upstream: None });
         true
     }

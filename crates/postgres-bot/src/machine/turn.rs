@@ -13,7 +13,7 @@ use bots_core::{
 
 use super::{
     PostgresBot,
-    dynamic::{Dynamic, STANDBY_NAMES, effective_parameters, effective_rules},
+    dynamic::{STANDBY_NAMES, effective_parameters, effective_rules},
     event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, StopMode},
     postgres::{DataDir, Postgres, Running as Runs, Server},
     share,
@@ -25,6 +25,10 @@ const ROLES_PER_TURN_MAX: usize = 8;
 
 /// How long a stop may take before it is made immediate.
 pub(super) const STOP_PATIENCE: Span = Span::from_secs(60);
+
+/// So long after every process of a server has been killed, what is left of them is stuck in the kernel, in a disk that does not
+/// answer: it runs no more, and cannot be waited for either.
+pub(super) const DYING_MAX: Span = Span::from_secs(5);
 
 /// A server that is told to stop at once takes milliseconds; one that has not by then hangs.
 const KILL_AFTER_MAX: Span = Span::from_millis(500);
@@ -155,6 +159,7 @@ impl Turn {
             self.let_go_of_the_lock();
             let mut out = Vec::new();
             self.s.membership.hold_lock(self.s.leadership.is_held(), &mut out);
+            self.s.membership.lapse(self.s.will_not_die(self.now), &mut out);
             // A question about the lock is about the lease that it was asked with.
             if !self.s.leadership.is_busy()
                 && let Some(rests) = self.s.rests(self.now)
@@ -331,14 +336,14 @@ impl Turn {
     /// Takes over the cluster's settings, and tells the shell when the parameters have changed.
     fn configure(&mut self) {
         if let Some(config) = self.s.view.json(&self.s.settings.scope.config()) {
-            self.s.dynamic = Dynamic::from_value(&config);
+            self.s.dynamic = self.s.dynamic.changed_to(&config);
             self.s.membership.set_ttl(self.s.dynamic.ttl);
         }
         self.s.note_own_slot();
         self.tell_parameters();
     }
 
-    fn tell_parameters(&mut self) {
+    pub(super) fn tell_parameters(&mut self) {
         let names = self.s.standby_names();
         let mut parameters = effective_parameters(&self.s.settings, &self.s.dynamic, names);
         parameters.extend(self.s.own_slot_parameter());

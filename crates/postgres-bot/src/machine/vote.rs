@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{dynamic::SyncMode, event::PeerAnswer, quorum::Voters, turn::Turn};
+use bots_core::wire::config::SyncMode;
+
+use super::{event::PeerAnswer, quorum::Voters, turn::Turn};
 
 impl Turn {
     /// Why the `sync` key does not let this member stand.
@@ -21,7 +23,7 @@ impl Turn {
     pub(super) fn lacks_votes(&self, answers: &BTreeMap<String, PeerAnswer>) -> Option<String> {
         let record = self.s.sync_record()?;
         // The key's leader has acknowledged everything itself.
-        if self.is_told_to_lead() || record.leader.as_ref() == Some(&self.s.settings.name) {
+        if self.takes_losses() || record.leader.as_ref() == Some(&self.s.settings.name) {
             return None;
         }
         let server = self.s.server()?;
@@ -38,7 +40,14 @@ impl Turn {
 
     /// Whether a member that is ahead stands in the way: not one that may not lead.
     pub(super) fn counts_as_rival(&self, name: &str) -> bool {
-        self.s.sync_record().is_none() || self.s.is_voter(name) && !self.is_told_to_lead()
+        self.s.sync_record().is_none() || self.s.is_voter(name) && !self.takes_losses()
+    }
+
+    /// An operator has named this member, whatever it lacks: at once if the key does not name it, and else once the voters have
+    /// had the time to tell whether it lacks anything.
+    fn takes_losses(&self) -> bool {
+        let waited = self.s.leaderless_since.is_some_and(|since| since + self.s.dynamic.ttl <= self.now);
+        self.is_told_to_lead() && (waited || !self.s.is_voter(&self.s.settings.name))
     }
 
     /// The key for a reign of this member that begins now. Whoever may lead by it has what was acknowledged before: in its place

@@ -52,6 +52,9 @@ const OURS: &[&str] = &[
     "full_page_writes",
 ];
 
+/// See [`neutralise_alter_system`].
+const STANDBY_NAMES: &str = "synchronous_standby_names";
+
 /// Parameters that stand in the way of ours whoever sets them.
 const REFUSED: &[&str] =
     &["data_directory", "config_file", "hba_file", "ident_file", "listen_addresses", "port", "external_pid_file"];
@@ -81,7 +84,7 @@ pub(super) fn write_configuration(
     replace(&dir.join("pg_ident.conf"), &ident(node, rules), 0o600)?;
     replace(&dir.join("pg_hba.conf"), &hba(node, rules), 0o600)?;
     write_passfile(node)?;
-    neutralise_alter_system(dir)?;
+    neutralise_alter_system(dir, parameters.contains_key(STANDBY_NAMES))?;
     replace(&dir.join("postgresql.conf"), &main_configuration(node, mode, parameters), 0o600)
 }
 
@@ -199,13 +202,15 @@ fn keep_base(dir: &Path) -> io::Result<()> {
     fs::rename(main, base)
 }
 
-/// Takes our parameters out of `postgresql.auto.conf`, which is read last.
-fn neutralise_alter_system(dir: &Path) -> anyhow::Result<()> {
+/// Takes our parameters out of `postgresql.auto.conf`, which is read last. Which standbys commits wait for is one of them where the
+/// cluster's configuration decides it.
+fn neutralise_alter_system(dir: &Path, waits: bool) -> anyhow::Result<()> {
     let path = dir.join("postgresql.auto.conf");
     let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
     let is_ours = |line: &&str| {
         let name = line.trim_start().split(|c: char| c == '=' || c.is_whitespace()).next().unwrap_or_default();
-        OURS.contains(&name.to_ascii_lowercase().as_str())
+        let name = name.to_ascii_lowercase();
+        OURS.contains(&name.as_str()) || waits && name == STANDBY_NAMES
     };
     let found: Vec<&str> = text.lines().filter(is_ours).collect();
     if found.is_empty() {
@@ -315,8 +320,13 @@ mod tests {
         let path = dir.path().join("postgresql.auto.conf");
         let text = "# Do not edit\nwork_mem = '8MB'\nPrimary_Conninfo = 'host=evil'\nport=1\n";
         fs::write(&path, text).expect("write");
-        neutralise_alter_system(dir.path()).expect("neutralise");
+        neutralise_alter_system(dir.path(), false).expect("neutralise");
         assert_eq!(fs::read_to_string(&path).expect("read"), "# Do not edit\nwork_mem = '8MB'\n");
+        fs::write(&path, "synchronous_standby_names = ''\n").expect("write");
+        neutralise_alter_system(dir.path(), false).expect("neutralise");
+        assert_eq!(fs::read_to_string(&path).expect("read"), "synchronous_standby_names = ''\n", "nobody decides it");
+        neutralise_alter_system(dir.path(), true).expect("neutralise");
+        assert_eq!(fs::read_to_string(&path).expect("read"), "");
     }
 
     #[test]

@@ -253,8 +253,9 @@ impl Shell for PostgresShell {
             }
             Action::ProbePeers { id, peers, deadline } => {
                 let events = self.events.clone();
+                let scope = self.state.borrow().settings().scope.name().to_owned();
                 tokio::spawn(async move {
-                    let answers = peers::probe(peers, deadline.to_std()).await;
+                    let answers = peers::probe(&scope, peers, deadline.to_std()).await;
                     events.send(Event::PeersProbed { id, answers }).await;
                 });
             }

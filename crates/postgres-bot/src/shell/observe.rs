@@ -9,15 +9,17 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use bots_core::{
     machine::{Span, Time},
     shell::Clock,
     wire::{ParameterChange, Timeline},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{
     hands::Hands,
+    node::Node,
     postmaster::Life,
     server::{self, Connection},
 };
@@ -86,8 +88,15 @@ impl Poke {
     }
 }
 
+/// A restartpoint may have to write all that is dirty.
+const RESTARTPOINT_DEADLINE: Duration = Duration::from_secs(300);
+
 #[derive(Debug, Default)]
 struct Eye {
+    /// The timeline that a standby shows is the one it has replayed to: a stream or a restartpoint has said so since it had
+    /// nothing left to replay. Of itself it tells that of its last restartpoint, however far beyond that it is.
+    placed: bool,
+    placing: Option<JoinHandle<anyhow::Result<()>>>,
     connection: Option<Connection>,
     looks: u32,
     missed: u32,
@@ -125,7 +134,7 @@ pub async fn run(hands: Arc<Hands>, poke: Poke) {
         }
         let since = hands.reporter.epoch();
         let seen = match hands.postmaster.life() {
-            Life::Alive { ready: true, .. } => eye.look(&hands, asked).await,
+            Life::Alive { ready: true, .. } => eye.look(&hands, &poke, asked).await,
             Life::Alive { ready: false, .. } => {
                 eye = Eye::default();
                 asked.then_some(Postgres::Starting)
@@ -143,8 +152,17 @@ pub async fn run(hands: Arc<Hands>, poke: Poke) {
 
 impl Eye {
     /// What there is to report; nothing while a first answer or two are missing.
-    async fn look(&mut self, hands: &Hands, asked: bool) -> Option<Postgres> {
-        match tokio::time::timeout(ANSWER_DEADLINE, self.question(hands)).await {
+    async fn look(&mut self, hands: &Hands, poke: &Poke, asked: bool) -> Option<Postgres> {
+        if let Some(placing) = self.placing.take_if(|placing| placing.is_finished()) {
+            match placing.await {
+                Ok(Ok(())) => self.placed = true,
+                Ok(Err(error)) => {
+                    tracing::warn!(error = format!("{error:#}"), "no restartpoint: it is asked for again")
+                }
+                Err(error) => tracing::warn!(%error, "no restartpoint: it is asked for again"),
+            }
+        }
+        match tokio::time::timeout(ANSWER_DEADLINE, self.question(hands, poke)).await {
             Ok(Ok(seen)) => {
                 self.missed = 0;
                 let same = seen.server() == self.last.as_ref();
@@ -173,7 +191,7 @@ impl Eye {
         (asked || self.missed >= MISSED_MAX).then_some(Postgres::Silent)
     }
 
-    async fn question(&mut self, hands: &Hands) -> anyhow::Result<Postgres> {
+    async fn question(&mut self, hands: &Hands, poke: &Poke) -> anyhow::Result<Postgres> {
         if self.connection.is_none() {
             self.looks = 0;
         }
@@ -186,6 +204,13 @@ impl Eye {
         let began = Clock::now();
         let mut server = connection.facts(self.timeline).await?;
         self.timeline = server.timeline;
+        self.placed |= server.streaming;
+        if server.settled && !self.placed {
+            server.settled = false;
+            if self.placing.is_none() {
+                self.placing = Some(tokio::spawn(place(hands.node.clone(), poke.clone())));
+            }
+        }
         server.waits_for.in_force = !server.in_recovery && self.names.are_in_force(&server.waits_for.names, began);
         if server.waits_for.in_force && self.names.from_nobody && !server.waits_for.names.is_empty() {
             self.names.from_nobody = !connection.checkpointer_waits().await?;
@@ -207,6 +232,14 @@ impl Eye {
         server.pending_restart.clone_from(&self.pending_restart);
         Ok(Postgres::Up(server))
     }
+}
+
+/// Has a standby that has nothing left to replay write down where it is.
+async fn place(node: Node, poke: Poke) -> anyhow::Result<()> {
+    let connection = Connection::open(&node, RESTARTPOINT_DEADLINE).await?;
+    let done = connection.client().batch_execute("CHECKPOINT").await.context("ask for a restartpoint");
+    poke.look();
+    done
 }
 
 impl Names {

@@ -71,7 +71,7 @@ const CHECKPOINTER_WAITS: &str = "
 SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'checkpointer'
                   AND wait_event IN ('CheckpointerMain', 'CheckpointWriteDelay'))";
 
-/// The startup process waits between two looks for log: it has no receiver, and read its files before.
+/// It has no receiver, and its files name nobody that it could receive from.
 const RECEIVES_NOTHING: &str = "
 SELECT current_setting('primary_conninfo') = '' AND NOT EXISTS (SELECT FROM pg_stat_wal_receiver)
    AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')";

@@ -29,7 +29,9 @@ pub(super) async fn patroni(Extract(site): Extract<Site>) -> Json<Value> {
     let (state, fresh) = looked_at(&site).await;
     let server = fresh.as_ref().map(|fresh| &fresh.server).filter(|_| state.server().is_some()).or(state.server());
     let mut out = body(&site, &state, server, Clock::now());
-    if !fresh.as_ref().is_some_and(|fresh| fresh.server.settled || !fresh.server.in_recovery) {
+    // What is asked here knows where the log ends; that its timeline is the newest, the eye has made sure of.
+    let is_placed = state.server().is_some_and(|server| server.settled);
+    if !fresh.as_ref().is_some_and(|fresh| fresh.server.settled && is_placed || !fresh.server.in_recovery) {
         // Who counts votes must not count this as one: there may be more on the disk than it shows.
         out["position_may_grow"] = json!(true);
     }
