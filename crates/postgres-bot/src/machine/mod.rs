@@ -37,6 +37,7 @@ mod promise;
 mod quorum;
 mod reinit;
 mod rejoin;
+mod release;
 mod replica;
 mod restart;
 mod role;
@@ -50,6 +51,7 @@ mod takeover;
 mod timelines;
 mod turn;
 mod vote;
+mod watchdog;
 
 use bots_core::machine::{Deadline, Machine, Report, Step, Time, TransitionTable};
 
@@ -65,6 +67,7 @@ pub use self::{
     role::{Role, TRANSITIONS},
     settings::{Live, Rules, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},
     state::State,
+    watchdog::{Watchdog, WatchdogMode, WatchdogOrder},
 };
 
 /// The postgres bot as a [`Machine`].

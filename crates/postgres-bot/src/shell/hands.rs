@@ -23,6 +23,9 @@ use super::{
 };
 use crate::machine::Rules;
 
+/// Whom commits wait for.
+const STANDBY_NAMES: &str = "synchronous_standby_names";
+
 /// The shared tools of the jobs.
 #[derive(Debug)]
 pub struct Hands {
@@ -66,10 +69,14 @@ impl Hands {
         }
     }
 
-    /// Takes over the parameters and rules, for the next start and for [`Hands::apply`].
-    pub fn configure(&self, parameters: BTreeMap<String, String>, rules: Rules) {
+    /// Takes over the parameters and rules, for the next start and for [`Hands::apply`]; says whether commits will wait for others
+    /// than before.
+    pub fn configure(&self, parameters: BTreeMap<String, String>, rules: Rules) -> bool {
         let mut wanted = self.wanted();
+        let names = parameters.get(STANDBY_NAMES).filter(|names| !names.is_empty());
+        let others = names.is_some() && wanted.parameters.get(STANDBY_NAMES) != names;
         (wanted.parameters, wanted.rules) = (parameters, rules);
+        others
     }
 
     /// How often a running server was told to read its files again.

@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod jobs;
 mod members;
 pub mod node;
+mod nudge;
 pub mod observe;
 mod peers;
 pub mod postmaster;
@@ -26,6 +27,7 @@ mod server;
 mod slots;
 mod timelines;
 pub mod tool;
+mod watchdog;
 
 use std::{
     collections::BTreeMap,
@@ -46,7 +48,7 @@ use self::{
     binaries::Binaries, callbacks::Callbacks, config::Config, figures::Figures, hands::Hands, members::Desk,
     node::Node, observe::Poke, reload::Reload, report::Reporter, routes::Site,
 };
-use crate::machine::{Action, Event, JobId, PostgresBot, State};
+use crate::machine::{Action, Event, JobId, PostgresBot, State, WatchdogMode};
 
 /// The program `postgres-bot`.
 #[derive(Debug)]
@@ -113,6 +115,9 @@ impl Bot for Program {
         tokio::spawn(observe::run(Arc::clone(&hands), poke.clone()));
         disk::watch(hands.node.data_dir.clone(), context.events.clone())
             .map_err(|e| Exit::failure(format!("no thread to watch the disk: {e}")))?;
+        if state.settings().watchdog.mode != WatchdogMode::Off {
+            tokio::spawn(watchdog::look(hands.node.watchdog.clone(), context.events.clone()));
+        }
         let (sender, receiver) = watch::channel(Arc::new(state.clone()));
         tokio::spawn(Arc::clone(&reload).on_hangup(context.events.clone()));
         let desk = Arc::new(Desk::default());
@@ -233,9 +238,14 @@ impl Shell for PostgresShell {
             }
             Action::Observe => self.poke.ask(),
             Action::Configure { parameters, rules } => {
-                self.hands.configure(parameters, rules);
+                let waits_for_others = self.hands.configure(parameters, rules);
                 let hands = Arc::clone(&self.hands);
-                tokio::spawn(async move { apply(&hands).await });
+                tokio::spawn(async move {
+                    apply(&hands).await;
+                    if waits_for_others {
+                        nudge::nudge(&hands).await;
+                    }
+                });
             }
             Action::ChangeSlots { changes } => {
                 let (hands, poke) = (Arc::clone(&self.hands), self.poke.clone());
@@ -244,7 +254,7 @@ impl Shell for PostgresShell {
                     poke.look_at_slots();
                 });
             }
-            Action::SetFence { at } => self.hands.postmaster.set_fence(at),
+            Action::SetFence { at, watchdog } => self.hands.postmaster.set_fence(at, watchdog),
             Action::Run { id, job } => self.run(id, job),
             Action::Cancel { id } => {
                 if let Some(task) = self.jobs.remove(&id) {
