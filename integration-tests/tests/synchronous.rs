@@ -58,6 +58,36 @@ async fn a_dead_synchronous_standby_is_replaced_and_the_next_one_takes_over() ->
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_synchronous_standby_that_is_stopped_is_not_waited_for() -> Result<()> {
+    let (mut fleet, primary) = cluster(3, &json!({"ttl": 5, "synchronous_mode": true})).await?;
+    let mut gaps = Vec::new();
+    for _ in 0..3 {
+        let writers = Writers::start(&fleet.superuser(), STEP).await?;
+        let key = synchronous(&fleet, &primary, |key| key.voters().len() == 1).await?;
+        let chosen = key.voters().pop_first().context("a synchronous standby")?;
+        told(&fleet, &primary, &format!("FIRST 1 (\"{chosen}\")")).await?;
+        let asked = writers.now();
+        let bot = fleet.postgres_bot_mut(&chosen)?;
+        bot.bot.ask_to_stop();
+        let ended = bot.bot.process()?.ended(STEP).await?;
+        let stopped = writers.now();
+        ensure!(ended.success(), "{ended}");
+        writers.acknowledged_by(None, stopped, STEP).await?;
+        let acknowledged = writers.finish().await?;
+        let gap = longest_gap(&acknowledged, asked);
+        println!("{chosen} stopped after {} ms; {} ms without a write", millis(stopped - asked), millis(gap));
+        gaps.push(gap);
+        ensure!(lost(&fleet.superuser(), &acknowledged).await? == 0, "writes were lost");
+        fleet.postgres_bot_mut(&chosen)?.bot.start()?;
+        fleet.postgres_up(STEP).await?;
+    }
+    // It is asked to stop, and not dead: nobody finds that out by waiting for it.
+    gaps.sort();
+    ensure!(gaps[1] < Duration::from_millis(300), "{gaps:?}");
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strict_mode_acknowledges_nothing_alone_and_the_other_goes_on() -> Result<()> {
     let (mut fleet, primary) = cluster(2, &json!({"ttl": 5, "synchronous_mode": true})).await?;
     let standby = others(&fleet, &primary).remove(0);

@@ -147,6 +147,8 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
                 }
             });
         }
+        "watchdog-seen" => world.step(Event::WatchdogSeen(well(args, ()))),
+        "watchdog-used" => world.step(Event::WatchdogUsed(well(args, args.number("s").unwrap_or(3)))),
         "exited" => world.server_exits(args.input()),
         "probed" => probed(world, args),
         "advance" => world.pass(Span::from_millis(args.number("ms").expect("ms=500"))),
@@ -252,8 +254,18 @@ fn answers(world: &World) -> String {
     known.map(|(n, answer)| format!("{n}: {answer:?}\n")).collect()
 }
 
+/// How a device is: what is wrong with it is the input.
+fn well<T>(args: &Args<'_>, good: T) -> Result<T, String> {
+    if args.input().is_empty() { Ok(good) } else { Err(args.input().to_owned()) }
+}
+
 fn configured(args: &Args<'_>) -> Settings {
     let mut settings = settings(args.text("name").unwrap_or("pg1"));
+    if let Some(mode) = args.text("watchdog") {
+        settings.watchdog.mode = serde_json::from_value(json!(mode)).expect("off, automatic or required");
+        settings.watchdog.safety_margin =
+            args.text("margin").map(|margin| margin.parse().expect("a number of seconds"));
+    }
     for tag in ["nofailover", "clonefrom"] {
         if args.has(tag) {
             settings.tags.0.insert(tag.to_owned(), json!(true));

@@ -238,12 +238,12 @@ fn a_guard_stops_a_server_whose_fence_is_not_moved_on() {
         a.comes_to("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%generate_series(1%' AND state = 'active' AND pid <> pg_backend_pid()", "1").await;
         // Moved on a few times, as a lease that is renewed does.
         for _renewal in 0..4 {
-            a.hands.postmaster.set_fence(Clock::now() + Span::from_millis(600));
+            a.hands.postmaster.set_fence(Clock::now() + Span::from_millis(600), None);
             tokio::time::sleep(Duration::from_millis(300)).await;
             assert_eq!(a.asks("SELECT 1").await, "1");
         }
         let fence = Clock::now() + Span::from_millis(400);
-        a.hands.postmaster.set_fence(fence);
+        a.hands.postmaster.set_fence(fence, None);
         a.hands.postmaster.confirm_fence().await.expect("the guard says so");
         let how = a.hears("its exit", |event| if let Event::PostgresExited { how } = event { Some(how) } else { None });
         let how = how.await;
@@ -257,7 +257,7 @@ fn a_guard_stops_a_server_whose_fence_is_not_moved_on() {
         let why = a.fails(Job::StartPrimary).await;
         assert!(why.contains("guard") || why.contains("ended"), "{why}");
         assert!(processes::of_server(&[&a.data_dir()]).is_empty());
-        a.hands.postmaster.set_fence(Clock::now() + Span::from_secs(60));
+        a.hands.postmaster.set_fence(Clock::now() + Span::from_secs(60), None);
         a.does(Job::StartPrimary).await;
         a.does(Job::Stop { mode: AT_ONCE }).await;
     });
@@ -273,14 +273,14 @@ fn the_line_to_the_guard_lasts_and_is_called_again_when_it_is_lost() {
         let fence = Clock::now() + Span::from_secs(120);
         for many in 0..2_000 {
             for few in 0..50 {
-                a.hands.postmaster.set_fence(fence + Span::from_millis(many * 50 + few));
+                a.hands.postmaster.set_fence(fence + Span::from_millis(many * 50 + few), None);
             }
             a.hands.postmaster.confirm_fence().await.expect("the guard answers");
         }
         // Somebody else calls the guard, and hangs up.
         drop(std::os::unix::net::UnixStream::connect(a.hands.node.guard_socket()).expect("the guard listens"));
         tokio::time::sleep(Duration::from_millis(200)).await;
-        a.hands.postmaster.set_fence(Clock::now() + Span::from_secs(90));
+        a.hands.postmaster.set_fence(Clock::now() + Span::from_secs(90), None);
         a.hands.postmaster.confirm_fence().await.expect("the guard is called again");
         assert_eq!(a.asks("SELECT 1").await, "1");
         a.does(Job::Stop { mode: StopMode::Fast }).await;
@@ -317,7 +317,7 @@ fn a_bot_that_comes_back_finds_its_server_as_it_was() {
         let kept = looks(&again).await;
         let guarded = Running::Guarded { fenced: true };
         assert!(matches!(kept, DataDir::Present { running, .. } if running == guarded), "{kept:?}");
-        again.hands.postmaster.set_fence(Clock::now() + Span::from_secs(60));
+        again.hands.postmaster.set_fence(Clock::now() + Span::from_secs(60), None);
         let up = started(again.does(Job::StartPrimary).await);
         assert!(!up.in_recovery);
         session.batch_execute("INSERT INTO t VALUES (1)").await.expect("the session has seen nothing");

@@ -42,6 +42,8 @@ pub enum Plant {
     GuardSleeps,
     /// The fence is set later than the lease allows.
     FenceTooLate,
+    /// The watchdog device of a machine does not act.
+    DeviceSleeps,
     /// A bot that was just started does not wait until what it may have promised is over.
     PromiseForgotten,
     /// A candidate does not ask the members of the failsafe key, and goes on as if all supported it.
@@ -73,7 +75,7 @@ pub enum Plant {
 }
 
 /// All that are known to be caught, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 29] = [
+pub const PLANTS: [(Plant, &str); 30] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -89,6 +91,7 @@ pub const PLANTS: [(Plant, &str); 29] = [
     (Plant::AnyReplicaWill, "any-replica-will"),
     (Plant::GuardSleeps, "guard-sleeps"),
     (Plant::FenceTooLate, "fence-too-late"),
+    (Plant::DeviceSleeps, "device-sleeps"),
     (Plant::PromiseForgotten, "promise-forgotten"),
     (Plant::CandidateDoesNotAsk, "candidate-does-not-ask"),
     (Plant::PromiseByShell, "promise-by-shell"),

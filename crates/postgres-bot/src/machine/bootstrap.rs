@@ -134,7 +134,8 @@ impl Turn {
             }
             return;
         }
-        if self.s.leader().is_some() || self.s.settings.tags.nofailover() {
+        let barred = self.s.settings.tags.nofailover() || self.s.bar_by_watchdog(self.now).is_some();
+        if self.s.leader().is_some() || barred {
             return;
         }
         let request = self.s.membership.next_request();

@@ -153,7 +153,7 @@ impl Turn {
             self.s.timers.arm(Timer::Patience, self.now + STOP_PATIENCE);
             // A fence that is falling falls on.
             if !self.s.is_stopping_at_once() {
-                self.run(Job::Stop { mode: StopMode::Fast });
+                self.stop_once_released(StopMode::Fast);
             }
         }
     }
@@ -183,7 +183,7 @@ impl Turn {
             | Happened::Answered { .. }
             | Happened::Due(_) => {}
         }
-        if self.s.job.is_some() {
+        if self.s.job.is_some() || self.s.asks_for_release() {
             return;
         }
         if !yielded && self.s.leadership.fence(self.now, &self.s.membership).is_some() {

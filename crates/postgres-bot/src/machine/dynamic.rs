@@ -291,7 +291,7 @@ const LOCAL: &[&str] =
 const ENFORCED: &[(&str, &str)] = &[("wal_log_hints", "on"), ("hot_standby", "on"), ("full_page_writes", "on")];
 
 /// Which standbys commits wait for; ours in the synchronous modes.
-pub(super) const STANDBY_NAMES: &str = "synchronous_standby_names";
+pub const STANDBY_NAMES: &str = "synchronous_standby_names";
 
 /// The parameters that a cluster has unless it says otherwise.
 const DEFAULTS: &[(&str, &str)] = &[

@@ -44,6 +44,9 @@ impl Turn {
         if let Some(why) = s.disk_trouble() {
             return Some(why);
         }
+        if let Some(why) = s.bar_by_watchdog(self.now) {
+            return Some(why);
+        }
         if let Some(why) = s.bar_by_word(self.now) {
             return Some(why);
         }

@@ -13,6 +13,7 @@ use super::{
     operator::{Command, CommandId},
     postgres::{DataDir, Disk, Postgres, SlotKind, Upstream},
     settings::Rules,
+    watchdog::WatchdogOrder,
 };
 
 /// Ties the end of a job to its start; an end with another number is old news.
@@ -79,6 +80,10 @@ pub enum Event {
     PostgresObserved(Postgres),
     /// The disk of the data directory was tried; sent when it has changed.
     DiskObserved(Disk),
+    /// The watchdog device was looked at, without opening it, which would arm it; sent when it has changed.
+    WatchdogSeen(Result<(), String>),
+    /// The guard has opened the device or kept it alive, with this time-out in seconds, or cannot; sent when it has changed.
+    WatchdogUsed(Result<u64, String>),
     /// The postmaster died, and every process of that server is gone.
     PostgresExited {
         /// One line: the exit status or signal.
@@ -197,7 +202,8 @@ pub enum Job {
         upstream: Option<Upstream>,
     },
     /// Leave recovery and become writable, on `timeline` and no other. Ends as [`JobResult::Promoted`] once writes are
-    /// accepted. A fence must be set before, and the guard must have said that it stands.
+    /// accepted. A fence must be set before, and the guard must have said that it stands; and that the device watches, if the
+    /// order that was given with the fence requires it.
     Promote {
         /// A number that was taken for this.
         timeline: Timeline,
@@ -330,6 +336,8 @@ pub enum Action {
     SetFence {
         /// On the machine's clock, which counts suspend.
         at: Time,
+        /// What the guard does with the watchdog device until then; nothing if none is used.
+        watchdog: Option<WatchdogOrder>,
     },
     /// Start a job. Whatever the machine asked of etcd before is asked before.
     Run {

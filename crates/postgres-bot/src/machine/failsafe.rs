@@ -110,6 +110,11 @@ impl State {
         self.failsafe.cover.as_ref().map(|cover| cover.until - PROMISE.divided_by(5))
     }
 
+    /// Until when no other can be elected by the members' word.
+    pub(super) fn promised_until(&self) -> Option<Time> {
+        self.failsafe.cover.as_ref().map(|cover| cover.until)
+    }
+
     /// Where the guard's fence belongs on the members' word.
     pub(super) fn guard_by_word(&self) -> Option<Time> {
         self.failsafe.cover.as_ref().map(|cover| cover.until - PROMISE.divided_by(10))

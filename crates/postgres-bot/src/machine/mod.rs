@@ -37,6 +37,7 @@ mod promise;
 mod quorum;
 mod reinit;
 mod rejoin;
+mod release;
 mod replica;
 mod restart;
 mod role;
@@ -50,12 +51,13 @@ mod takeover;
 mod timelines;
 mod turn;
 mod vote;
+mod watchdog;
 
 use bots_core::machine::{Deadline, Machine, Report, Step, Time, TransitionTable};
 
 use self::turn::Turn;
 pub use self::{
-    dynamic::Dynamic,
+    dynamic::{Dynamic, STANDBY_NAMES},
     event::{
         Action, Ask, AskId, AskedId, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, SlotChange, StopMode,
     },
@@ -65,6 +67,7 @@ pub use self::{
     role::{Role, TRANSITIONS},
     settings::{Live, Rules, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},
     state::State,
+    watchdog::{Watchdog, WatchdogMode, WatchdogOrder},
 };
 
 /// The postgres bot as a [`Machine`].

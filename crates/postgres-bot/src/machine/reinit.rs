@@ -66,7 +66,7 @@ impl Turn {
         self.s.timers.disarm(Timer::Retry);
         if self.s.job.is_some() || self.s.postgres.is_alive() {
             let mode = self.stop_at_once();
-            self.run(Job::Stop { mode });
+            self.stop_once_released(mode);
         }
     }
 

@@ -43,7 +43,7 @@ impl Turn {
             | Happened::Answered { .. }
             | Happened::Due(_) => {}
         }
-        if self.s.job.is_some() || self.s.timers.armed(Timer::Retry).is_some() {
+        if self.s.job.is_some() || self.s.timers.armed(Timer::Retry).is_some() || self.s.asks_for_release() {
             return;
         }
         if self.s.postgres.is_alive()

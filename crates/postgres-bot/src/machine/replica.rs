@@ -93,7 +93,8 @@ impl Turn {
             self.become_phase(Phase::Candidate(Candidate::default()));
             return self.open_candidacy();
         }
-        if let Some(until) = self.others_first_until() {
+        let barred_until = self.s.watchdog_barred_until(self.now);
+        if let Some(until) = self.others_first_until().into_iter().chain(barred_until).min() {
             self.s.timers.arm(Timer::OthersFirst, until);
         }
         if self.mind_takeover(happened) {

@@ -66,7 +66,7 @@ impl Turn {
         match &self.s.phase {
             Phase::Replica { .. } => {
                 self.become_phase(Phase::Restarting { primary: false, step: RestartStep::Stopping });
-                self.run(Job::Stop { mode: StopMode::Fast });
+                self.stop_once_released(StopMode::Fast);
             }
             Phase::Primary(_) => {
                 self.become_phase(Phase::Restarting { primary: true, step: RestartStep::Checkpointing });

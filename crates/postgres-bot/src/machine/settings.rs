@@ -6,6 +6,8 @@ use bots_core::{dcs::Scope, machine::Span, wire::tags};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::watchdog::Watchdog;
+
 /// The shortest lease: etcd rounds shorter ones up to it.
 pub const TTL_MIN: Span = Span::from_secs(2);
 /// The lease unless told otherwise: three renewals fit, and a lost node costs a client five seconds.
@@ -65,6 +67,8 @@ pub struct Settings {
     pub use_pg_rewind: Option<bool>,
     /// Delete a data directory that cannot be rewound instead of keeping it beside the new one, likewise.
     pub remove_data_directory_on_rewind_failure: Option<bool>,
+    /// What resets the machine if it stands still.
+    pub watchdog: Watchdog,
 }
 
 /// The settings that can change in a bot that runs.

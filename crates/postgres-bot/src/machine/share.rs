@@ -143,6 +143,9 @@ pub(super) fn report(s: &State, now: Time) -> Report {
         Phase::Waiting if s.settings.tags.nofailover() => {
             report = report.why_not("bootstrap", "its tag nofailover is set");
         }
+        Phase::Waiting if s.bar_by_watchdog(now).is_some() => {
+            report = report.why_not("bootstrap", s.bar_by_watchdog(now).unwrap_or_default());
+        }
         Phase::Waiting if s.view.value(&s.settings.scope.initialize()).is_some() => {
             report = report.why_not("bootstrap", "the cluster exists, or another member is making it");
         }
@@ -151,7 +154,13 @@ pub(super) fn report(s: &State, now: Time) -> Report {
     let troubles = [s.trouble.clone(), s.membership.trouble()].into_iter().flatten();
     let unwatched = (!s.view.is_watched()).then(|| String::from("etcd is not being watched: what is known may be old"));
     let silent = (s.postgres == Postgres::Silent).then(|| String::from("Postgres is alive and does not answer"));
-    for trouble in troubles.chain(unwatched).chain(silent).chain(s.disk_trouble()).chain(s.dynamic.complaints.clone()) {
+    for trouble in troubles
+        .chain(unwatched)
+        .chain(silent)
+        .chain(s.disk_trouble())
+        .chain(s.watchdog_trouble())
+        .chain(s.dynamic.complaints.clone())
+    {
         report = report.trouble(trouble);
     }
     report
@@ -159,7 +168,9 @@ pub(super) fn report(s: &State, now: Time) -> Report {
 
 fn story(s: &State, now: Time) -> (String, String) {
     let leader = s.leader().unwrap_or("nobody");
+    let asked = s.asks_for_release().then(|| format!("{leader} to wait for this standby no more"));
     let job = s.job.as_ref().map_or_else(|| String::from("etcd and the server"), |r| format!("the job: {}", r.job));
+    let job = asked.unwrap_or(job);
     match &s.phase {
         Phase::Initializing => {
             let missing = if s.data.is_none() {
@@ -238,7 +249,11 @@ fn story(s: &State, now: Time) -> (String, String) {
             };
             (
                 format!("stopped; {leader} leads; about {how}"),
-                s.job.as_ref().map_or_else(|| String::from("a leader that accepts writes"), |_| job),
+                if s.job.is_some() || s.asks_for_release() {
+                    job
+                } else {
+                    String::from("a leader that accepts writes")
+                },
             )
         }
         Phase::Stopping { .. } => (String::from("going away"), job),

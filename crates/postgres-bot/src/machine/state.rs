@@ -19,12 +19,14 @@ use super::{
     postgres::{DataDir, Postgres, Running as Runs, Server, Upstream},
     promise::Word,
     quorum::Voters,
+    release::Release,
     role::Role,
     settings::{Rules, Settings},
     slots::Slots,
     synchrony::Synchrony,
     takeover::Promise,
     turn::DYING_MAX,
+    watchdog::Device,
 };
 
 /// What the machine waits for with a clock in hand.
@@ -53,6 +55,8 @@ pub(super) enum Timer {
     RestartPatience,
     /// Replication slots are to be looked at again.
     Slots,
+    /// A stop waits no longer for the primary to let this standby go.
+    Release,
     /// Look again whether the next step of the synchronous replication can be taken.
     Sync,
     /// Ask again whether a leader is there that nothing is received from, or etcd what it has not answered.
@@ -276,6 +280,8 @@ pub struct State {
     pub(super) trouble: Option<String>,
     /// What ails the server or its disk.
     pub(super) health: Health,
+    /// What is known of the watchdog device.
+    pub(super) device: Device,
     /// A leaderless scope was first seen at this time.
     pub(super) leaderless_since: Option<Time>,
     /// Where the guard of a server that was told to take writes has its fence, as far as we have asked.
@@ -302,6 +308,8 @@ pub struct State {
     pub(super) pause: Pause,
     /// Which standbys commits wait for, and who may lead because of that.
     pub(super) synchrony: Synchrony,
+    /// A stop that waits until no commit waits for this standby.
+    pub(super) release: Option<Release>,
     /// What this member promises, or is about to, while it sees its leader gone.
     pub(super) promise: Option<Promise>,
     /// The last copy from a member other than the leader failed: the next one is the leader's.
@@ -337,6 +345,7 @@ impl State {
             timers: Timers::default(),
             trouble: None,
             health: Health::default(),
+            device: Device::default(),
             leaderless_since: None,
             fence_set: None,
             inspecting: false,
@@ -350,6 +359,7 @@ impl State {
             slots: Slots::default(),
             pause: Pause::default(),
             synchrony: Synchrony::default(),
+            release: None,
             promise: None,
             copy_leader: false,
             word: Word::default(),
@@ -699,10 +709,15 @@ impl State {
         super::share::facts(self)
     }
 
-    /// The member's tags as others see them: who must not lead says so, lest others wait for it.
+    /// The member's tags as others see them: who must not lead says so, lest others wait for it; and so does who is about to be
+    /// stopped.
     #[must_use]
     pub fn tags(&self) -> serde_json::Map<String, serde_json::Value> {
-        tags::shown(&self.settings.tags.0)
+        let mut shown = tags::shown(&self.settings.tags.0);
+        if self.must_not_be_waited_for() {
+            shown.insert(String::from("nosync"), serde_json::Value::Bool(true));
+        }
+        shown
     }
 
     /// A rewind is tried before a new copy.

@@ -103,6 +103,14 @@ impl Turn {
                 self.s.health.disk = disk;
                 Happened::Nothing
             }
+            Event::WatchdogSeen(seen) => {
+                self.watchdog_seen(seen);
+                Happened::Nothing
+            }
+            Event::WatchdogUsed(used) => {
+                self.watchdog_used(used);
+                Happened::Nothing
+            }
             Event::PostgresExited { how } => {
                 self.s.postgres = Postgres::Down;
                 self.nothing_runs();
@@ -147,10 +155,11 @@ impl Turn {
             match timer {
                 Timer::ScheduledRestart => self.restart_is_due(),
                 Timer::RestartPatience => self.restart_takes_long(),
-                Timer::Slots => {}
+                Timer::Slots | Timer::Release => {}
                 of_the_role => self.drive(Happened::Due(of_the_role)),
             }
         }
+        self.mind_release();
         self.mind_restart();
         if !self.s.exited {
             self.mind_slots();
@@ -383,6 +392,8 @@ impl Turn {
             Job::StartStandby { .. } => {
                 self.s.postgres = Postgres::Starting;
                 self.s.fence_set = None;
+                // What a stop has waited for is over: this server may be waited for.
+                self.s.release = None;
                 self.note_primary(false);
             }
             Job::Initialize
@@ -478,7 +489,7 @@ impl Turn {
         let at = self.s.guard_at();
         if self.s.fence_set != Some(at) {
             self.s.fence_set = Some(at);
-            self.out.push(Action::SetFence { at });
+            self.out.push(Action::SetFence { at, watchdog: self.s.watchdog_order() });
         }
     }
 

@@ -15,6 +15,7 @@ use super::{
     binaries::Binaries,
     callbacks,
     node::{Listen, Login, Node},
+    watchdog::Watchdog,
 };
 use crate::machine::{Rules, Settings, Tags};
 
@@ -35,6 +36,9 @@ pub struct Config {
     /// What the member says of itself.
     #[serde(default)]
     pub tags: Map<String, Value>,
+    /// What resets the machine if it stands still.
+    #[serde(default)]
+    pub watchdog: Watchdog,
     /// For Patroni's own tools.
     #[serde(default)]
     pub ctl: Value,
@@ -167,6 +171,7 @@ impl Config {
         self.connect_address()?;
         self.warnings()?;
         self.callbacks()?;
+        self.watchdog.check()?;
         let run_dir = self.run_dir()?;
         if run_dir.as_os_str().len() > RUN_DIR_LEN_MAX {
             return Err(format!(
@@ -219,6 +224,7 @@ impl Config {
             rules: Rules { hba: hba.cloned().unwrap_or_default(), ident: postgresql.pg_ident.clone() },
             use_pg_rewind: postgresql.use_pg_rewind,
             remove_data_directory_on_rewind_failure: remove.into_iter().flatten().reduce(|a, b| a || b),
+            watchdog: self.watchdog.settings(),
         }
     }
 
@@ -249,7 +255,12 @@ impl Config {
         };
         let bootstrap = |c: &Self| format!("{:?}", (&c.bootstrap.dcs, &c.bootstrap.initdb));
         let common = |c: &Self| format!("{:?}", c.common);
-        let sections = [("postgresql", fixed(self) != fixed(new)), ("bootstrap", bootstrap(self) != bootstrap(new))];
+        let watchdog = |c: &Self| format!("{:?}", c.watchdog);
+        let sections = [
+            ("postgresql", fixed(self) != fixed(new)),
+            ("bootstrap", bootstrap(self) != bootstrap(new)),
+            ("watchdog", watchdog(self) != watchdog(new)),
+        ];
         let all = sections.into_iter().chain([("scope, name, etcd3, restapi or log", common(self) != common(new))]);
         all.filter(|(_, differs)| *differs).map(|(section, _)| section).collect()
     }
@@ -280,6 +291,7 @@ impl Config {
             replication,
             rewind,
             initdb: self.initdb_options()?,
+            watchdog: self.watchdog.device.clone(),
             os_user,
             data_dir,
         })
@@ -512,6 +524,10 @@ mod tests {
             ("/bootstrap", json!({"initdb": ["x", {"pwfile": "/x"}]}), "bootstrap.initdb[1]: pwfile is the bot's own"),
             ("/bootstrap", json!({"initdb": ["--x; rm"]}), "bootstrap.initdb[0]"),
             ("/bootstrap", json!({"dcss": {}}), "bootstrap.dcss: nobody knows this field"),
+            ("/watchdog", json!({"mode": "on"}), "watchdog.mode: `on` is none of off, automatic, required"),
+            ("/watchdog", json!({"mode": "required", "device": "watchdog"}), "watchdog.device: `watchdog`"),
+            ("/watchdog", json!({"safety_margin": -2}), "watchdog.safety_margin: -2"),
+            ("/watchdog", json!({"devise": "/x"}), "unknown field `devise`"),
         ] {
             let said = told(pointer, value.clone());
             assert!(said.contains(expected), "{pointer} = {value}: {said}");

@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 
 use super::{conninfo::Conninfo, node::Node, quote};
-use crate::machine::{Rules, Upstream};
+use crate::machine::{Rules, STANDBY_NAMES, Upstream};
 
 /// In the data directory: a bootstrap or a clone of ours that has not come to its end.
 pub(super) const UNFINISHED: &str = ".bots-unfinished";
@@ -51,9 +51,6 @@ const OURS: &[&str] = &[
     "wal_log_hints",
     "full_page_writes",
 ];
-
-/// See [`neutralise_alter_system`].
-const STANDBY_NAMES: &str = "synchronous_standby_names";
 
 /// Parameters that stand in the way of ours whoever sets them.
 const REFUSED: &[&str] =

@@ -18,13 +18,14 @@ use super::{
     files::{self, Mode},
     floor,
     node::Node,
+    nudge,
     postmaster::{Life, Postmaster},
     processes,
     report::Reporter,
     timelines,
     tool::Tools,
 };
-use crate::machine::Rules;
+use crate::machine::{Rules, STANDBY_NAMES};
 
 /// What could not be written to the configuration is written again after this: a full disk may have room by then.
 const APPLY_AGAIN: Duration = Duration::from_secs(1);
@@ -43,6 +44,8 @@ pub struct Hands {
     wanted: Mutex<Wanted>,
     /// A running server is to hear of what is wanted.
     to_apply: Notify,
+    /// Once it has, commits that wait may have to be let go.
+    to_nudge: AtomicBool,
     /// How often a running server was told to read its files again.
     reloads: AtomicU64,
     /// The server was started with other parameters than are wanted.
@@ -69,6 +72,7 @@ impl Hands {
             reporter,
             wanted: Mutex::default(),
             to_apply: Notify::new(),
+            to_nudge: AtomicBool::new(false),
             reloads: AtomicU64::new(0),
             raised: AtomicBool::new(false),
             disk: Arc::default(),
@@ -78,6 +82,11 @@ impl Hands {
     /// Takes over the parameters and rules, for the next start and for [`Hands::apply`].
     pub fn configure(&self, parameters: BTreeMap<String, String>, rules: Rules) {
         let mut wanted = self.wanted();
+        let names = parameters.get(STANDBY_NAMES).filter(|names| !names.is_empty());
+        let others = names.is_some() && wanted.parameters.get(STANDBY_NAMES) != names;
+        if others {
+            self.to_nudge.store(true, Ordering::Relaxed);
+        }
         (wanted.parameters, wanted.rules) = (parameters, rules);
     }
 
@@ -116,6 +125,10 @@ impl Hands {
             }
             if failed {
                 tracing::info!("the configuration of Postgres is written");
+            }
+            if self.to_nudge.swap(false, Ordering::Relaxed) {
+                let hands = Arc::clone(&self);
+                tokio::spawn(async move { nudge::nudge(&hands).await });
             }
         }
     }

@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod jobs;
 mod members;
 pub mod node;
+mod nudge;
 pub mod observe;
 mod peers;
 pub mod postmaster;
@@ -26,6 +27,7 @@ mod server;
 mod slots;
 mod timelines;
 pub mod tool;
+mod watchdog;
 
 use std::{
     collections::BTreeMap,
@@ -46,7 +48,7 @@ use self::{
     binaries::Binaries, callbacks::Callbacks, config::Config, figures::Figures, hands::Hands, members::Desk,
     node::Node, observe::Poke, reload::Reload, report::Reporter, routes::Site,
 };
-use crate::machine::{Action, Event, JobId, PostgresBot, State};
+use crate::machine::{Action, Event, JobId, PostgresBot, State, WatchdogMode};
 
 /// The program `postgres-bot`.
 #[derive(Debug)]
@@ -114,6 +116,9 @@ impl Bot for Program {
         tokio::spawn(Arc::clone(&hands).keep_applied());
         disk::watch(hands.node.data_dir.clone(), context.events.clone())
             .map_err(|e| Exit::failure(format!("no thread to watch the disk: {e}")))?;
+        if state.settings().watchdog.mode != WatchdogMode::Off {
+            tokio::spawn(watchdog::look(hands.node.watchdog.clone(), context.events.clone()));
+        }
         let (sender, receiver) = watch::channel(Arc::new(state.clone()));
         tokio::spawn(Arc::clone(&reload).on_hangup(context.events.clone()));
         let desk = Arc::new(Desk::default());
@@ -244,7 +249,7 @@ impl Shell for PostgresShell {
                     poke.look_at_slots();
                 });
             }
-            Action::SetFence { at } => self.hands.postmaster.set_fence(at),
+            Action::SetFence { at, watchdog } => self.hands.postmaster.set_fence(at, watchdog),
             Action::Run { id, job } => self.run(id, job),
             Action::Cancel { id } => {
                 if let Some(task) = self.jobs.remove(&id) {

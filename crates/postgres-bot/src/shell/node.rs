@@ -31,6 +31,8 @@ pub struct Node {
     pub rewind: Option<Login>,
     /// The options of `initdb`.
     pub initdb: Vec<String>,
+    /// The watchdog device, if one is used.
+    pub watchdog: PathBuf,
     /// The name of the user that we and the server run as, if it has one.
     pub os_user: Option<String>,
 }

@@ -21,15 +21,18 @@ use rustix::{
 use tokio::{process::Child, sync::watch};
 
 use super::{
-    guard::{self, Ended, Fence, Link},
+    guard::{self, Ended, Fence, Link, Watch},
     node::Node,
     processes::{self, PidFile},
     report::Reporter,
 };
-use crate::machine::StopMode;
+use crate::machine::{StopMode, WatchdogOrder};
 
 /// How often a server that is not our child is looked at while it stops.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// The guard opens a device within a millisecond.
+const WATCH_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A guard whose server has ended is gone within this time; one that is not is killed.
 const BURIAL_PATIENCE: Duration = Duration::from_secs(2);
@@ -59,6 +62,8 @@ pub struct Postmaster {
     guard_socket: PathBuf,
     guard_lock: PathBuf,
     log_file: PathBuf,
+    /// The watchdog device.
+    device: PathBuf,
     life: watch::Sender<Life>,
     run: Mutex<Run>,
 }
@@ -68,6 +73,8 @@ pub struct Postmaster {
 struct Run {
     /// Where the machine wants the fence of a server that takes writes.
     wanted: Fence,
+    /// What the guard is to do with the watchdog device while the fence stands there.
+    watchdog: Option<WatchdogOrder>,
     guard: Option<Pid>,
     link: Option<Arc<Link>>,
     adopted: bool,
@@ -106,8 +113,9 @@ impl Postmaster {
             guard_socket: node.guard_socket(),
             guard_lock: node.guard_lock(),
             log_file: node.log_file.clone(),
+            device: node.watchdog.clone(),
             life: watch::Sender::new(Life::Down),
-            run: Mutex::new(Run { wanted: Fence::Open, guard: None, link: None, adopted: false }),
+            run: Mutex::new(Run { wanted: Fence::Open, watchdog: None, guard: None, link: None, adopted: false }),
         }
     }
 
@@ -124,30 +132,61 @@ impl Postmaster {
         });
     }
 
-    /// Takes over where the fence of a server that takes writes shall be, and tells the guard if there is one.
-    pub fn set_fence(&self, at: Time) {
+    /// Takes over where the fence of a server that takes writes shall be, and what the watchdog device is for until then; tells
+    /// the guard if there is one.
+    pub fn set_fence(&self, at: Time, watchdog: Option<WatchdogOrder>) {
         let mut run = self.run();
-        run.wanted = Fence::At(at);
+        (run.wanted, run.watchdog) = (Fence::At(at), watchdog);
         if let Some(link) = &run.link {
-            link.move_fence(run.wanted);
+            self.tell_fence(link, &run);
         }
     }
 
-    /// Waits until the guard says that the fence stands where it shall: from then on the server may take writes.
+    fn tell_fence(&self, link: &Link, run: &Run) {
+        let watch = |order: WatchdogOrder| Watch {
+            device: self.device.clone(),
+            timeout_s: order.timeout_s,
+            until: order.until,
+        };
+        link.move_fence(run.wanted, run.watchdog.map(watch).as_ref());
+    }
+
+    /// Waits until the guard says that the fence stands where it shall, and that the watchdog device watches if it must: from then
+    /// on the server may take writes.
     ///
     /// # Errors
-    /// If there is no fence or no guard, or it does not answer.
+    /// If there is no fence or no guard, or it does not answer; or if the device is required and cannot be used.
     pub async fn confirm_fence(&self) -> anyhow::Result<()> {
         let (wanted, link) = {
             let run = self.run();
+            if let Some(link) = &run.link {
+                self.tell_fence(link, &run);
+            }
             (run.wanted, run.link.clone())
         };
         if wanted == Fence::Open {
             bail!("no fence is set: a server without one must not take writes");
         }
         let link = link.context("the server has no guard")?;
-        link.move_fence(wanted);
-        link.confirm(wanted).await
+        link.confirm(wanted).await?;
+        self.confirm_watchdog().await
+    }
+
+    /// Waits until the guard says that the watchdog device watches, if it must.
+    ///
+    /// # Errors
+    /// If it cannot be used, or there is no guard.
+    pub async fn confirm_watchdog(&self) -> anyhow::Result<()> {
+        let (order, link) = {
+            let run = self.run();
+            (run.watchdog.filter(|order| order.required), run.link.clone())
+        };
+        let Some(order) = order else { return Ok(()) };
+        let link = link.context("the server has no guard")?;
+        // An order that comes too late is made good by the next renewal, before the device would act.
+        let patience = WATCH_PATIENCE + Duration::from_secs(order.timeout_s);
+        link.confirm_watch(order.until, patience).await.context("watchdog.mode is required")?;
+        Ok(())
     }
 
     /// The fence of a server that an earlier life of the bot has left in its guard's care; nothing if there is none.
@@ -317,7 +356,7 @@ impl Postmaster {
     /// Waits for the end of the server or of its guard, then makes sure of the other and of every process, then tells the
     /// machine.
     async fn attend(self: Arc<Self>, mut guard: Watched, reporter: Arc<Reporter>) {
-        let link = match self.linked(&mut guard).await {
+        let link = match self.linked(&mut guard, &reporter).await {
             Ok(link) => Some(link),
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "the guard is of no use");
@@ -342,7 +381,7 @@ impl Postmaster {
                     () = tokio::time::sleep(LOOK_EVERY), if segment.is_none() => {
                         segment = self.shared_memory(link.postmaster);
                     }
-                    () = link.closed() => match self.call_again(&link).await {
+                    () = link.closed() => match self.call_again(&link, &reporter).await {
                         Some(again) => link = again,
                         None => break,
                     },
@@ -363,17 +402,19 @@ impl Postmaster {
     }
 
     /// The line to the guard; a new one is opened to a guard that was just started.
-    async fn linked(&self, guard: &mut Watched) -> anyhow::Result<Arc<Link>> {
+    async fn linked(&self, guard: &mut Watched, reporter: &Arc<Reporter>) -> anyhow::Result<Arc<Link>> {
         if let Some(link) = self.run().link.clone() {
+            tell_of_watchdog(Arc::clone(&link), Arc::clone(reporter));
             return Ok(link);
         }
         let link = tokio::select! {
             link = Link::open(&self.guard_socket) => Arc::new(link?),
             status = guard.ended() => bail!("the guard ended: {status}"),
         };
+        tell_of_watchdog(Arc::clone(&link), Arc::clone(reporter));
         let mut run = self.run();
-        if link.fence().is_some_and(|fence| fence != Fence::Open && fence != run.wanted) {
-            link.move_fence(run.wanted);
+        if link.fence().is_some_and(|fence| fence != Fence::Open) {
+            self.tell_fence(&link, &run);
         }
         run.link = Some(Arc::clone(&link));
         drop(run);
@@ -388,14 +429,15 @@ impl Postmaster {
 
     /// The guard has let go of the line. If it lives, another caller took our place: it is called again, and told where the
     /// fence shall be.
-    async fn call_again(&self, lost: &Link) -> Option<Arc<Link>> {
+    async fn call_again(&self, lost: &Link, reporter: &Arc<Reporter>) -> Option<Arc<Link>> {
         tokio::time::sleep(LOOK_EVERY).await;
         let link = Link::open(&self.guard_socket).await.ok().filter(|link| link.guard == lost.guard)?;
         tracing::warn!("the line to the guard was lost, and is there again");
         let link = Arc::new(link);
+        tell_of_watchdog(Arc::clone(&link), Arc::clone(reporter));
         let mut run = self.run();
         if link.fence().is_some_and(|fence| fence != Fence::Open) && run.wanted != Fence::Open {
-            link.move_fence(run.wanted);
+            self.tell_fence(&link, &run);
         }
         run.link = Some(Arc::clone(&link));
         Some(link)
@@ -433,12 +475,27 @@ impl Postmaster {
 
     fn new_run(&self, guard: Option<Pid>, link: Option<Arc<Link>>, adopted: bool) {
         let mut run = self.run();
-        *run = Run { wanted: run.wanted, guard, link, adopted };
+        *run = Run { wanted: run.wanted, watchdog: run.watchdog, guard, link, adopted };
     }
 
     fn run(&self) -> MutexGuard<'_, Run> {
         self.run.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Tells the machine how the watchdog device stands, and people, whenever it has changed, for as long as the line lasts.
+fn tell_of_watchdog(link: Arc<Link>, reporter: Arc<Reporter>) {
+    tokio::spawn(async move {
+        let mut told = None;
+        while let Some(used) = link.watch_changed(told.as_ref()).await {
+            match &used {
+                Ok(timeout_s) => tracing::info!(timeout_s, "the watchdog device would reset this machine"),
+                Err(why) => tracing::warn!(why, "no watchdog device would reset this machine"),
+            }
+            reporter.watchdog_used(used.clone()).await;
+            told = Some(used);
+        }
+    });
 }
 
 /// Makes the child get `signal` when the thread that starts it ends: no tool that the bot started acts without it.

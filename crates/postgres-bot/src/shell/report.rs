@@ -57,6 +57,11 @@ impl Reporter {
         self.events.send(Event::CopyProgressed { bytes_done, bytes_total }).await;
     }
 
+    /// The guard says how the watchdog device stands.
+    pub async fn watchdog_used(&self, used: Result<u64, String>) {
+        self.events.send(Event::WatchdogUsed(used)).await;
+    }
+
     /// No process of the server is left.
     pub async fn exited(&self, how: String) {
         self.supersede(Postgres::Down);

@@ -137,7 +137,7 @@ impl Member {
         fs::create_dir_all(dir.join(name)).expect("a folder");
         let hands = Arc::new(Hands::new(node, Arc::new(Reporter::new(events))));
         // No test takes as long, and none that fails leaves a server for ever.
-        hands.postmaster.set_fence(Clock::now() + Span::from_secs(120));
+        hands.postmaster.set_fence(Clock::now() + Span::from_secs(120), None);
         Self { hands, queue, port }
     }
 

@@ -13,7 +13,7 @@ use bots_core::{
 };
 use postgres_bot::machine::{
     Action, AskId, CommandId, Event, Job, JobError, JobId, JobResult, Postgres, PostgresBot, ProbeId, Role, Rules,
-    Running, Server, Settings, State, StopMode, Tags,
+    Running, Server, Settings, State, StopMode, Tags, Watchdog,
 };
 use serde_json::json;
 
@@ -98,6 +98,7 @@ pub(crate) fn settings(name: &str) -> Settings {
         rules: Rules::default(),
         use_pg_rewind: None,
         remove_data_directory_on_rewind_failure: None,
+        watchdog: Watchdog::default(),
     }
 }
 
@@ -320,7 +321,10 @@ impl World {
             Action::Exit { .. } => self.exited = true,
             Action::InspectData => self.inspecting = true,
             Action::ProbeName { .. } => self.naming = true,
-            Action::SetFence { at } => {
+            Action::SetFence { at, watchdog } => {
+                if let Some(order) = watchdog {
+                    assert!(order.until > at, "the device acts at {}, before the guard", order.until);
+                }
                 let until = self.state.membership().valid_until();
                 let leased = until.is_some_and(|until| at < until);
                 assert!(

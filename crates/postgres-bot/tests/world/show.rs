@@ -29,7 +29,17 @@ pub(crate) fn action(action: &Action, world: &World) -> String {
             let rules = (!rules.hba.is_empty()).then(|| format!(" hba {:?}", rules.hba));
             format!("configure{}", news.chain(gone).chain(rules).collect::<String>())
         }
-        Action::SetFence { at } => format!("the guard's fence: {} from now", at.since(world.now)),
+        Action::SetFence { at, watchdog } => {
+            let device = watchdog.map(|order| {
+                let bound = if order.required { " or not at all" } else { "" };
+                format!(
+                    "; the device waits {} s, until {} from now{bound}",
+                    order.timeout_s,
+                    order.until.since(world.now)
+                )
+            });
+            format!("the guard's fence: {} from now{}", at.since(world.now), device.unwrap_or_default())
+        }
         Action::Run { job, .. } => format!("run: {job}"),
         Action::Cancel { .. } => {
             format!("give up: {}", world.job.as_ref().map_or_else(String::new, |(_, job)| job.to_string()))

@@ -120,6 +120,8 @@ pub struct PostgresBody {
     pub fence: Option<Time>,
     /// Where the bot wants the fence of the next server that takes writes.
     wanted_fence: Option<Time>,
+    /// When the machine's watchdog device resets it at the latest, on its own clock, if the fence is moved on no more.
+    pub device: Option<Time>,
     /// It lives and answers nobody.
     silent: bool,
     /// The disk takes no writes, as far as the bot can see, and what it was told of that.

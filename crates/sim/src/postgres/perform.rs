@@ -47,7 +47,7 @@ impl World {
             }
             // The servers here keep all of their log, and show no replication slots.
             Action::ChangeSlots { changes: _ } => {}
-            Action::SetFence { at } => self.set_fence(node, at),
+            Action::SetFence { at, watchdog } => self.set_fence(node, at, watchdog),
             Action::Run { id, job } => self.run_job(node, id, job),
             Action::Cancel { id } => {
                 if self.body(node).job.as_ref().is_some_and(|running| running.id == id) {

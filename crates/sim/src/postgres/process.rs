@@ -4,7 +4,7 @@ use bots_core::{
     machine::{Span, Time},
     wire::Lsn,
 };
-use postgres_bot::machine::{Event, Job, JobResult, Postgres, StopMode};
+use postgres_bot::machine::{Event, Job, JobResult, Postgres, StopMode, WatchdogOrder};
 
 use super::{PostgresBody, Process, ServerItem};
 use crate::{
@@ -235,10 +235,11 @@ impl World {
     }
 
     /// The bot moves the fence, or says where that of the next server that takes writes shall be.
-    pub(super) fn set_fence(&mut self, node: NodeId, at: Time) {
+    pub(super) fn set_fence(&mut self, node: NodeId, at: Time, watchdog: Option<WatchdogOrder>) {
         let at = if self.plant == Some(Plant::FenceTooLate) { at + FENCE_TOO_LATE } else { at };
         let body = self.body_mut(node);
         body.wanted_fence = Some(at);
+        body.device = watchdog.map(|order| order.until);
         if body.process != Process::Down {
             body.fence = Some(at);
             self.arm_guard(node);

@@ -3,6 +3,7 @@
 use bots_core::machine::Span;
 
 use super::{Body, BotEvent, Brain, Client, Frozen, Item, NodeId, World};
+use crate::plant::Plant;
 
 impl World {
     /// Starts a bot, unless its machine has lost power since that was decided or it runs already.
@@ -90,13 +91,13 @@ impl World {
         self.after(pause, Item::Thaw { node, power });
     }
 
-    /// The machine moves again. A server that could have taken a write after its lease had run out must not get the
-    /// chance: no bot can stop it in time, so a machine that hosts one is taken to have a watchdog, which has reset it.
+    /// The machine moves again, unless its watchdog device has reset it: no guard can stop a server in time that moves again
+    /// together with it. The device acts as late as it may; until then, the guard finds its fence passed when it wakes.
     pub(super) fn thaw(&mut self, node: NodeId, power: u64) {
         if self.nodes[node.0].power != power || self.nodes[node.0].frozen == Frozen::No {
             return;
         }
-        if self.nodes[node.0].frozen == Frozen::Machine && self.slept_through_its_lease(node) {
+        if self.nodes[node.0].frozen == Frozen::Machine && self.was_reset(node) {
             self.lose_power(node);
             let pause = self.rng.span(1_000, 5_000);
             return self.start_later(node, pause);
@@ -107,10 +108,14 @@ impl World {
         self.deferred(node);
     }
 
-    fn slept_through_its_lease(&self, node: NodeId) -> bool {
+    fn was_reset(&self, node: NodeId) -> bool {
         let n = &self.nodes[node.0];
         let Some(body) = n.postgres().filter(|body| body.may_take_writes()) else { return false };
-        body.fence.is_none_or(|fence| n.clock.local(self.now) >= fence)
+        if self.plant == Some(Plant::DeviceSleeps) {
+            return false;
+        }
+        let acts = body.device.zip(body.fence).map(|(device, fence)| device.max(fence));
+        acts.is_none_or(|acts| n.clock.local(self.now) >= acts)
     }
 
     /// Asks a bot to end in good order.

@@ -4,6 +4,8 @@ use std::fmt;
 
 use bots_core::machine::Time;
 
+use super::watchdog::Watch;
+
 /// When the guard stops the server unless told otherwise before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fence {
@@ -25,9 +27,11 @@ pub enum Ended {
 }
 
 /// From the bot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ToGuard {
-    /// Move the fence. Answered by [`FromGuard::Holds`].
+    /// What to do with a watchdog device from the next fence on. A fence that has none ahead of it wants no device.
+    Watch(Watch),
+    /// Move the fence. Answered by [`FromGuard::Holds`], and by [`FromGuard::Watches`] if a device is wanted with it.
     Move(Fence),
 }
 
@@ -45,6 +49,8 @@ pub(super) enum FromGuard {
     },
     /// The fence stands there.
     Holds(Fence),
+    /// How the device stands for the order with this end: its time-out in seconds, or why it cannot be used.
+    Watches(Time, Result<u64, String>),
     /// Every process of the server is gone; the last line.
     Ended(Ended),
 }
@@ -72,6 +78,9 @@ impl Fence {
 impl fmt::Display for ToGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Watch(Watch { device, timeout_s, until }) => {
+                writeln!(f, "watch {timeout_s} {} {}", until.as_millis(), device.display())
+            }
             Self::Move(fence) => writeln!(f, "fence {fence}"),
         }
     }
@@ -80,7 +89,17 @@ impl fmt::Display for ToGuard {
 impl ToGuard {
     /// Reads a line; nothing if it is none of ours.
     pub(super) fn parse(line: &str) -> Option<Self> {
-        Some(Self::Move(Fence::parse(line.trim_end().strip_prefix("fence ")?)?))
+        let (word, rest) = line.trim_end().split_once(' ')?;
+        match word {
+            "fence" => Some(Self::Move(Fence::parse(rest)?)),
+            "watch" => {
+                let mut words = rest.splitn(3, ' ');
+                let timeout_s = words.next()?.parse().ok()?;
+                let until = Time::from_millis(words.next()?.parse().ok()?);
+                Some(Self::Watch(Watch { timeout_s, until, device: words.next()?.into() }))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -89,6 +108,8 @@ impl fmt::Display for FromGuard {
         match self {
             Self::Hello { guard, postmaster, fence } => writeln!(f, "hello {guard} {postmaster} {fence}"),
             Self::Holds(fence) => writeln!(f, "holds {fence}"),
+            Self::Watches(until, Ok(timeout_s)) => writeln!(f, "watches {} {timeout_s}", until.as_millis()),
+            Self::Watches(until, Err(why)) => writeln!(f, "unwatched {} {why}", until.as_millis()),
             Self::Ended(Ended::Cleanly) => writeln!(f, "ended"),
             Self::Ended(Ended::Fenced) => writeln!(f, "fenced"),
             Self::Ended(Ended::Died(how)) => writeln!(f, "died {how}"),
@@ -108,6 +129,12 @@ impl FromGuard {
                 Some(Self::Hello { guard, postmaster, fence: Fence::parse(words.next()?)? })
             }
             "holds" => Some(Self::Holds(Fence::parse(rest)?)),
+            "watches" | "unwatched" => {
+                let (until, rest) = rest.split_once(' ')?;
+                let until = Time::from_millis(until.parse().ok()?);
+                let stands = if word == "watches" { Ok(rest.parse().ok()?) } else { Err(rest.to_owned()) };
+                Some(Self::Watches(until, stands))
+            }
             "ended" => Some(Self::Ended(Ended::Cleanly)),
             "fenced" => Some(Self::Ended(Ended::Fenced)),
             "died" => Some(Self::Ended(Ended::Died(rest.to_owned()))),
@@ -120,18 +147,22 @@ impl FromGuard {
 mod tests {
     use bots_core::machine::Time;
 
-    use super::{Ended, Fence, FromGuard, ToGuard};
+    use super::{Ended, Fence, FromGuard, ToGuard, Watch};
 
     #[test]
     fn what_is_written_is_read() {
         let at = Fence::At(Time::from_millis(4_711));
-        for said in [ToGuard::Move(Fence::Open), ToGuard::Move(at)] {
+        let until = Time::from_millis(4_961);
+        let watch = ToGuard::Watch(Watch { device: "/dev/watch dog".into(), timeout_s: 3, until });
+        for said in [ToGuard::Move(Fence::Open), ToGuard::Move(at), watch] {
             assert_eq!(ToGuard::parse(&said.to_string()), Some(said));
         }
         let all = [
             FromGuard::Hello { guard: 12, postmaster: 13, fence: at },
             FromGuard::Hello { guard: 12, postmaster: 13, fence: Fence::Open },
             FromGuard::Holds(at),
+            FromGuard::Watches(until, Ok(3)),
+            FromGuard::Watches(until, Err(String::from("/dev/watchdog cannot be opened: it is busy"))),
             FromGuard::Ended(Ended::Cleanly),
             FromGuard::Ended(Ended::Fenced),
             FromGuard::Ended(Ended::Died(String::from("signal: 9 (SIGKILL)"))),
@@ -141,7 +172,20 @@ mod tests {
             assert!(line.ends_with('\n') && line.matches('\n').count() == 1, "{line:?}");
             assert_eq!(FromGuard::parse(&line), Some(said));
         }
-        for nonsense in ["", "fence", "fence soon", "fence -1", "hello 1 2", "holds", "x"] {
+        for nonsense in [
+            "",
+            "watch",
+            "watch 1 2",
+            "watch x 2 /dev/watchdog",
+            "watches 1 x",
+            "unwatched",
+            "fence",
+            "fence soon",
+            "fence -1",
+            "hello 1 2",
+            "holds",
+            "x",
+        ] {
             assert_eq!((ToGuard::parse(nonsense), FromGuard::parse(nonsense)), (None, None), "{nonsense:?}");
         }
     }

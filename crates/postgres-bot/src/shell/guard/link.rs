@@ -10,7 +10,12 @@ use tokio::{
     sync::watch,
 };
 
-use super::line::{Ended, Fence, FromGuard, ToGuard};
+use bots_core::machine::Time;
+
+use super::{
+    line::{Ended, Fence, FromGuard, ToGuard},
+    watchdog::Watch,
+};
 
 /// A guard that lives answers within a millisecond; one that does not is of no use.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
@@ -19,6 +24,7 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Heard {
     holds: Option<Fence>,
+    watches: Option<(Time, Result<u64, String>)>,
     ended: Option<Ended>,
     closed: bool,
 }
@@ -58,6 +64,9 @@ impl Link {
             while let Ok(Some(line)) = lines.next_line().await {
                 match FromGuard::parse(&line) {
                     Some(FromGuard::Holds(fence)) => told.send_modify(|heard| heard.holds = Some(fence)),
+                    Some(FromGuard::Watches(until, stands)) => {
+                        told.send_modify(|heard| heard.watches = Some((until, stands)));
+                    }
                     Some(FromGuard::Ended(how)) => told.send_modify(|heard| heard.ended = Some(how)),
                     Some(FromGuard::Hello { .. }) | None => tracing::warn!(line, "the guard says what it should not"),
                 }
@@ -73,9 +82,10 @@ impl Link {
         self.heard.borrow().holds
     }
 
-    /// Asks for the fence to be moved; does not wait.
-    pub fn move_fence(&self, fence: Fence) {
-        let line = ToGuard::Move(fence).to_string();
+    /// Asks for the fence to be moved, and what is to be done with the watchdog device while it stands there; does not wait.
+    pub fn move_fence(&self, fence: Fence, watch: Option<&Watch>) {
+        let watch = watch.map_or_else(String::new, |watch| ToGuard::Watch(watch.clone()).to_string());
+        let line = watch + &ToGuard::Move(fence).to_string();
         // It takes a hundred lines that nobody reads before this would have to wait.
         if let Err(error) = (&self.stream).write_all(line.as_bytes()) {
             tracing::warn!(%error, "the guard cannot be told to move the fence");
@@ -96,6 +106,28 @@ impl Link {
         let heard = tokio::time::timeout(ANSWER_DEADLINE, holds).await;
         let stands = heard.context("the guard does not answer")?.is_ok_and(|heard| reaches(&heard));
         if stands { Ok(()) } else { bail!("the guard is gone") }
+    }
+
+    /// Waits until the guard says how the device stands for an order that ends at `until` or later.
+    ///
+    /// # Errors
+    /// Why the device cannot be used, or that the guard does not say within `patience`.
+    pub async fn confirm_watch(&self, until: Time, patience: Duration) -> anyhow::Result<u64> {
+        let mut heard = self.heard.clone();
+        let says = |heard: &Heard| heard.watches.as_ref().is_some_and(|(stands_until, _)| *stands_until >= until);
+        let heard = tokio::time::timeout(patience, heard.wait_for(|heard| says(heard) || heard.closed)).await;
+        let heard = heard.context("the guard does not say whether the watchdog device watches")?;
+        let stands = heard.ok().filter(|heard| says(heard)).and_then(|heard| heard.watches.clone());
+        let (_, stands) = stands.context("the guard is gone")?;
+        stands.map_err(anyhow::Error::msg)
+    }
+
+    /// Waits until the guard says that the device stands otherwise than `before`; nothing once the line is closed.
+    pub async fn watch_changed(&self, before: Option<&Result<u64, String>>) -> Option<Result<u64, String>> {
+        let mut heard = self.heard.clone();
+        let news = |heard: &Heard| heard.watches.as_ref().is_some_and(|(_, stands)| Some(stands) != before);
+        let heard = heard.wait_for(|heard| news(heard) || heard.closed).await.ok()?;
+        heard.watches.clone().map(|(_, stands)| stands).filter(|stands| Some(stands) != before)
     }
 
     /// Waits until the guard has let go of the line: it has ended, or somebody else has called it.

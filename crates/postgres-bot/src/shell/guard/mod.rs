@@ -5,17 +5,22 @@
 //! guard kills every process of the server in time. A bot that comes back before that finds the server as it was. A standby
 //! has no fence: it goes on for as long as nobody stops it.
 //!
+//! Along with the fence the bot may have it hold a watchdog device, for the case that the machine stands still as a whole.
+//!
 //! No threads, no runtime, no configuration, no etcd: what is not here cannot hang. If the guard itself dies, the kernel
 //! tells the postmaster to stop at once.
 
+mod ioctl;
 mod line;
 mod link;
 mod process;
+mod watchdog;
 
 pub use self::{
     line::{Ended, Fence},
     link::Link,
     process::{Options, run},
+    watchdog::Watch,
 };
 
 /// The first argument that makes `postgres-bot` a guard.

@@ -30,7 +30,10 @@ use rustix::{
     time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime},
 };
 
-use super::line::{Ended, Fence, FromGuard, ToGuard};
+use super::{
+    line::{Ended, Fence, FromGuard, ToGuard},
+    watchdog::{Watch, Watchdog},
+};
 use crate::shell::processes;
 
 /// How often the processes of a server that ends are looked at. Short beside any margin, long beside a look.
@@ -103,6 +106,9 @@ struct Guard {
     end: OwnedFd,
     timer: OwnedFd,
     fence: Fence,
+    watchdog: Watchdog,
+    /// What the bot wants of the device with the next fence.
+    watch: Option<Watch>,
     /// See [`Options::lock`].
     _lock: File,
 }
@@ -133,9 +139,19 @@ impl Guard {
         let end = pidfd_open(postmaster, PidfdFlags::empty()).context("watch the postmaster");
         // Without an eye on it, it must not run.
         let end = end.inspect_err(|_| _ = kill_process(postmaster, Signal::KILL))?;
-        let mut guard =
-            Self { fence: options.fence, options, listener, bot: None, postmaster, end, timer, _lock: lock };
-        guard.set_fence(guard.fence).inspect_err(|_| _ = kill_process(postmaster, Signal::KILL))?;
+        let mut guard = Self {
+            fence: options.fence,
+            options,
+            listener,
+            bot: None,
+            postmaster,
+            end,
+            timer,
+            watchdog: Watchdog::default(),
+            watch: None,
+            _lock: lock,
+        };
+        guard.set_alarm(guard.fence).inspect_err(|_| _ = kill_process(postmaster, Signal::KILL))?;
         Ok(guard)
     }
 
@@ -145,6 +161,7 @@ impl Guard {
             if self.fence_is_there() {
                 return self.fall();
             }
+            self.watchdog.tend(Clock::now());
             if let Some(status) = self.reap() {
                 return self.bury(status);
             }
@@ -154,7 +171,7 @@ impl Guard {
                 PollFd::new(&self.listener, PollFlags::IN),
             ];
             fds.extend(self.bot.as_ref().map(|bot| PollFd::new(&bot.stream, PollFlags::IN)));
-            let polled = poll(&mut fds, None);
+            let polled = poll(&mut fds, self.watchdog.due(Clock::now()).map(from_now).as_ref());
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             match polled {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -195,6 +212,7 @@ impl Guard {
         if status.success() {
             let until = Clock::now() + LEFTOVERS_GRACE;
             while Clock::now() < until && !self.left().is_empty() && !self.fence_is_there() {
+                self.watchdog.tend(Clock::now());
                 thread::sleep(LOOK_EVERY);
             }
         }
@@ -207,16 +225,17 @@ impl Guard {
         processes::of_server(&[&self.options.data_dir])
     }
 
-    /// Returns once no process of the server is left, however long the kernel takes.
-    fn kill_all(&self) {
+    /// Returns once no process of the server is left, however long the kernel takes. Only then the device must not act any more.
+    fn kill_all(&mut self) {
         loop {
+            self.watchdog.tend(Clock::now());
             let left = self.left();
             for pid in &left {
                 let _already_gone = kill_process(*pid, Signal::KILL);
             }
             while let Ok(Some(_collected)) = wait(WaitOptions::NOHANG) {}
             if left.is_empty() {
-                return;
+                return self.watchdog.disarm();
             }
             thread::sleep(LOOK_EVERY);
         }
@@ -267,17 +286,32 @@ impl Guard {
         }
         for line in String::from_utf8_lossy(&lines).lines() {
             match ToGuard::parse(line) {
-                Some(ToGuard::Move(fence)) => match self.set_fence(fence) {
-                    Ok(()) => self.say(&FromGuard::Holds(fence)),
-                    Err(error) => tell(&format!("the fence could not be moved: {error:#}")),
-                },
+                Some(ToGuard::Watch(watch)) => self.watch = Some(watch),
+                Some(ToGuard::Move(fence)) => self.move_fence(fence),
                 None => tell(&format!("does not understand `{line}`")),
             }
         }
     }
 
+    /// Moves the fence, and with it what the device is kept alive for.
+    fn move_fence(&mut self, fence: Fence) {
+        let watch = self.watch.take();
+        if let Err(error) = self.set_alarm(fence) {
+            return tell(&format!("the fence could not be moved: {error:#}"));
+        }
+        self.say(&FromGuard::Holds(fence));
+        // A fence that is there is followed by no more.
+        if self.fence_is_there() {
+            return;
+        }
+        let stands = self.watchdog.follow(Clock::now(), watch.as_ref());
+        if let Some((watch, stands)) = watch.zip(stands) {
+            self.say(&FromGuard::Watches(watch.until, stands));
+        }
+    }
+
     /// The alarm first: the word that it stands is true only then.
-    fn set_fence(&mut self, fence: Fence) -> anyhow::Result<()> {
+    fn set_alarm(&mut self, fence: Fence) -> anyhow::Result<()> {
         let at = match fence {
             // A time of zero disarms.
             Fence::Open => Time::ZERO,
@@ -339,6 +373,10 @@ fn once_at(at: Time) -> Itimerspec {
     let secs = i64::try_from(millis / 1_000).unwrap_or(i64::MAX);
     let nanos = i64::try_from(millis % 1_000 * 1_000_000).unwrap_or(0);
     Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: Timespec { tv_sec: secs, tv_nsec: nanos } }
+}
+
+fn from_now(at: Time) -> Timespec {
+    once_at(Time::ZERO + at.since(Clock::now())).it_value
 }
 
 /// For people; whoever should read it may be gone.

@@ -34,9 +34,11 @@ const DETACHED_AFTER: Span = Span::from_millis(200);
 /// How long a crashed standby may take to be consistent by itself; a new copy is the way out.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Starts writable, on the timeline that the data is on.
+/// Starts writable, on the timeline that the data is on. Who must have a watchdog device and has none is stopped again.
 pub(super) async fn primary(hands: &Arc<Hands>) -> anyhow::Result<JobResult> {
-    start(hands, Mode::Primary).await
+    let up = start(hands, Mode::Primary).await?;
+    hands.postmaster.confirm_watchdog().await?;
+    Ok(up)
 }
 
 /// Starts read-only.

@@ -142,6 +142,9 @@ pub(super) fn body(site: &Site, state: &State, server: Option<&Server>, now: Tim
         put("dcs_last_seen", json!(dcs_last_seen(state)));
         put("lease_left_ms", json!(valid_until.since(now).as_millis()));
     }
+    if state.bar_by_watchdog(now).is_some() {
+        put("watchdog_failed", json!(true));
+    }
     if !state.is_well() {
         put("unfit", json!(true));
     }
