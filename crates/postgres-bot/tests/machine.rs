@@ -15,7 +15,7 @@ use bots_core::{
 };
 use datadriven::TestCase;
 use postgres_bot::machine::{
-    Ask, AskedId, Command, CommandId, DataDir, Event, PeerAnswer, Postgres, PostgresBot, ReplicationSlot, Restart,
+    Ask, AskedId, Command, CommandId, DataDir, Disk, Event, PeerAnswer, Postgres, PostgresBot, ReplicationSlot, Restart,
     Role, Running, Server, Settings, SlotKind, Standby, WaitsFor,
 };
 use serde_json::json;
@@ -140,13 +140,19 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
                     let standby = |said: &[String]| Standby { streams: true, flushed: Lsn(hex(&said[0])) };
                     let standbys = flushed.filter(|_| !args.has("slots"));
                     let standbys = standbys.map(|(name, said)| (name.clone(), standby(said))).collect();
-                    let names = world.configured().get("synchronous_standby_names").cloned().unwrap_or_default();
+                    let told = || world.configured().get("synchronous_standby_names").cloned().unwrap_or_default();
+                    let names = args.text("names").map_or_else(told, str::to_owned);
                     let waits_for = WaitsFor { names, in_force: args.has("in_force") };
                     let streaming = args.has("streaming");
                     Postgres::Up(Server { streaming, pending_restart, slots, standbys, waits_for, ..up })
                 }
             });
         }
+        "disk" => world.step(Event::DiskObserved(match () {
+            () if args.has("stalled") => Disk::Stalled,
+            () if args.has("full") => Disk::Full { bytes_free: 512 },
+            () => Disk::Good,
+        })),
         "watchdog-seen" => world.step(Event::WatchdogSeen(well(args, ()))),
         "watchdog-used" => world.step(Event::WatchdogUsed(well(args, args.number("s").unwrap_or(3)))),
         "exited" => world.server_exits(args.input()),

@@ -313,11 +313,7 @@ impl Turn {
             return;
         }
         let key = self.s.settings.scope.sync();
-        let Some(replaces) = self.s.view.get(&key).map(|kv| kv.modified) else {
-            let Synchrony { not_before, removed, .. } = self.s.synchrony;
-            self.s.synchrony = Synchrony { not_before, removed, ..Synchrony::after_the_unknown(Acks::alone()) };
-            return;
-        };
+        let Some(replaces) = self.s.view.get(&key).map(|kv| kv.modified) else { return self.wait_for_nobody() };
         if self.now < self.s.synchrony.not_before {
             return self.sync_timer(self.s.synchrony.not_before);
         }
@@ -326,6 +322,24 @@ impl Turn {
         compare.push(self.s.sync_unchanged());
         let id = self.transact(compare, vec![Write::delete(key)]);
         self.s.synchrony.removal = Some((Some(id), replaces));
+    }
+
+    /// There is no key. How commits were acknowledged is remembered, for a mode that is switched on again.
+    fn wait_for_nobody(&mut self) {
+        if let Some(server) = self.s.server().filter(|server| !server.in_recovery).cloned() {
+            self.note_in_force(&server);
+        }
+        let synchrony = &mut self.s.synchrony;
+        synchrony.lost.clear();
+        (synchrony.written, synchrony.removal) = (None, None);
+        if !synchrony.taken_up {
+            let Synchrony { not_before, removed, .. } = *synchrony;
+            *synchrony = Synchrony { not_before, removed, ..Synchrony::after_the_unknown(Acks::alone()) };
+        } else if synchrony.acks != Acks::alone() && !synchrony.may_linger(&Acks::alone()) {
+            synchrony.tell(Acks::alone());
+        } else if synchrony.acks != Acks::alone() {
+            self.sync_timer(self.now + LOOK_AGAIN);
+        }
     }
 
     /// The deletion of the key is under way.
