@@ -14,7 +14,10 @@ use bots_core::shell::{
     http,
     testing::{EtcdServer, free_port},
 };
-use postgres_bot::shell::processes;
+use postgres_bot::{
+    machine::{Job, StopMode},
+    shell::processes,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use shell_support::{Member, as_server_user, bot_program, document, scratch};
@@ -250,6 +253,7 @@ fn a_server_of_another_cluster_or_another_bot_goes_on_undisturbed() {
         let (code, said) = refuses(dir.path(), &twin);
         assert_eq!(code, 3, "{said}");
         assert!(said.contains("another bot works on"), "{said}");
+        other.does(Job::Stop { mode: StopMode::Fast }).await;
     });
 }
 
