@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use fleet::{
     Fleet,
     bots::PostgresBot,
+    disk::Disk,
     fleet::MAIN,
     wait::until,
     writers::{Writers, two_writable},
@@ -25,6 +26,10 @@ const DISK_MIB: u64 = 400;
 const STEP: Duration = Duration::from_secs(60);
 /// Ten questions until one over a new connection, three of them unanswered, the length of a lease, and a failover.
 const REPLACED_WITHIN: Duration = Duration::from_secs(25);
+
+/// Two seconds until a write is called stalled, 15 s of patience, half a second until the server is killed, 5 s in which nothing of it
+/// goes, the length of a lease, and a failover.
+const STALLED_REPLACED_WITHIN: Duration = Duration::from_secs(40);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_whose_postmaster_stands_still_is_replaced() -> Result<()> {
@@ -87,6 +92,45 @@ async fn a_primary_whose_disk_is_full_is_replaced() -> Result<()> {
     let new = fleet.new_primary(&primary, STEP).await?;
     println!("the disk of {primary} is full: {new} leads after {} ms", full.elapsed().as_millis());
     disk.make_room()?;
+    until("the old primary streams", STEP, || async {
+        let now = fleet.store.look(MAIN).await?;
+        if now.streaming().contains(&primary.as_str()) { Ok(()) } else { Err(now.summary()) }
+    })
+    .await?;
+    let both = two_writable(&writers.finish().await?);
+    ensure!(both == Duration::ZERO, "two servers took writes for {both:?}");
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_whose_disk_stalls_is_replaced_though_it_cannot_be_killed() -> Result<()> {
+    let mut fleet = Fleet::with_etcd(1).await?;
+    let mut first = PostgresBot::new(&fleet.place(), MAIN, "pg-1", &fleet.passwords)?;
+    let folder = first.data_dir.parent().context("a folder")?.to_owned();
+    let below = fs::read_dir(&folder)?.count();
+    ensure!(below == 0, "{} things would be hidden below a disk", below);
+    let owner = fs::metadata(&folder)?;
+    let disk = match Disk::mount(&fleet.scratch.path().join("pg-1.disk"), &folder) {
+        Ok(disk) => disk,
+        Err(error) => {
+            eprintln!("SKIPPED a_primary_whose_disk_stalls_is_replaced_though_it_cannot_be_killed: {error:#}");
+            return Ok(());
+        }
+    };
+    chown(&folder, Some(owner.uid()), Some(owner.gid()))?;
+    first.bot.start()?;
+    fleet.postgres.push(first);
+    let primary = fleet.postgres_up(STEP).await?;
+    fleet.add_postgres(1)?;
+    fleet.postgres_up(STEP).await?;
+    let writers = Writers::start(&fleet.superuser(), STEP).await?;
+    let stalled = Instant::now();
+    disk.stall()?;
+    let new = fleet.new_primary(&primary, STEP).await?;
+    let replaced = stalled.elapsed();
+    println!("the disk of {primary} stalls: {new} leads after {} ms", replaced.as_millis());
+    ensure!(replaced < STALLED_REPLACED_WITHIN, "{replaced:?} until another led");
+    disk.go_on()?;
     until("the old primary streams", STEP, || async {
         let now = fleet.store.look(MAIN).await?;
         if now.streaming().contains(&primary.as_str()) { Ok(()) } else { Err(now.summary()) }

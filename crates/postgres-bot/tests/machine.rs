@@ -15,8 +15,8 @@ use bots_core::{
 };
 use datadriven::TestCase;
 use postgres_bot::machine::{
-    Ask, AskedId, Command, CommandId, DataDir, Disk, Event, PeerAnswer, Postgres, PostgresBot, ReplicationSlot, Restart,
-    Role, Running, Server, Settings, SlotKind, Standby, WaitsFor,
+    Ask, AskedId, Command, CommandId, DataDir, Disk, Event, PeerAnswer, Postgres, PostgresBot, ReplicationSlot,
+    Restart, Role, Running, Server, Settings, SlotKind, Standby, WaitsFor,
 };
 use serde_json::json;
 use world::{Fate, SYSTEM_ID, World, member, scope, server, settings};

@@ -177,6 +177,52 @@ fn a_number_that_another_member_has_is_passed_over() {
     });
 }
 
+/// It comes up on timeline 1, and replays the end of it, and what follows, later: `recovery_min_apply_delay` holds back what a large
+/// log would.
+#[test]
+fn a_standby_that_replays_past_a_promotion_is_sure_of_nothing_before_it_tells_the_new_timeline() {
+    as_server_user(
+        "a_standby_that_replays_past_a_promotion_is_sure_of_nothing_before_it_tells_the_new_timeline",
+        || async {
+            let dir = scratch();
+            let [a, b, mut c] = ["a", "b", "c"].map(|name| Member::new(dir.path(), name));
+            a.bootstraps().await;
+            a.client().await.batch_execute("CREATE TABLE t (x text)").await.expect("write");
+            for replica in [&b, &c] {
+                replica.does(Job::Clone { source: a.as_upstream() }).await;
+                replica.does(Job::StartStandby { upstream: Some(a.as_upstream()) }).await;
+                replica.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
+            }
+            a.client().await.batch_execute("INSERT INTO t VALUES ('on the old timeline')").await.expect("write");
+            a.does(Job::Stop { mode: StopMode::Fast }).await;
+            let timeline = Timeline(2);
+            b.does(Job::Promote { timeline }).await;
+            c.does(Job::Follow { upstream: Some(b.as_upstream()) }).await;
+            b.client().await.batch_execute("INSERT INTO t VALUES ('on the new timeline')").await.expect("write");
+            let end = b.asks("SELECT pg_current_wal_flush_lsn()").await;
+            c.comes_to(&format!("SELECT pg_last_wal_receive_lsn() >= '{end}'"), "true").await;
+            for member in [&b, &c] {
+                member.does(Job::Stop { mode: AT_ONCE }).await;
+            }
+            let late = BTreeMap::from([(String::from("recovery_min_apply_delay"), String::from("1h"))]);
+            c.hands.configure(late, Rules::default());
+            let up = started(c.does(Job::StartStandby { upstream: None }).await);
+            assert_eq!((up.timeline, up.settled), (Timeline(1), false), "it has not come to the promotion yet");
+            c.observes();
+            c.hands.configure(BTreeMap::new(), Rules::default());
+            c.hands.apply().await.expect("no delay any more");
+            let settled = |event| match event {
+                Event::PostgresObserved(Postgres::Up(server)) if server.settled => Some(server),
+                _other => None,
+            };
+            let server = c.hears("it is settled", settled).await;
+            assert_eq!(server.timeline, timeline);
+            assert_eq!(c.asks("SELECT count(*) FROM t").await, "2");
+            c.does(Job::Stop { mode: AT_ONCE }).await;
+        },
+    );
+}
+
 #[test]
 fn the_lock_of_a_dead_server_bars_nobody_though_its_number_is_somebodys() {
     as_server_user("the_lock_of_a_dead_server_bars_nobody_though_its_number_is_somebodys", || async {
