@@ -20,11 +20,11 @@ use self::{
     plan::WEB_BOTS,
     readers::{Board, Readers},
     stage::stage,
-    tree::Tree,
 };
 pub use self::{
     plan::{Moment, Round, Victim, plan},
     stage::Stage,
+    tree::Tree,
 };
 use crate::{
     Fleet,

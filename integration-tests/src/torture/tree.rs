@@ -25,16 +25,17 @@ pub(super) const MANIFEST: &str = "manifest.txt";
 
 /// A commit's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Tree {
+pub struct Tree {
     /// The commit's number.
-    pub(super) number: u64,
+    pub number: u64,
     /// By path.
-    pub(super) files: BTreeMap<String, String>,
+    pub files: BTreeMap<String, String>,
 }
 
 impl Tree {
     /// The files of the commit with this number.
-    pub(super) fn of(number: u64) -> Self {
+    #[must_use]
+    pub fn of(number: u64) -> Self {
         let mut files = BTreeMap::new();
         files.insert(String::from("index.html"), format!("<!doctype html><p>commit {number}</p>\n"));
         for small in 0..SMALL {
@@ -62,7 +63,10 @@ impl Tree {
     }
 
     /// Writes them into the work tree of `origin`, in place of those of the commit before.
-    pub(super) fn write(&self, origin: &Origin) -> Result<()> {
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write(&self, origin: &Origin) -> Result<()> {
         let before = origin.work().join(only(self.number.saturating_sub(1)));
         if before.exists() {
             std::fs::remove_file(before)?;
@@ -70,8 +74,11 @@ impl Tree {
         self.files.iter().try_for_each(|(path, body)| origin.write(path, body))
     }
 
-    /// Whether a checked-out folder holds exactly these files.
-    pub(super) fn is_at(&self, folder: &Path) -> Result<bool, String> {
+    /// Whether a folder holds these files.
+    ///
+    /// # Errors
+    /// One line: what cannot be read.
+    pub fn is_at(&self, folder: &Path) -> Result<bool, String> {
         for (path, body) in &self.files {
             let found = std::fs::read_to_string(folder.join(path)).map_err(|e| format!("{path}: {e}"))?;
             if found != *body {

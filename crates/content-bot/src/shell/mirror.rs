@@ -162,6 +162,21 @@ impl Mirror {
         self.packs.ensure(&repository, commit, &guard).map(Some)
     }
 
+    /// Works with a commit that the mirror keeps, within the time of a fetch.
+    ///
+    /// # Errors
+    /// Those of `work`, or if the mirror does not keep the commit.
+    pub fn with_commit<T>(
+        &self,
+        sha: &str,
+        work: impl FnOnce(&Repository, Oid, &Guard) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let _using = self.swap.read().unwrap_or_else(PoisonError::into_inner);
+        let commit = Oid::from_str(sha).map_err(|e| Fault::local(&e))?;
+        let repository = self.repository().map_err(|e| Fault::local(&e))?;
+        work(&repository, commit, &Guard::new(self.stop.clone(), self.limits.fetch, u64::MAX))
+    }
+
     /// Keeps a commit no longer.
     pub fn forget(&self, sha: &str) {
         let _using = self.swap.read().unwrap_or_else(PoisonError::into_inner);
@@ -343,7 +358,7 @@ fn clear_left_overs(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+pub(super) fn remove(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),
