@@ -23,6 +23,7 @@ use super::{
     known_hosts::KnownHosts,
     origin::{Credentials, Limits, Reach},
     source::{Source, Transport},
+    submodules::Submodules,
 };
 use crate::machine::{CanarySettings, PurgeSettings, Reference, Settings};
 
@@ -108,6 +109,9 @@ pub struct Git {
     /// How many commits of a branch are fetched; all if it is 0.
     #[serde(default)]
     pub depth: u32,
+    /// Which submodules belong to the site.
+    #[serde(default)]
+    pub submodules: Submodules,
     /// The largest transfer, and the largest tree.
     #[serde(default = "size_max_bytes")]
     pub size_max_bytes: u64,
@@ -555,7 +559,7 @@ const fn files_max() -> u64 {
 mod tests {
     use bots_core::shell::config::load;
 
-    use super::Config;
+    use super::{Config, Submodules};
 
     fn read(extra: &str) -> Result<Config, String> {
         let document = format!("{{scope: site, name: c1, etcd3: {{host: '127.0.0.1:1'}}, data_dir: /tmp/x, {extra}}}");
@@ -571,6 +575,19 @@ mod tests {
         assert_eq!(settings.origin, "https://git.example/a.git");
         assert_eq!(settings.pack_url, "http://127.0.0.1:8008");
         assert!(!format!("{config:?}{settings:?}").contains("s3cret"), "no password in any output");
+    }
+
+    #[test]
+    fn submodules_are_left_out_unless_they_are_asked_for() {
+        let check = |extra: &str, expected: Submodules| {
+            let config = read(&format!("git: {{url: /a{extra}}}")).expect(extra);
+            assert_eq!(config.git.submodules, expected, "{extra}");
+        };
+        check("", Submodules::Off);
+        check(", submodules: off", Submodules::Off);
+        check(", submodules: shallow", Submodules::Shallow);
+        check(", submodules: recursive", Submodules::Recursive);
+        assert!(read("git: {url: /a, submodules: some}").expect_err("no such choice").contains("submodules"));
     }
 
     #[test]

@@ -18,10 +18,10 @@ use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 use super::{
     callers::Call,
     fault::Fault,
-    gates::{Check, check_out},
+    gates::{Check, FILE_MODE_LINK, FILE_MODE_PROGRAM, check_out},
     guard::{Guard, Stop},
     mirror::{Mirror, remove},
-    tool,
+    submodules, tool,
 };
 use crate::machine::Trees;
 
@@ -30,9 +30,6 @@ const TREES: &str = ".worktrees";
 
 /// What the names of half trees and of those on their way out begin with.
 const HALF: &str = ".half-";
-
-const FILE_MODE_LINK: i32 = 0o120_000;
-const FILE_MODE_PROGRAM: i32 = 0o100_755;
 
 /// What is exported where.
 #[derive(Debug)]
@@ -192,7 +189,11 @@ impl Exporter {
     /// The tree stands whole under its name, durably.
     fn put_tree(&self, repository: &Repository, commit: Oid, guard: &Guard) -> Result<(), Fault> {
         let tree = self.trees.join(commit.to_string());
-        if tree.is_dir() && is_sound(repository, commit, &tree, guard)? {
+        let mut sound = tree.is_dir() && is_sound(repository, commit, &tree, guard)?;
+        for place in submodules::places(repository, commit)? {
+            sound = sound && is_sound(repository, place.commit, &tree.join(place.path), guard)?;
+        }
+        if sound {
             return Ok(());
         }
         let half = self.half(&commit.to_string());

@@ -167,6 +167,7 @@ impl Hands {
             (mirror.holds(), result)
         });
         let (events, metrics, mirror) = (self.events.clone(), self.metrics.clone(), Arc::clone(&self.mirror));
+        let tidied = Arc::clone(&self.mirror);
         tokio::spawn(async move {
             let began = Clock::now();
             let (holds, result) = match fetched.await {
@@ -188,6 +189,7 @@ impl Hands {
                 metrics.fetches_failed.inc();
             }
             events.send(Event::FetchEnded { job, holds, result }).await;
+            tokio::task::spawn_blocking(move || tidied.tidy());
         });
     }
 

@@ -17,6 +17,8 @@ pub mod origin;
 mod packs;
 mod signature;
 pub mod source;
+pub mod submodules;
+mod tidy;
 mod tool;
 mod verify;
 pub mod webhook;
@@ -79,7 +81,8 @@ impl Bot for ContentBot {
         let callees = config.callees().map_err(Exit::usage)?;
         let (limits, stop) = (config.limits(), Stop::default());
         let origin = Origin::new(source, Reference::parse(&config.git.reference), credentials).reached(config.reach());
-        let mirror = Mirror::open(&config.data_dir, origin, limits, stop.clone())?.behind(config.verify.gates());
+        let mirror = Mirror::open(&config.data_dir, origin, limits, stop.clone())?;
+        let mirror = mirror.behind(config.verify.gates()).following(config.git.submodules);
         let mirror = Arc::new(mirror);
         let prefixes = State::prefixes(&settings);
         let exporter = config.export.as_ref().map(|export| export.exporter(&config.data_dir)).transpose()?;

@@ -88,7 +88,7 @@ async fn from_origin(wanted: Wanted, draft: &Path, size_max: u64, site: &[String
         for (refspec, depth) in refspecs {
             match pull(&repository, &wanted.origin, &refspec, depth, size_max) {
                 Ok(()) if repository.find_commit(id).is_ok() => {
-                    return store::verify(repository.path(), &wanted.sha, &site, size_max);
+                    return store::verify_alone(repository.path(), &wanted.sha, &site, size_max);
                 }
                 Ok(()) => {}
                 Err(error) => last = Some(error),
