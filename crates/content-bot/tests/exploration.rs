@@ -92,7 +92,7 @@ impl Explorer {
             self.slots.insert(WEBS[0]);
             self.web_follows(WEBS[0]);
         }
-        if self.dice % 3 == 0 {
+        if self.dice.is_multiple_of(3) {
             self.world.export = Some(ExportSettings { grace: Span::from_secs(20), tells: true, one_time: None });
         }
         for name in BOTS {
