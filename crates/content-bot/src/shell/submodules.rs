@@ -27,7 +27,7 @@ const GITMODULES_LEN_MAX: usize = 64 * 1024;
 
 /// Which submodules belong to the site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(try_from = "Written")]
 pub enum Submodules {
     /// None: their places are empty.
     #[default]
@@ -36,6 +36,30 @@ pub enum Submodules {
     Shallow,
     /// Theirs as well.
     Recursive,
+}
+
+/// The policy as it is written down: YAML takes `off` for a boolean.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Switch(bool),
+    Word(String),
+}
+
+impl TryFrom<Written> for Submodules {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        match written {
+            Written::Switch(false) => Ok(Self::Off),
+            Written::Word(word) if word == "off" => Ok(Self::Off),
+            Written::Word(word) if word == "shallow" => Ok(Self::Shallow),
+            Written::Word(word) if word == "recursive" => Ok(Self::Recursive),
+            Written::Switch(true) | Written::Word(_) => {
+                Err(String::from("submodules are `off`, `shallow` or `recursive`"))
+            }
+        }
+    }
 }
 
 /// A submodule of a commit.
