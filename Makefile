@@ -69,6 +69,10 @@ FAILSAFE ?=
 chaos: build ## kills, freezes, cuts off and starves all parts under writing clients: MINUTES=2 SEED=1 MODE=async|on|quorum|takeover FAILSAFE=1
 	@$(BIN)/chaos --seconds $$(( $(MINUTES) * 60 )) --seed $(SEED) --mode $(MODE) $(if $(filter-out 0 no,$(FAILSAFE)),--failsafe)
 
+.PHONY: torture
+torture: build ## content and web bots are killed at every step of a publication, under readers: ROUNDS=500 SEED=1 (half an hour)
+	@$(BIN)/torture --seed $(SEED) $(if $(filter command line environment,$(origin ROUNDS)),--rounds $(ROUNDS))
+
 .PHONY: soak
 soak: build ## a Postgres cluster on a machine without time, and a disk without: no failover that was not asked for: MINUTES=60
 	@$(BIN)/soak --minutes $(MINUTES)

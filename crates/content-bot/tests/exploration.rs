@@ -14,7 +14,8 @@ use bots_core::{
     wire::{ContentRevision, Purged, Quarantined},
 };
 use content_bot::machine::{
-    Announcement, CanarySettings, ContentMachine, Event, FetchResult, PURGE_ROUNDS, PollResult, PurgeSettings, Role,
+    Announcement, CanarySettings, ContentMachine, Event, ExportSettings, FetchResult, PURGE_ROUNDS, PollResult,
+    PurgeSettings, Role,
 };
 use world::{Fate, Job, World, site};
 
@@ -90,6 +91,9 @@ impl Explorer {
             // Somebody serves all the time, so that nothing is published untried.
             self.slots.insert(WEBS[0]);
             self.web_follows(WEBS[0]);
+        }
+        if self.dice.is_multiple_of(3) {
+            self.world.export = Some(ExportSettings { grace: Span::from_secs(20), tells: true, one_time: None });
         }
         for name in BOTS {
             self.world.start(name, "main", Vec::new());
@@ -170,6 +174,12 @@ impl Explorer {
                     let sick = self.commits.get(&sha) == Some(&Quality::Sick);
                     self.world.end_reading(name, 2, if sick { 2 } else { 0 }, sick.then_some("it answers 500"));
                 }
+                Job::Export(_) | Job::Tell if fails => {
+                    self.world.end_export(name, Err(String::from("the disk is full")));
+                    self.world.end_telling(name, Err(String::from("it says no")));
+                }
+                Job::Export(_) => self.world.end_export(name, Ok(())),
+                Job::Tell => self.world.end_telling(name, Ok(())),
                 Job::Purge if fails => self.world.end_purge(name, Err(String::from("no route"))),
                 Job::Purge => self.world.end_purge(name, Ok(())),
                 Job::Fetch(sha) => {
@@ -336,6 +346,13 @@ impl Explorer {
         assert_eq!(leaders, 1, "one bot leads");
         assert_eq!(self.world.candidate(), None, "nothing is left half published");
         let live = self.world.live().map(|l| l.sha);
+        if self.world.export.is_some() {
+            for name in BOTS {
+                let (obtainable, exported) = (live.as_ref(), self.world.bots[name].state.exported());
+                let reachable = obtainable.is_none_or(|sha| self.reachable.contains(sha));
+                assert!(!reachable || exported == obtainable.map(String::as_str), "{name} exports the live commit");
+            }
+        }
         match self.tip.as_ref().map(|tip| (tip, self.commits[tip])) {
             Some((tip, Quality::Good)) => {
                 let late = self.world.canary.is_some() && self.world.dcs.get(&site().quarantine(tip)).is_some();

@@ -337,6 +337,7 @@ fn many_fetches_do_not_pile_up_packs() {
     for n in 0..50_u8 {
         last = bench.repo.push(&[("page", &[n])]);
         assert_eq!(mirror.fetch(&last), FetchResult::Complete);
+        mirror.tidy();
         while mirror.holds().len() > 16 {
             mirror.forget(&held(&mirror)[0]);
         }
@@ -345,6 +346,15 @@ fn many_fetches_do_not_pile_up_packs() {
     assert!(packs <= 41, "{packs} packs");
     assert_eq!(held(&mirror).len(), 16);
     bench.check_pack(&mirror, &last, &[("page", &[49])]);
+    // Nothing is lost on the way, and the next fetch brings no more than is new.
+    git(&bench.data_dir().join("mirror.git"), &["fsck", "--full", "--strict"]);
+    last = bench.repo.push(&[("page", &[50])]);
+    assert_eq!(mirror.fetch(&last), FetchResult::Complete);
+    let left_over = bench.data_dir().join("mirror.git/objects/pack/pack-0.pack");
+    fs::write(&left_over, b"without its index").expect("write");
+    drop(mirror);
+    assert_eq!(held(&bench.mirror()).last(), Some(&last));
+    assert!(!left_over.exists(), "a pack whose index was removed is removed too");
 }
 
 #[test]

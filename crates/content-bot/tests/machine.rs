@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use bots_core::machine::{Machine, Span};
 use content_bot::machine::{
-    Announcement, CanarySettings, Commit, ContentMachine, Event, FetchResult, PollResult, PurgeSettings,
+    Announcement, CanarySettings, Commit, ContentMachine, Event, ExportSettings, FetchResult, PollResult, PurgeSettings,
 };
 use datadriven::TestCase;
 use world::{Fate, World, brief, sha, site, web};
@@ -107,6 +107,18 @@ fn perform(world: &mut World, case: &TestCase) -> String {
         "purged" => {
             let why = Some(text()).filter(|why| !why.is_empty());
             world.end_purge(&bot, why.map_or(Ok(()), Err));
+        }
+        "export" => {
+            let one_time = arg("once").map(|s| Span::from_secs(s.parse().expect("once=60")));
+            world.export = Some(ExportSettings { grace: Span::from_secs(60), tells: has("tells"), one_time });
+        }
+        "exported" => {
+            let why = Some(text()).filter(|why| !why.is_empty());
+            world.end_export(&bot, why.map_or(Ok(()), Err));
+        }
+        "told" => {
+            let why = Some(text()).filter(|why| !why.is_empty());
+            world.end_telling(&bot, why.map_or(Ok(()), Err));
         }
         "keys" => return keys(world),
         "missed" => {

@@ -128,6 +128,8 @@ impl World {
                 let delay = self.rng.span(2, 60);
                 self.after(delay, Item::Content { node, life, item: ContentItem::Purged { job } });
             }
+            // No bot here has an export: it changes nothing that others see.
+            Action::ExportTree { .. } | Action::TellOfTree { .. } | Action::RemoveTree { .. } => {}
             Action::Exit { code, message } => self.exited(node, code, &message),
         }
     }

@@ -253,8 +253,9 @@ fn describe(action: &Action) -> String {
         }
         Action::Dcs(other) => format!("{other:?}"),
         Action::SetRoute(to) => format!("route {}", route(to)),
-        Action::PrepareContent { id, sha, pack_urls, .. } => {
-            format!("prepare {id}: {} from {pack_urls:?}", &sha[..2])
+        Action::PrepareContent { id, sha, pack_urls, origin, .. } => {
+            let or = if origin.is_empty() { "" } else { " or the origin" };
+            format!("prepare {id}: {} from {pack_urls:?}{or}", &sha[..2])
         }
         Action::RetainContent { shas } => {
             format!("retain {}", shas.iter().map(|s| &s[..2]).collect::<Vec<_>>().join(" "))

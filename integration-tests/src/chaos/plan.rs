@@ -5,6 +5,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::Serialize;
 
+use crate::random::Random;
+
 /// Members of the Postgres cluster, and of etcd.
 pub(super) const MEMBERS: usize = 3;
 
@@ -144,7 +146,7 @@ impl Fault {
 /// What is to happen within `whole`, out of `faults`.
 #[must_use]
 pub fn plan(seed: u64, whole: Duration, faults: &[Fault]) -> Vec<Planned> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut at = Duration::ZERO;
     let mut plan = Vec::new();
     while at < whole
@@ -157,35 +159,6 @@ pub fn plan(seed: u64, whole: Duration, faults: &[Fault]) -> Vec<Planned> {
         at += Duration::from_millis(random.between(PAUSE_MS));
     }
     plan
-}
-
-/// SplitMix64: small, and the same everywhere.
-#[derive(Debug)]
-struct Random(u64);
-
-impl Random {
-    const fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    const fn between(&mut self, (low, high): (u64, u64)) -> u64 {
-        low + self.next() % (high - low + 1)
-    }
-
-    fn index(&mut self, len: usize) -> usize {
-        let len = u64::try_from(len.max(1)).unwrap_or(1);
-        usize::try_from(self.next() % len).unwrap_or(0)
-    }
-
-    /// Most pauses are short, some are long.
-    fn pause(&mut self, (low, high): (u64, u64)) -> Duration {
-        let high = if self.next().is_multiple_of(2) { low + (high - low) / 5 } else { high };
-        Duration::from_millis(self.between((low, high)))
-    }
 }
 
 #[cfg(test)]

@@ -220,14 +220,13 @@ fn heed_pushes(state: &mut State, now: Time) {
     }
 }
 
-fn forget(state: &mut State, pointers: &Pointers, out: &mut Vec<Action>) {
+/// Lets go of the oldest commits above the limit. Those stay that are on their way, live, or in some web bot's hands.
+pub(super) fn forget(state: &mut State, pointers: &Pointers, out: &mut Vec<Action>) {
     let tip = state.goal().map(|tip| tip.sha.clone());
-    let tip = tip.as_deref();
+    let in_use = publication::in_use(&state.view, &state.settings.web_scopes);
+    let pointed_at = [pointers.live(), pointers.candidate()].into_iter().flatten().map(|r| r.sha.as_str());
     let needed: BTreeSet<&str> =
-        [tip, pointers.live().map(|r| r.sha.as_str()), pointers.candidate().map(|r| r.sha.as_str())]
-            .into_iter()
-            .flatten()
-            .collect();
+        tip.as_deref().into_iter().chain(pointed_at).chain(in_use.iter().map(String::as_str)).collect();
     while let Some(commit) = state.mirror.take_surplus(&needed) {
         out.push(Action::ForgetCommit { sha: commit.sha });
     }

@@ -25,6 +25,7 @@
 
 mod backoff;
 mod canary;
+mod export;
 mod follower;
 mod leader;
 mod mirror;
@@ -45,6 +46,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     backoff::{BACKOFF_MAX, BACKOFF_MIN},
     canary::{CANARY_EVERY, CanarySettings},
+    export::{ExportSettings, Trees},
     mirror::{Commit, KEPT_MAX},
     origin::{LOOK_SPACING, MISSED_GRACE, Reference},
     publication::{HISTORY_MAX, QUARANTINE_MAX},
@@ -148,6 +150,20 @@ pub enum Event {
         /// What was wrong with one of them.
         why: Option<String>,
     },
+    /// The work on an exported tree ended.
+    TreeExported {
+        /// The job of [`Action::ExportTree`].
+        job: JobId,
+        /// What went wrong, if anything: the link is as it was.
+        result: Result<(), String>,
+    },
+    /// Those who are to know of an exported tree were told.
+    ToldOfTree {
+        /// The job of [`Action::TellOfTree`].
+        job: JobId,
+        /// What went wrong, if anything: all are told again.
+        result: Result<(), String>,
+    },
     /// A round of purging ended.
     Purged {
         /// The job of [`Action::PurgeCaches`].
@@ -236,6 +252,26 @@ pub enum Action {
         /// Ties the end to the start.
         job: JobId,
         /// The live commit.
+        sha: String,
+    },
+    /// Put the files of a commit on disk, whole and durable, and let the link name them, by one rename. A tree that stands
+    /// there is looked through, and made anew if it is damaged. Ends as [`Event::TreeExported`].
+    ExportTree {
+        /// Ties the end to the start.
+        job: JobId,
+        /// The commit.
+        sha: String,
+    },
+    /// Tell those who are to know which tree the link names. Ends as [`Event::ToldOfTree`].
+    TellOfTree {
+        /// Ties the end to the start.
+        job: JobId,
+        /// The commit.
+        sha: String,
+    },
+    /// Remove a tree, unless the link names it.
+    RemoveTree {
+        /// The commit.
         sha: String,
     },
     /// End the process. Always last.

@@ -288,6 +288,16 @@ pub(super) fn late(view: &View, web_scopes: &BTreeSet<Scope>, sha: &str) -> Vec<
     unlike(view, web_scopes, |facts| facts.prepared.as_deref() == Some(sha) || facts.serving.as_deref() == Some(sha))
 }
 
+/// The commits that some web bot serves, or has prepared. Idle bots count: they serve what they hold when they wake up.
+pub(super) fn in_use(view: &View, web_scopes: &BTreeSet<Scope>) -> BTreeSet<String> {
+    let facts = web_scopes.iter().flat_map(|scope| {
+        let prefix = scope.members_prefix();
+        let members = view.below(&prefix).filter_map(|kv| Member::from_json(&kv.value));
+        members.filter(|m| m.head.kind == Kind::Web).filter_map(|m| m.facts::<WebFacts>()).collect::<Vec<_>>()
+    });
+    facts.flat_map(|facts| [facts.serving, facts.prepared]).flatten().collect()
+}
+
 fn unlike(view: &View, web_scopes: &BTreeSet<Scope>, ready: impl Fn(&WebFacts) -> bool) -> Vec<String> {
     let mut late = Vec::new();
     for scope in web_scopes {

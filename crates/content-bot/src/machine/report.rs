@@ -142,6 +142,10 @@ fn why_not(state: &State, pointers: &Pointers) -> Vec<(String, String)> {
 /// Troubles with their figures, which change all the time.
 fn troubles(state: &State, pointers: &Pointers, now: Time) -> Vec<String> {
     let mut found: Vec<String> = state.membership.trouble().into_iter().collect();
+    found.extend(state.export.troubles(now));
+    if state.role() == Role::Follower {
+        found.extend(state.mirror.backoff().trouble(now));
+    }
     if state.role().leads() {
         found.extend(state.origin.backoff().trouble(now));
         found.extend(state.mirror.backoff().trouble(now));

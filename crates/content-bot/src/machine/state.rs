@@ -15,10 +15,11 @@ use super::{
     Action, Commit, ContentMachine, Event, JobId, KEPT_MAX, Reference, Role,
     backoff::Dice,
     canary::{CanarySettings, Trial},
+    export::{self, Export, ExportSettings, Trees},
     follower, leader,
     mirror::{Mirror, short},
     origin::{Origin, Tip},
-    publication::{Pointers, Publication},
+    publication::{self, Pointers, Publication},
     purge::{self, Purge, PurgeSettings},
     push::{Announcement, Push},
     report,
@@ -58,6 +59,8 @@ pub struct Settings {
     pub canary: Option<CanarySettings>,
     /// Whether and how caches in front are purged.
     pub purge: Option<PurgeSettings>,
+    /// Whether and how the live commit is put on disk.
+    pub export: Option<ExportSettings>,
     /// Pushes are announced, so that one which the poll finds first is one whose announcement was lost.
     pub pushes_expected: bool,
 }
@@ -80,6 +83,7 @@ pub struct State {
     pub(super) pin: Option<Tip>,
     pub(super) trial: Trial,
     pub(super) purge: Purge,
+    pub(super) export: Export,
     pub(super) mirror: Mirror,
     pub(super) publication: Publication,
     pub(super) push: Push,
@@ -120,6 +124,7 @@ impl State {
             pin: None,
             trial: Trial::default(),
             purge: Purge::default(),
+            export: Export::default(),
             mirror: Mirror::new(holds),
             publication: Publication::new(),
             push: Push::default(),
@@ -128,6 +133,12 @@ impl State {
             jobs: 0,
             settings,
         }
+    }
+
+    /// The same bot, with trees of an earlier life on its disk.
+    #[must_use]
+    pub fn with_trees(self, trees: Trees) -> Self {
+        Self { export: Export::found(trees), ..self }
     }
 
     /// The prefixes that a bot with these settings watches: its own scope and those of the web bots that it waits for.
@@ -147,6 +158,12 @@ impl State {
     #[must_use]
     pub fn holds(&self, sha: &str) -> bool {
         self.mirror.holds(sha)
+    }
+
+    /// The commit whose files the link names.
+    #[must_use]
+    pub fn exported(&self) -> Option<&str> {
+        self.export.linked()
     }
 
     /// Whether etcd answers and the name is ours: the bot does its work, leading or not.
@@ -203,13 +220,18 @@ impl State {
             Event::PushReceived(announcement) => self.announced(announcement),
             Event::Polled { job, result } => leader::polled(self, now, job, result),
             Event::FetchEnded { job, holds, result } => {
-                let ended = self.mirror.ended(now, job, holds, result, &mut self.dice);
-                if let Some(fetched) = ended.filter(|_| self.role.leads()) {
-                    leader::fetched(self, now, fetched);
+                let sha = self.mirror.fetching().map(str::to_owned);
+                let ended = self.mirror.ended(now, job, holds, result.clone(), &mut self.dice);
+                match (ended, sha) {
+                    (Some(fetched), _) if self.role.leads() => leader::fetched(self, now, fetched),
+                    (Some(_), Some(sha)) => follower::not_fetched(self, now, &sha, &result),
+                    (Some(_), None) | (None, _) => {}
                 }
             }
             Event::CommitDamaged { sha } => self.mirror.damaged(&sha),
             Event::CanaryRead { job, asked, failed, why } => self.trial.read(job, asked, failed, why),
+            Event::TreeExported { job, result } => self.export.ended(now, job, result, &mut self.dice),
+            Event::ToldOfTree { job, result } => self.export.told(now, job, result, &mut self.dice),
             Event::Purged { job, result } => self.purge.ended(now, job, result, &mut self.dice),
         }
         self.settle(now, out);
@@ -260,6 +282,10 @@ impl State {
         if self.role == Role::Stopped {
             return;
         }
+        if let Some((code, message)) = export::over(self, now) {
+            self.stop(now, code, message, out);
+            return;
+        }
         let mut asked = Vec::new();
         self.membership.advance(now, &mut asked);
         out.extend(asked.into_iter().map(action));
@@ -272,6 +298,7 @@ impl State {
             }
             Standing::Following => {
                 follower::act(self, now, out);
+                export::act(self, now, out);
                 Role::Follower
             }
             Standing::Leading => {
@@ -279,6 +306,7 @@ impl State {
                     self.take_office(now);
                 }
                 leader::act(self, now, out);
+                export::act(self, now, out);
                 self.leading_role()
             }
         };
@@ -383,18 +411,24 @@ impl State {
         let own = match self.role {
             Role::Stopped => return None,
             Role::Initializing | Role::Detached => vec![],
-            Role::Follower => vec![],
+            Role::Follower => vec![self.follower_deadline()],
             Role::Watching | Role::Fetching | Role::Preparing => self.leader_deadlines(),
         };
         let handing_on = self.push.retry_at().filter(|_| self.push.is_pending() && self.is_ready());
         let handing_on = due(handing_on, "write the announcement of a push down again");
         let shared = [self.membership.deadline(), self.leadership.deadline(), handing_on];
-        Deadline::earliest(own.into_iter().chain(shared).map(|d| self.ahead(d)))
+        let export = export::deadlines(self).into_iter().map(Some);
+        Deadline::earliest(own.into_iter().chain(shared).chain(export).map(|d| self.ahead(d)))
     }
 
     /// What the last step has seen and left alone waits for an event, not for time.
     fn ahead(&self, deadline: Option<Deadline>) -> Option<Deadline> {
         deadline.filter(|d| self.stepped_at.is_none_or(|at| d.at > at))
+    }
+
+    fn follower_deadline(&self) -> Option<Deadline> {
+        let retry = self.mirror.backoff().retry_at().filter(|_| follower::wanted(self, &self.pointers()).is_some());
+        due(retry, "fetch again")
     }
 
     fn leader_deadlines(&self) -> Vec<Option<Deadline>> {
@@ -424,7 +458,9 @@ impl State {
         )?;
         let fetching = self.mirror.fetching();
         check(fetching.is_none_or(|sha| !self.mirror.holds(sha)), "a commit that is held is not fetched")?;
-        check(self.mirror.len() <= KEPT_MAX + 3, "the mirror is bounded")?;
+        let in_use = publication::in_use(&self.view, &self.settings.web_scopes).len();
+        check(!leads || self.mirror.len() <= KEPT_MAX + 3 + in_use, "the mirror is bounded")?;
+        check(self.export.keeps_linked(), "the tree that the link names is not about to be removed")?;
         check(!leads || self.role == self.leading_role(), "the leader's role says what is on its way")?;
         check(
             self.origin.tip().is_none_or(|tip| tip.sha.len() == 40),

@@ -91,7 +91,11 @@ impl Purging {
 }
 
 impl Call {
-    async fn make(&self, sha: &str, scratch: &Path) -> Result<u16, String> {
+    /// Makes it; yields the status.
+    ///
+    /// # Errors
+    /// One line, if there is no answer.
+    pub(super) async fn make(&self, sha: &str, scratch: &Path) -> Result<u16, String> {
         let (url, body) = (self.url.replace("{sha}", sha), self.body.replace("{sha}", sha));
         let mut headers: Vec<(String, Secret)> = Vec::new();
         headers

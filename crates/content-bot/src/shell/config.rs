@@ -1,5 +1,7 @@
 //! The configuration: read into types, checked, and made into the machine's settings and the shell's limits.
 
+mod export;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -13,6 +15,7 @@ use bots_core::{
 };
 use serde::Deserialize;
 
+pub use self::export::Export;
 use super::{
     callers::Call,
     gates::{Check, Gates, Signers},
@@ -20,6 +23,7 @@ use super::{
     known_hosts::KnownHosts,
     origin::{Credentials, Limits, Reach},
     source::{Source, Transport},
+    submodules::Submodules,
 };
 use crate::machine::{CanarySettings, PurgeSettings, Reference, Settings};
 
@@ -55,6 +59,8 @@ pub struct Config {
     pub canary: Option<Canary>,
     /// Whether and how caches in front are purged.
     pub purge: Option<Purge>,
+    /// Whether and how the live commit is put on disk as files.
+    pub export: Option<Export>,
     /// Where the mirror and the packs are kept; one bot, one directory.
     pub data_dir: PathBuf,
     /// The web scopes that serve the site.
@@ -103,6 +109,9 @@ pub struct Git {
     /// How many commits of a branch are fetched; all if it is 0.
     #[serde(default)]
     pub depth: u32,
+    /// Which submodules belong to the site.
+    #[serde(default)]
+    pub submodules: Submodules,
     /// The largest transfer, and the largest tree.
     #[serde(default = "size_max_bytes")]
     pub size_max_bytes: u64,
@@ -309,6 +318,7 @@ impl Config {
         within("git.files_max", self.git.files_max, 1, u64::MAX)?;
         self.check_canary_and_purge()?;
         self.check_reach()?;
+        self.export.as_ref().map_or(Ok(()), Export::check)?;
         let address = self.common.restapi.connect_address();
         if address.starts_with("0.0.0.0") || address.starts_with("[::]") {
             return Err(format!(
@@ -396,6 +406,7 @@ impl Config {
                 timeout: Span::from_secs(canary.timeout_s),
                 failures_percent_max: canary.failures_percent_max,
             }),
+            export: self.export.as_ref().map(Export::settings),
             purge: self.purge.as_ref().map(|p| PurgeSettings { again_after: Span::from_secs(p.again_after_s) }),
         })
     }
@@ -408,7 +419,8 @@ impl Config {
         let mut callees = Callees { scratch: self.data_dir.clone(), ..Callees::default() };
         callees.canary_paths = self.canary.as_ref().map(|canary| canary.paths.clone()).unwrap_or_default();
         if let Some(purge) = &self.purge {
-            callees.purging.calls = purge.requests.iter().map(PurgeRequest::call).collect::<Result<_, _>>()?;
+            callees.purging.calls =
+                purge.requests.iter().map(|request| request.call("purge.requests")).collect::<Result<_, _>>()?;
             callees.purging.probes.clone_from(&purge.probe);
         }
         Ok(callees)
@@ -458,14 +470,14 @@ impl Config {
 }
 
 impl PurgeRequest {
-    fn call(&self) -> Result<Call, String> {
+    fn call(&self, field: &str) -> Result<Call, String> {
         let method = hyper::Method::from_bytes(self.method.as_bytes());
-        let method = method.map_err(|_| format!("purge.requests.method: `{}` is no method of HTTP", self.method))?;
+        let method = method.map_err(|_| format!("{field}.method: `{}` is no method of HTTP", self.method))?;
         if !self.url.starts_with("http://") && !self.url.starts_with("https://") {
-            return Err(format!("purge.requests.url: `{}` is no http:// or https:// address", self.url));
+            return Err(format!("{field}.url: `{}` is no http:// or https:// address", self.url));
         }
         for (name, path) in &self.header_files {
-            Secret::from_file(path).map_err(|e| format!("purge.requests.header_files.{name}: {e}"))?;
+            Secret::from_file(path).map_err(|e| format!("{field}.header_files.{name}: {e}"))?;
         }
         let pairs = |map: &BTreeMap<String, String>| map.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
         Ok(Call {
@@ -547,7 +559,7 @@ const fn files_max() -> u64 {
 mod tests {
     use bots_core::shell::config::load;
 
-    use super::Config;
+    use super::{Config, Submodules};
 
     fn read(extra: &str) -> Result<Config, String> {
         let document = format!("{{scope: site, name: c1, etcd3: {{host: '127.0.0.1:1'}}, data_dir: /tmp/x, {extra}}}");
@@ -563,6 +575,19 @@ mod tests {
         assert_eq!(settings.origin, "https://git.example/a.git");
         assert_eq!(settings.pack_url, "http://127.0.0.1:8008");
         assert!(!format!("{config:?}{settings:?}").contains("s3cret"), "no password in any output");
+    }
+
+    #[test]
+    fn submodules_are_left_out_unless_they_are_asked_for() {
+        let check = |extra: &str, expected: Submodules| {
+            let config = read(&format!("git: {{url: /a{extra}}}")).expect(extra);
+            assert_eq!(config.git.submodules, expected, "{extra}");
+        };
+        check("", Submodules::Off);
+        check(", submodules: off", Submodules::Off);
+        check(", submodules: shallow", Submodules::Shallow);
+        check(", submodules: recursive", Submodules::Recursive);
+        assert!(read("git: {url: /a, submodules: some}").expect_err("no such choice").contains("submodules"));
     }
 
     #[test]
@@ -585,6 +610,15 @@ mod tests {
         check("git: {url: 'git@host:a'}", "git.ssh_key_file");
         check("git: {url: /a}, ttl_s: 1", "ttl_s");
         check("git: {url: /a}, web_scopes: ['a/b']", "web_scopes");
+        check("git: {url: /a}, export: {link: current}", "root");
+        check("git: {url: /a}, export: {root: site}", "export.root");
+        check("git: {url: /a}, export: {root: /srv/a, link: /srv/a}", "export.link");
+        check("git: {url: /a}, export: {root: /srv/a, link: 'a/../b'}", "export.link");
+        check("git: {url: /a}, export: {root: /srv/a, touch_file: t}", "export.touch_file");
+        check("git: {url: /a}, export: {root: /srv/a, exec_hook: {command: []}}", "export.exec_hook.command");
+        check("git: {url: /a}, export: {root: /srv/a, exec_hook: {command: [/none]}}", "export.exec_hook.command");
+        check("git: {url: /a}, export: {root: /srv/a, webhook: {method: POST, url: x}}", "export.webhook.url");
+        check("git: {url: /a}, export: {root: /srv/a, one_time_timeout_s: 0}", "export.one_time_timeout_s");
         check("git: {url: /a}, canary: {observe_s: 0}", "canary.observe_s");
         check("git: {url: /a}, canary: {paths: []}", "canary.paths");
         check("git: {url: /a}, purge: {requests: []}", "purge.requests");

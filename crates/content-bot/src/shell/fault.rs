@@ -17,6 +17,9 @@ pub enum Fault {
     /// The origin does not give the commit out.
     #[error("the origin does not give out the commit")]
     Vanished,
+    /// Whoever was asked refuses, and will another time.
+    #[error("{0}")]
+    Refused(String),
     /// The network, the origin or the disk; another time it may work.
     #[error("{0}")]
     Failed(String),
@@ -34,6 +37,15 @@ impl Fault {
             _ => Self::Damaged(error.message().to_owned()),
         }
     }
+}
+
+/// Whether the origin was reached and will not give what it is asked for: it wants other credentials, or has no such repository.
+#[must_use]
+pub fn is_refusal(error: &git2::Error) -> bool {
+    let refuses =
+        matches!(error.code(), ErrorCode::Auth | ErrorCode::Certificate | ErrorCode::NotFound | ErrorCode::Owner);
+    let absent = ["status code: 401", "status code: 403", "status code: 404", "failed to resolve path"];
+    refuses || absent.iter().any(|words| error.message().contains(words))
 }
 
 /// Whether an error of an operation with the origin tells of the origin or the way to it, not of our mirror.

@@ -2,18 +2,24 @@
 //! files. What does not pass is unfit, and is quarantined.
 
 use std::{
-    fs, io,
-    os::unix::fs::DirBuilderExt,
+    ffi::OsStr,
+    fs,
+    io::{self, Write},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{DirBuilderExt, OpenOptionsExt, symlink},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use bots_core::shell::process::Program;
-use git2::{Oid, Repository, build::CheckoutBuilder};
+use git2::{ObjectType, Oid, Repository, Tree};
 
 use super::{
     fault::Fault,
     guard::Guard,
+    submodules,
     tool::{self, Outcome},
 };
 
@@ -22,6 +28,9 @@ const SIGNATURE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The longest signature. Those of many-keyed GPG are below ten thousand bytes.
 const SIGNATURE_LEN_MAX: usize = 64 * 1024;
+
+pub(super) const FILE_MODE_LINK: i32 = 0o120_000;
+pub(super) const FILE_MODE_PROGRAM: i32 = 0o100_755;
 
 /// Which signatures count.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -210,17 +219,57 @@ impl Check {
     }
 }
 
-/// Writes the files of a commit, as they are in git, into a new directory.
+/// Writes the files of a commit and of its submodules, as they are in git, into a new directory.
 ///
 /// # Errors
 /// If they cannot be read or written.
 pub(super) fn check_out(repository: &Repository, commit: Oid, target: &Path) -> Result<(), Fault> {
-    let disk = |e: io::Error| Fault::Failed(format!("cannot make {}: {e}", target.display()));
-    fs::create_dir_all(target).map_err(disk)?;
-    let mut how = CheckoutBuilder::new();
-    how.target_dir(target).force().update_index(false).disable_filters(true);
+    check_out_one(repository, commit, target)?;
+    for place in submodules::places(repository, commit)? {
+        check_out_one(repository, place.commit, &target.join(place.path))?;
+    }
+    Ok(())
+}
+
+fn check_out_one(repository: &Repository, commit: Oid, target: &Path) -> Result<(), Fault> {
     let tree = repository.find_commit(commit).and_then(|commit| commit.tree()).map_err(|e| Fault::local(&e))?;
-    repository.checkout_tree(tree.as_object(), Some(&mut how)).map_err(|e| Fault::local(&e))
+    write_tree(repository, &tree, target)
+}
+
+/// libgit2's own way out of a bare repository stumbles over submodules. The tree has passed the rules for content, so that no
+/// name leaves its folder, and the folder is new.
+fn write_tree(repository: &Repository, tree: &Tree<'_>, target: &Path) -> Result<(), Fault> {
+    let disk = |path: &Path| {
+        let path = path.display().to_string();
+        move |e: io::Error| Fault::Failed(format!("cannot write {path}: {e}"))
+    };
+    fs::create_dir_all(target).map_err(disk(target))?;
+    for entry in tree {
+        let path = target.join(OsStr::from_bytes(entry.name_bytes()));
+        match entry.kind() {
+            Some(ObjectType::Tree) => {
+                let below = repository.find_tree(entry.id()).map_err(|e| Fault::local(&e))?;
+                write_tree(repository, &below, &path)?;
+            }
+            Some(ObjectType::Blob) => {
+                let blob = repository.find_blob(entry.id()).map_err(|e| Fault::local(&e))?;
+                write_file(&path, entry.filemode(), blob.content()).map_err(disk(&path))?;
+            }
+            // The place of a submodule, as git leaves it.
+            Some(ObjectType::Commit) => fs::create_dir_all(&path).map_err(disk(&path))?,
+            Some(ObjectType::Any | ObjectType::Tag) | None => {}
+        }
+    }
+    Ok(())
+}
+
+fn write_file(path: &Path, mode: i32, content: &[u8]) -> io::Result<()> {
+    if mode == FILE_MODE_LINK {
+        return symlink(OsStr::from_bytes(content), path);
+    }
+    // What others may do is for the umask to say, as with git.
+    let mode = if mode == FILE_MODE_PROGRAM { 0o777 } else { 0o666 };
+    fs::File::options().create_new(true).write(true).mode(mode).open(path)?.write_all(content)
 }
 
 fn readable(path: &Path, field: &str) -> Result<(), Fault> {

@@ -16,6 +16,8 @@ use tokio::sync::Semaphore;
 
 use super::{
     callers::{self, Purging},
+    export::Exporter,
+    fault::Fault,
     guard::Stop,
     metrics::ContentMetrics,
     mirror::Mirror,
@@ -51,6 +53,7 @@ pub struct Hands {
     role: Arc<Mutex<Role>>,
     work: Arc<Semaphore>,
     callees: Arc<Callees>,
+    exporter: Option<Arc<Exporter>>,
 }
 
 impl Hands {
@@ -75,6 +78,7 @@ impl Hands {
             role,
             work: Arc::new(Semaphore::new(WORK_MAX)),
             callees: Arc::default(),
+            exporter: None,
         }
     }
 
@@ -83,6 +87,57 @@ impl Hands {
     pub fn calling(mut self, callees: Callees) -> Self {
         self.callees = Arc::new(callees);
         self
+    }
+
+    /// The same hands, that put the live commit on disk.
+    #[must_use]
+    pub fn exporting(mut self, exporter: Option<Exporter>) -> Self {
+        self.exporter = exporter.map(Arc::new);
+        self
+    }
+
+    fn export(&self, job: JobId, sha: String) {
+        let Some(exporter) = self.exporter.clone() else { return };
+        let (mirror, commit) = (Arc::clone(&self.mirror), sha.clone());
+        let put = self.blocking(self.limits.fetch, move || exporter.put(&mirror, &commit));
+        let (events, metrics) = (self.events.clone(), self.metrics.clone());
+        tokio::spawn(async move {
+            let (damaged, result) = match put.await {
+                Ok(Ok(())) => (false, Ok(())),
+                Ok(Err(fault)) => (matches!(fault, Fault::Damaged(_)), Err(fault.to_string())),
+                Err(why) => (false, Err(why)),
+            };
+            let result = result.map_err(|why| format!("cannot export {}: {why}", sha.get(..8).unwrap_or(&sha)));
+            metrics.exports.inc();
+            match &result {
+                Ok(()) => tracing::info!(sha, "a commit is exported"),
+                Err(why) => {
+                    metrics.exports_failed.inc();
+                    tracing::warn!(sha, why, "a commit could not be exported");
+                }
+            }
+            if damaged {
+                events.send(Event::CommitDamaged { sha }).await;
+            }
+            events.send(Event::TreeExported { job, result }).await;
+        });
+    }
+
+    fn tell(&self, job: JobId, sha: String) {
+        let (Some(exporter), stop) = (self.exporter.clone(), self.stop.clone()) else { return };
+        let (commit, teller) = (sha.clone(), Arc::clone(&exporter));
+        let ran = self.blocking(exporter.tell_deadline(), move || teller.run_hook(&commit, stop));
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let result = match ran.await {
+                Ok(Ok(())) => exporter.call(&sha).await,
+                Ok(Err(why)) | Err(why) => Err(why),
+            };
+            if let Err(why) = &result {
+                tracing::warn!(sha, why, "not all were told of an exported commit");
+            }
+            events.send(Event::ToldOfTree { job, result }).await;
+        });
     }
 
     fn look(&self, job: JobId) {
@@ -112,6 +167,7 @@ impl Hands {
             (mirror.holds(), result)
         });
         let (events, metrics, mirror) = (self.events.clone(), self.metrics.clone(), Arc::clone(&self.mirror));
+        let tidied = Arc::clone(&self.mirror);
         tokio::spawn(async move {
             let began = Clock::now();
             let (holds, result) = match fetched.await {
@@ -133,6 +189,7 @@ impl Hands {
                 metrics.fetches_failed.inc();
             }
             events.send(Event::FetchEnded { job, holds, result }).await;
+            tokio::task::spawn_blocking(move || tidied.tidy());
         });
     }
 
@@ -210,6 +267,13 @@ impl Shell for Hands {
                     }
                     events.send(Event::Purged { job, result }).await;
                 });
+            }
+            Action::ExportTree { job, sha } => self.export(job, sha),
+            Action::TellOfTree { job, sha } => self.tell(job, sha),
+            Action::RemoveTree { sha } => {
+                if let Some(exporter) = self.exporter.clone() {
+                    tokio::task::spawn_blocking(move || exporter.remove(&sha));
+                }
             }
             Action::Exit { code, message } => return ControlFlow::Break(Exit { code, message }),
         }

@@ -32,6 +32,10 @@ pub struct ContentMetrics {
     pub purges: Counter,
     /// Rounds of purging that failed.
     pub purges_failed: Counter,
+    /// Trees that were put on disk, or looked through.
+    pub exports: Counter,
+    /// Trees that could not be.
+    pub exports_failed: Counter,
 }
 
 impl ContentMetrics {
@@ -73,6 +77,8 @@ impl ContentMetrics {
             r.register("content_packs", "Packs handed out", own.packs.clone());
             r.register("content_purges", "Rounds in which the caches in front were purged", own.purges.clone());
             r.register("content_purges_failed", "Rounds of purging that failed", own.purges_failed.clone());
+            r.register("content_exports", "Commits put on disk as files", own.exports.clone());
+            r.register("content_exports_failed", "Exports that failed", own.exports_failed.clone());
         });
         own
     }

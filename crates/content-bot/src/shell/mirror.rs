@@ -18,15 +18,14 @@ use super::{
     guard::{Guard, Stop},
     origin::{Limits, Origin},
     packs::Packs,
+    submodules::{self, Submodules},
+    tidy,
     verify::verify,
 };
 use crate::machine::{Commit, FetchResult};
 
 /// What keeps a commit: `refs/bots/<number>/<sha>`. The number grows, so that the oldest is known.
 const KEPT: &str = "refs/bots";
-
-/// Every fetch leaves a pack, and libgit2 cannot repack: above this many the mirror is copied afresh.
-const PACK_FILES_MAX: usize = 40;
 
 /// The longest subject that is shown, in characters.
 const SUBJECT_LEN_MAX: usize = 100;
@@ -39,11 +38,14 @@ pub struct Mirror {
     limits: Limits,
     stop: Stop,
     gates: Gates,
+    submodules: Submodules,
     packs: Packs,
     /// Read to use the repository, written to swap it.
     swap: RwLock<()>,
     /// One fetch at a time, also if an earlier one hangs beyond its deadline.
     fetching: Mutex<()>,
+    /// One tidying at a time.
+    tidying: Mutex<()>,
     /// One bot, one directory: held for as long as the process lives.
     _lock: File,
 }
@@ -76,9 +78,11 @@ impl Mirror {
             limits,
             stop,
             gates: Gates::default(),
+            submodules: Submodules::Off,
             packs,
             swap: RwLock::new(()),
             fetching: Mutex::new(()),
+            tidying: Mutex::new(()),
             _lock: lock,
         };
         for left_over in [mirror.fresh(), mirror.worn(), mirror.checking()] {
@@ -92,6 +96,12 @@ impl Mirror {
     #[must_use]
     pub fn behind(self, gates: Gates) -> Self {
         Self { gates, ..self }
+    }
+
+    /// Takes these submodules of every commit in with it.
+    #[must_use]
+    pub fn following(self, submodules: Submodules) -> Self {
+        Self { submodules, ..self }
     }
 
     /// The origin that it mirrors.
@@ -135,14 +145,14 @@ impl Mirror {
                 tracing::warn!(why, "the mirror is made anew");
                 self.make_anew(commit, &guard)
             }
-            Fault::Unfit(_) | Fault::Vanished | Fault::Failed(_) => Err(fault),
+            Fault::Unfit(_) | Fault::Vanished | Fault::Refused(_) | Fault::Failed(_) => Err(fault),
         });
         match fetched {
             Ok(()) => FetchResult::Complete,
             // The mirror is new, so it is not ours that lacks the object.
             Err(Fault::Incomplete(reason) | Fault::Unfit(reason)) => FetchResult::Unfit { reason },
             Err(Fault::Vanished) => FetchResult::Vanished,
-            Err(Fault::Damaged(why) | Fault::Failed(why)) => FetchResult::Failed { why },
+            Err(Fault::Damaged(why) | Fault::Refused(why) | Fault::Failed(why)) => FetchResult::Failed { why },
         }
     }
 
@@ -162,6 +172,42 @@ impl Mirror {
         self.packs.ensure(&repository, commit, &guard).map(Some)
     }
 
+    /// Makes one pack of many small ones, if there are many. Fetches go on meanwhile.
+    pub fn tidy(&self) {
+        let Ok(_tidying) = self.tidying.try_lock() else { return };
+        let Some(packs) = tidy::crowd(&self.path()) else { return };
+        let guard = Guard::new(self.stop.clone(), self.limits.fetch, u64::MAX);
+        let merged = {
+            let _using = self.swap.read().unwrap_or_else(PoisonError::into_inner);
+            let repository = self.repository().map_err(|e| Fault::local(&e));
+            repository.and_then(|repository| tidy::merge(&repository, &packs, &guard))
+        };
+        if let Err(fault) = merged {
+            tracing::warn!(%fault, "the mirror could not be tidied up; it works as it is");
+            return;
+        }
+        // Nobody reads meanwhile: who has the repository open looks for packs that it has seen.
+        let _swapping = self.swap.write().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = tidy::remove(&packs) {
+            tracing::warn!(%error, "old packs of the mirror cannot be removed");
+        }
+    }
+
+    /// Works with a commit that the mirror keeps, within the time of a fetch.
+    ///
+    /// # Errors
+    /// Those of `work`, or if the mirror does not keep the commit.
+    pub fn with_commit<T>(
+        &self,
+        sha: &str,
+        work: impl FnOnce(&Repository, Oid, &Guard) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let _using = self.swap.read().unwrap_or_else(PoisonError::into_inner);
+        let commit = Oid::from_str(sha).map_err(|e| Fault::local(&e))?;
+        let repository = self.repository().map_err(|e| Fault::local(&e))?;
+        work(&repository, commit, &Guard::new(self.stop.clone(), self.limits.fetch, u64::MAX))
+    }
+
     /// Keeps a commit no longer.
     pub fn forget(&self, sha: &str) {
         let _using = self.swap.read().unwrap_or_else(PoisonError::into_inner);
@@ -173,6 +219,9 @@ impl Mirror {
                     reference.delete()?;
                 }
             }
+            for reference in repository.references_glob(&submodules::glob(sha))? {
+                reference?.delete()?;
+            }
             Ok(())
         });
         if let Err(error) = forgotten {
@@ -182,22 +231,15 @@ impl Mirror {
     }
 
     fn fetch_in_place(&self, commit: Oid, guard: &Guard) -> Result<(), Fault> {
-        let crowded = {
-            let _using = self.swap.read().unwrap_or_else(PoisonError::into_inner);
-            let repository = open_or_create(&self.path()).map_err(|e| Fault::local(&e))?;
-            self.take_in(&repository, commit, guard).map_err(|fault| match fault {
-                // libgit2 tells the origin that it has what its references name, and asks for nothing.
-                Fault::Vanished if !is_sound(&repository) => {
-                    Fault::Damaged(String::from("its references name commits that it does not have"))
-                }
-                other => other,
-            })?;
-            pack_files(&self.path()) > PACK_FILES_MAX
-        };
-        if crowded && let Err(fault) = self.replace(|fresh| self.copy_kept(fresh)) {
-            tracing::warn!(%fault, "the mirror could not be tidied up; it works as it is");
-        }
-        Ok(())
+        let _using = self.swap.read().unwrap_or_else(PoisonError::into_inner);
+        let repository = open_or_create(&self.path()).map_err(|e| Fault::local(&e))?;
+        self.take_in(&repository, commit, guard).map_err(|fault| match fault {
+            // libgit2 tells the origin that it has what its references name, and asks for nothing.
+            Fault::Vanished if !is_sound(&repository) => {
+                Fault::Damaged(String::from("its references name commits that it does not have"))
+            }
+            other => other,
+        })
     }
 
     /// Fetches everything into a new repository beside the old one, saves what the old one has, and swaps them.
@@ -212,6 +254,7 @@ impl Mirror {
 
     fn take_in(&self, repository: &Repository, commit: Oid, guard: &Guard) -> Result<(), Fault> {
         self.origin.fetch(repository, commit, guard)?;
+        submodules::fetch(self.submodules, &self.origin, repository, commit, guard)?;
         verify(repository, commit, &self.limits, guard)?;
         self.gates.pass(repository, commit, &self.checking(), guard)?;
         keep(repository, commit).map_err(|e| Fault::local(&e))?;
@@ -229,7 +272,10 @@ impl Mirror {
             let guard = Guard::new(self.stop.clone(), self.limits.fetch, u64::MAX);
             let copied = fresh
                 .remote_anonymous(path)
-                .and_then(|mut remote| remote.fetch(&[format!("+{name}:{name}")], None, None))
+                .and_then(|mut remote| {
+                    let all = submodules::glob(&oid.to_string());
+                    remote.fetch(&[format!("+{name}:{name}"), format!("+{all}:{all}")], None, None)
+                })
                 .map_err(|e| Fault::local(&e))
                 .and_then(|()| verify(fresh, oid, &self.limits, &guard));
             if let Err(fault) = copied {
@@ -319,11 +365,6 @@ fn is_sound(repository: &Repository) -> bool {
     all_there().is_ok()
 }
 
-fn pack_files(repository: &Path) -> usize {
-    let Ok(entries) = fs::read_dir(repository.join("objects/pack")) else { return 0 };
-    entries.flatten().filter(|e| e.path().extension().is_some_and(|e| e == "pack")).count()
-}
-
 /// Removes locks and half-written files: nobody else works here, so whoever wrote them is dead.
 fn clear_left_overs(dir: &Path) -> io::Result<()> {
     if !dir.is_dir() {
@@ -335,7 +376,11 @@ fn clear_left_overs(dir: &Path) -> io::Result<()> {
         let name = name.to_string_lossy();
         if entry.file_type()?.is_dir() {
             clear_left_overs(&entry.path())?;
-        } else if name.ends_with(".lock") || name.starts_with("pack_git2_") || name.starts_with("tmp_") {
+        } else if name.ends_with(".pack") && !entry.path().with_extension("idx").exists()
+            || name.ends_with(".lock")
+            || name.starts_with("pack_git2_")
+            || name.starts_with("tmp_")
+        {
             tracing::info!(file = %entry.path().display(), "a left-over is removed");
             fs::remove_file(entry.path())?;
         }
@@ -343,7 +388,7 @@ fn clear_left_overs(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+pub(super) fn remove(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),

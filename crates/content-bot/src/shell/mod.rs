@@ -5,6 +5,7 @@ mod base64;
 mod bucket;
 pub mod callers;
 pub mod config;
+pub mod export;
 pub mod fault;
 pub mod gates;
 pub mod guard;
@@ -16,6 +17,8 @@ pub mod origin;
 mod packs;
 mod signature;
 pub mod source;
+pub mod submodules;
+mod tidy;
 mod tool;
 mod verify;
 pub mod webhook;
@@ -31,6 +34,7 @@ use bots_core::{
 use self::{
     api::{Doors, Front, PushDoor},
     config::Config,
+    export::Exporter,
     guard::Stop,
     hands::Hands,
     metrics::ContentMetrics,
@@ -77,10 +81,13 @@ impl Bot for ContentBot {
         let callees = config.callees().map_err(Exit::usage)?;
         let (limits, stop) = (config.limits(), Stop::default());
         let origin = Origin::new(source, Reference::parse(&config.git.reference), credentials).reached(config.reach());
-        let mirror = Mirror::open(&config.data_dir, origin, limits, stop.clone())?.behind(config.verify.gates());
+        let mirror = Mirror::open(&config.data_dir, origin, limits, stop.clone())?;
+        let mirror = mirror.behind(config.verify.gates()).following(config.git.submodules);
         let mirror = Arc::new(mirror);
         let prefixes = State::prefixes(&settings);
-        let state = State::new(settings, mirror.holds(), context.epoch_unix_ms);
+        let exporter = config.export.as_ref().map(|export| export.exporter(&config.data_dir)).transpose()?;
+        let trees = exporter.as_ref().map(Exporter::trees).unwrap_or_default();
+        let state = State::new(settings, mirror.holds(), context.epoch_unix_ms).with_trees(trees);
         let metrics = ContentMetrics::registered(&context.metrics);
         let role = Arc::new(Mutex::new(Role::Initializing));
         let doors = Arc::new(Doors::new(
@@ -91,7 +98,9 @@ impl Bot for ContentBot {
             context.status,
             Arc::clone(&role),
         ));
-        let hands = Hands::new(context.events, context.dcs, mirror, limits, stop, metrics, role).calling(callees);
+        let hands = Hands::new(context.events, context.dcs, mirror, limits, stop, metrics, role)
+            .calling(callees)
+            .exporting(exporter);
         Ok(Assembled::new(state, hands, prefixes, health)
             .routes(api::routes(Arc::clone(&doors)))
             .self_authenticated(api::push_routes(doors)))

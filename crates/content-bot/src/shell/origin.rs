@@ -10,10 +10,10 @@ use git2::{
 use semver::{Version, VersionReq};
 
 use super::{
-    fault::{Fault, is_remote},
+    fault::{Fault, is_refusal, is_remote},
     guard::{Guard, Stop},
     known_hosts::KnownHosts,
-    source::Source,
+    source::{Source, Transport},
 };
 use crate::machine::{PollResult, Reference};
 
@@ -86,6 +86,31 @@ impl Origin {
     #[must_use]
     pub fn reached(self, reach: Reach) -> Self {
         Self { reach, ..self }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub const fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The origin of a submodule, at one commit. It is shown credentials if it is at the same host, by the same protocol.
+    #[must_use]
+    pub(super) fn submodule(&self, source: Source, commit: Oid) -> Self {
+        let credentials = match source.place() == self.source.place() {
+            true => self.credentials.clone(),
+            false => Credentials {
+                username: None,
+                password: None,
+                password_file: None,
+                ssh_key_file: None,
+                ssh_key_passphrase: None,
+                known_hosts_file: self.credentials.known_hosts_file.clone(),
+            },
+        };
+        let (reference, reach) = (Reference::Pinned(commit.to_string()), self.reach.clone());
+        let depth = if source.transport() == Transport::Local { 0 } else { reach.depth };
+        Self { source, reference, credentials, reach: Reach { depth, ..reach } }
     }
 
     /// What the reference points at.
@@ -237,6 +262,7 @@ impl Origin {
                 Fault::Vanished
             }
             Some(_) => Fault::Failed(self.unreachable(error, guard)),
+            None if is_refusal(error) => Fault::Refused(self.unreachable(error, guard)),
             None if is_remote(error) => Fault::Failed(self.unreachable(error, guard)),
             None => Fault::Damaged(self.source.censor(error.message())),
         }

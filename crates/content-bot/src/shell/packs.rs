@@ -9,7 +9,7 @@ use std::{
 
 use git2::{Oid, Repository};
 
-use super::{fault::Fault, guard::Guard};
+use super::{fault::Fault, guard::Guard, submodules};
 
 /// The directory of packs.
 #[derive(Debug)]
@@ -69,6 +69,9 @@ fn build(repository: &Repository, commit: Oid, path: &Path, guard: &Guard) -> Re
         builder.set_progress_callback(|_stage, _done, _all| guard.allows())?;
         // The commit and its tree, without its parents: a site needs no history.
         builder.insert_commit(commit)?;
+        for submodule in submodules::kept(repository, commit)? {
+            builder.insert_commit(submodule)?;
+        }
         builder.foreach(|chunk| {
             failed = file.write_all(chunk).err();
             failed.is_none() && guard.allows()

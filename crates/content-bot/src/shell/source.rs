@@ -89,6 +89,18 @@ impl Source {
         self.transport
     }
 
+    /// The protocol and the host with its port: who is shown credentials.
+    #[must_use]
+    pub(super) fn place(&self) -> (&str, &str) {
+        match self.url.split_once("://") {
+            Some((scheme, rest)) => {
+                let authority = rest.split('/').next().unwrap_or_default();
+                (scheme, authority.rsplit('@').next().unwrap_or_default())
+            }
+            None => ("ssh", self.url.split(':').next().and_then(|host| host.rsplit('@').next()).unwrap_or_default()),
+        }
+    }
+
     /// `text` on one line, without the address's credentials.
     #[must_use]
     pub fn censor(&self, text: &str) -> String {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use git2::{ErrorCode, ObjectType, Odb, Oid, Repository, TreeEntry};
 
-use super::{fault::Fault, guard::Guard, origin::Limits};
+use super::{fault::Fault, gates::FILE_MODE_LINK, guard::Guard, origin::Limits, submodules};
 
 /// Directories inside one another. The deepest real sites have a dozen.
 const DEPTH_MAX: usize = 64;
@@ -14,8 +14,6 @@ const PATH_LEN_MAX: usize = 1024;
 
 /// The longest target of a symbolic link, in bytes.
 const LINK_LEN_MAX: usize = 4096;
-
-const FILE_MODE_LINK: i32 = 0o120_000;
 
 /// Reads the whole commit: every object is there, unharmed, and within the rules.
 ///
@@ -28,13 +26,16 @@ pub(super) fn verify(repository: &Repository, commit: Oid, limits: &Limits, guar
         return Err(Fault::Unfit(format!("the reference points at a {kind}, not at a commit: correct git.ref")));
     }
     let tree = repository.find_commit(commit).and_then(|c| c.tree()).map_err(|e| missing(&e, commit, "the commit"))?;
-    let mut walk = Walk { repository, odb, limits, guard, files: 0, bytes: 0, read: BTreeSet::new() };
+    let submodules = submodules::kept(repository, commit).map_err(|e| Fault::local(&e))?;
+    let mut walk = Walk { repository, odb, submodules, limits, guard, files: 0, bytes: 0, read: BTreeSet::new() };
     walk.tree(&tree, "", 0)
 }
 
 struct Walk<'r> {
     repository: &'r Repository,
     odb: Odb<'r>,
+    /// The commits of the submodules that belong to the site.
+    submodules: BTreeSet<Oid>,
     limits: &'r Limits,
     guard: &'r Guard,
     files: u64,
@@ -62,7 +63,12 @@ impl Walk<'_> {
                     self.tree(&tree, &path, depth + 1)?;
                 }
                 Some(ObjectType::Blob) => self.blob(&entry, &path)?,
-                // A submodule: another repository's commit, which is not part of this site.
+                Some(ObjectType::Commit) if self.submodules.contains(&entry.id()) => {
+                    let commit = self.repository.find_commit(entry.id());
+                    let tree = commit.and_then(|commit| commit.tree());
+                    self.tree(&tree.map_err(|e| missing(&e, entry.id(), &path))?, &path, depth + 1)?;
+                }
+                // A submodule that is not part of this site.
                 Some(ObjectType::Commit) => {}
                 Some(ObjectType::Any | ObjectType::Tag) | None => {
                     return Err(Fault::Unfit(format!("{path} is neither file, link nor directory")));

@@ -11,8 +11,8 @@ use bots_core::{
     wire::{Canary, ContentRevision, Kind, Member, MemberHead, WebFacts},
 };
 use content_bot::machine::{
-    Action, CanarySettings, Commit, ContentMachine, Event, FetchResult, JobId, PollResult, PurgeSettings, Reference,
-    Role, Settings, State,
+    Action, CanarySettings, Commit, ContentMachine, Event, ExportSettings, FetchResult, JobId, PollResult,
+    PurgeSettings, Reference, Role, Settings, State,
 };
 
 pub const TTL: Span = Span::from_secs(5);
@@ -25,6 +25,8 @@ pub enum Job {
     Fetch(String),
     Read(String),
     Purge,
+    Export(String),
+    Tell,
 }
 
 /// What becomes of a transaction.
@@ -61,6 +63,7 @@ pub struct World {
     /// For bots that start from now on.
     pub canary: Option<CanarySettings>,
     pub purge: Option<PurgeSettings>,
+    pub export: Option<ExportSettings>,
     /// The instance that answers when a name is probed.
     pub namesake: Option<String>,
     instances: u64,
@@ -98,6 +101,7 @@ impl World {
             fate: Fate::Answered,
             canary: None,
             purge: None,
+            export: None,
             namesake: None,
             instances: 0,
         }
@@ -122,6 +126,7 @@ impl World {
             pushes_expected: true,
             canary: self.canary,
             purge: self.purge,
+            export: self.export,
         };
         let cursors = State::prefixes(&settings).into_iter().map(|p| (p, None)).collect();
         let bot = Bot {
@@ -213,6 +218,15 @@ impl World {
                 self.log.push(format!("{name} > purge for {sha}"));
                 self.bot(name).jobs.insert(job, Job::Purge);
             }
+            Action::ExportTree { job, sha } => {
+                self.log.push(format!("{name} > export {sha}"));
+                self.bot(name).jobs.insert(job, Job::Export(sha));
+            }
+            Action::TellOfTree { job, sha } => {
+                self.log.push(format!("{name} > tell of {sha}"));
+                self.bot(name).jobs.insert(job, Job::Tell);
+            }
+            Action::RemoveTree { sha } => self.log.push(format!("{name} > remove the tree {sha}")),
             Action::Exit { code, message } => {
                 self.log.push(format!("{name} > exit {code}: {message}"));
                 self.bot(name).exited = Some(code);
@@ -388,7 +402,7 @@ impl World {
     pub fn end_fetch(&mut self, name: &str, result: FetchResult) {
         let fetch = self.bot(name).jobs.iter().find_map(|(id, job)| match job {
             Job::Fetch(sha) => Some((*id, sha.clone())),
-            Job::Poll | Job::Read(_) | Job::Purge => None,
+            Job::Poll | Job::Read(_) | Job::Purge | Job::Export(_) | Job::Tell => None,
         });
         let Some((job, sha)) = fetch else {
             self.log.push(format!("({name} does not fetch)"));
@@ -413,6 +427,18 @@ impl World {
     pub fn end_purge(&mut self, name: &str, result: Result<(), String>) {
         let Some(job) = self.job_of(name, |job| *job == Job::Purge) else { return };
         self.step(name, Event::Purged { job, result });
+    }
+
+    /// Ends the work on a tree that a bot has started.
+    pub fn end_export(&mut self, name: &str, result: Result<(), String>) {
+        let Some(job) = self.job_of(name, |job| matches!(job, Job::Export(_))) else { return };
+        self.step(name, Event::TreeExported { job, result });
+    }
+
+    /// Ends the telling that a bot has started.
+    pub fn end_telling(&mut self, name: &str, result: Result<(), String>) {
+        let Some(job) = self.job_of(name, |job| *job == Job::Tell) else { return };
+        self.step(name, Event::ToldOfTree { job, result });
     }
 
     fn job_of(&mut self, name: &str, which: impl Fn(&Job) -> bool) -> Option<JobId> {

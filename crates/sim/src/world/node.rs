@@ -322,6 +322,7 @@ fn content_settings(node: &Node, plan: &Plan) -> content::Settings {
         prepare_timeout: Span::from_secs(10),
         canary: plan.canary.then_some(content::CanarySettings { observe, timeout, failures_percent_max: 10 }),
         purge: plan.canary.then_some(content::PurgeSettings { again_after: Span::from_secs(3) }),
+        export: None,
         pushes_expected: true,
     }
 }

@@ -23,6 +23,10 @@ pub const PREPARE_BACKOFF_MIN: Span = Span::from_millis(500);
 /// The longest pause between two tries: an origin that was mended is noticed within this time.
 pub const PREPARE_BACKOFF_MAX: Span = Span::from_secs(30);
 
+/// So often content bots alone are asked for a pack, if there are any: one that is restarted is back by then, and the origin is
+/// spared a fetch of every web bot, which may be one of the whole history.
+const FAILURES_BEFORE_ORIGIN: u32 = 2;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 enum Entry {
     Fetching { id: u64, failures: u32 },
@@ -165,10 +169,12 @@ impl Content {
             };
             self.last_id += 1;
             self.entries.insert(revision.sha.clone(), Entry::Fetching { id: self.last_id, failures });
+            let pack_urls = self.sources(view, &revision.sha);
+            let asks_origin = pack_urls.is_empty() || failures >= FAILURES_BEFORE_ORIGIN;
             out.push(Action::PrepareContent {
                 id: self.last_id,
-                pack_urls: self.sources(view, &revision.sha),
-                origin: revision.origin,
+                pack_urls,
+                origin: if asks_origin { revision.origin } else { String::new() },
                 reference: revision.reference,
                 sha: revision.sha,
             });

@@ -198,7 +198,7 @@ pub enum Action {
         sha: String,
         /// Where packs of it may be had, the best first.
         pack_urls: Vec<String>,
-        /// The repository to fetch from if no pack can be had.
+        /// The repository to fetch from if no pack can be had; empty if it is to be spared yet.
         origin: String,
         /// The branch or tag that leads to it there.
         reference: String,

@@ -19,7 +19,7 @@ pub(crate) struct Wanted {
     pub(crate) sha: String,
     /// Packs, the best first.
     pub(crate) pack_urls: Vec<String>,
-    /// The repository to ask if no pack can be had.
+    /// The repository to ask if no pack can be had; empty if it is to be spared.
     pub(crate) origin: String,
     /// The branch or tag that leads to the commit there.
     pub(crate) reference: String,
@@ -34,9 +34,11 @@ pub(crate) async fn fetch(wanted: &Wanted, draft: &Path, size_max: u64, site: &[
             Err(error) => failures.push(format!("{url}: {error}")),
         }
     }
-    match from_origin(wanted.clone(), draft, size_max, site).await {
-        Ok(()) => return Ok(()),
-        Err(error) => failures.push(format!("{}: {error}", wanted.origin)),
+    if !wanted.origin.is_empty() || wanted.pack_urls.is_empty() {
+        match from_origin(wanted.clone(), draft, size_max, site).await {
+            Ok(()) => return Ok(()),
+            Err(error) => failures.push(format!("{}: {error}", wanted.origin)),
+        }
     }
     Err(ContentError::Fetch(failures.join("; ")))
 }
@@ -88,7 +90,7 @@ async fn from_origin(wanted: Wanted, draft: &Path, size_max: u64, site: &[String
         for (refspec, depth) in refspecs {
             match pull(&repository, &wanted.origin, &refspec, depth, size_max) {
                 Ok(()) if repository.find_commit(id).is_ok() => {
-                    return store::verify(repository.path(), &wanted.sha, &site, size_max);
+                    return store::verify_alone(repository.path(), &wanted.sha, &site, size_max);
                 }
                 Ok(()) => {}
                 Err(error) => last = Some(error),

@@ -24,7 +24,17 @@ struct File<'a> {
 
 /// Makes sure that the commit is there and every file of the site with it.
 pub(crate) fn verify(repository: &Path, sha: &str, site: &[String], size_max: u64) -> Result<(), ContentError> {
-    visit(repository, sha, site, size_max, |_| Ok(()))
+    visit(repository, sha, site, size_max, |_| Ok(())).map(|_left_out| ())
+}
+
+/// The same of what came from the origin, which gives a commit without its submodules: half a site is none.
+pub(crate) fn verify_alone(repository: &Path, sha: &str, site: &[String], size_max: u64) -> Result<(), ContentError> {
+    match visit(repository, sha, site, size_max, |_| Ok(()))? {
+        None => Ok(()),
+        Some(path) => Err(ContentError::Unsound(format!(
+            "it has a submodule at {path}, and only a content bot can tell whether it is part of the site: is one up?"
+        ))),
+    }
 }
 
 /// Reads the site's files into what will be a site; `begin` makes it, given the commit's time in seconds since 1970.
@@ -37,7 +47,7 @@ pub(crate) fn load(
 ) -> Result<SiteBuilder, ContentError> {
     let time = Repository::open_bare(repository)?.find_commit(Oid::from_str(sha)?)?.time().seconds();
     let mut loaded = begin(u64::try_from(time).unwrap_or(0));
-    visit(repository, sha, site, size_max, |file| {
+    let _left_out = visit(repository, sha, site, size_max, |file| {
         loaded.add(file.path, &file.id.to_string(), file.data).map_err(|e| ContentError::Unsound(e.to_string()))
     })?;
     Ok(loaded)
@@ -52,7 +62,7 @@ pub(crate) fn check_out(
     target: &Path,
 ) -> Result<(), ContentError> {
     fs::create_dir(target).map_err(ContentError::disk("make the folder", target))?;
-    visit(repository, sha, site, size_max, |file| {
+    let _left_out = visit(repository, sha, site, size_max, |file| {
         let path = target.join(file.path);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(ContentError::disk("make the folder", folder))?;
@@ -64,17 +74,19 @@ pub(crate) fn check_out(
                 .map_err(ContentError::disk("make a program of", &path))?;
         }
         Ok(())
-    })
+    })?;
+    Ok(())
 }
 
-/// Visits every plain file of the site. Links and submodules are left out: they may lead anywhere.
+/// Visits every plain file of the site, those of submodules with them whose commits came in the pack. Links are left out: they
+/// may lead anywhere. Yields the place of a submodule that is left out too.
 fn visit(
     repository: &Path,
     sha: &str,
     site: &[String],
     size_max: u64,
     mut see: impl FnMut(&File<'_>) -> Result<(), ContentError>,
-) -> Result<(), ContentError> {
+) -> Result<Option<String>, ContentError> {
     let repository = Repository::open_bare(repository)?;
     let commit = repository.find_commit(Oid::from_str(sha)?)?;
     let mut tree = commit.tree()?;
@@ -85,14 +97,17 @@ fn visit(
         })?;
         tree = repository.find_tree(id)?;
     }
-    let mut walk = Walk { repository: &repository, size_left: size_max, files_left: FILES_MAX, see: &mut see };
-    walk.tree(&tree, "", 0)
+    let (size_left, files_left) = (size_max, FILES_MAX);
+    let mut walk = Walk { repository: &repository, size_left, files_left, left_out: None, see: &mut see };
+    walk.tree(&tree, "", 0)?;
+    Ok(walk.left_out)
 }
 
 struct Walk<'r, F> {
     repository: &'r Repository,
     size_left: u64,
     files_left: usize,
+    left_out: Option<String>,
     see: &'r mut F,
 }
 
@@ -110,7 +125,11 @@ impl<F: FnMut(&File<'_>) -> Result<(), ContentError>> Walk<'_, F> {
             match entry.kind() {
                 Some(ObjectType::Tree) => self.tree(&self.repository.find_tree(entry.id())?, &path, depth + 1)?,
                 Some(ObjectType::Blob) => self.file(&path, entry.id(), entry.filemode() == FILE_MODE_PROGRAM)?,
-                Some(ObjectType::Commit | ObjectType::Tag | ObjectType::Any) | None => {}
+                Some(ObjectType::Commit) => match self.repository.find_commit(entry.id()) {
+                    Ok(submodule) => self.tree(&submodule.tree()?, &path, depth + 1)?,
+                    Err(_absent) => self.left_out = self.left_out.take().or(Some(path)),
+                },
+                Some(ObjectType::Tag | ObjectType::Any) | None => {}
             }
         }
         Ok(())

@@ -137,6 +137,35 @@ async fn apps_get_files_and_no_links() {
 }
 
 #[tokio::test]
+async fn submodules_come_in_the_pack_or_the_commit_does_not_come() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let repository = Repository::init_bare(dir.path()).expect("init");
+    let part = commit(&repository, &[("part.html", "a part", 0o100_644)], None);
+    // Another repository's, so that nothing here leads to it.
+    repository.find_reference("refs/heads/main").and_then(|mut main| main.delete()).expect("delete");
+    let first = commit(&repository, &[("index.html", "page", 0o100_644)], None);
+    let first = repository.find_commit(first).expect("commit");
+    let mut tree = repository.treebuilder(Some(&first.tree().expect("tree"))).expect("tree");
+    tree.insert("part", part, 0o160_000).expect("insert");
+    let tree = repository.find_tree(tree.write().expect("write")).expect("tree");
+    let who = first.author();
+    let sha = repository.commit(Some("refs/heads/main"), &who, &who, "words", &tree, &[&first]).expect("commit");
+    let mut builder = repository.packbuilder().expect("builder");
+    builder.insert_commit(sha).and_then(|()| builder.insert_commit(part)).expect("insert");
+    let mut pack = git2::Buf::new();
+    builder.write_buf(&mut pack).expect("pack");
+    let (origin, data) = (Origin { dir, sha: sha.to_string() }, tempfile::tempdir().expect("a folder"));
+    let library = library(data.path(), Mode::App);
+    let error = library.prepare(origin.wanted()).await.expect_err("half a site is none");
+    assert!(error.to_string().contains("a submodule at part"), "{error}");
+    let pack_urls = vec![content_bot(pack.to_vec()).await];
+    library.prepare(Wanted { pack_urls, ..origin.wanted() }).await.expect("from the pack");
+    let files = library.files_of(&origin.sha);
+    assert_eq!(fs::read_to_string(files.join("part/part.html")).expect("a part"), "a part");
+    assert_eq!(fs::read_to_string(files.join("index.html")).expect("a page"), "page");
+}
+
+#[tokio::test]
 async fn what_is_not_wanted_any_more_is_deleted_and_damage_is_mended() {
     let (origin, dir) = (origin(), tempfile::tempdir().expect("a folder"));
     let library = library(dir.path(), Mode::App);

@@ -1,0 +1,54 @@
+//! `make torture`: content and web bots are killed at every step of a publication, and what they serve is compared with what
+//! was pushed.
+
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use fleet::{
+    demo::{asked_to_stop, print},
+    torture::{self, Wish},
+};
+
+/// Kills content and web bots at every step of a publication, under readers that compare every byte
+#[derive(Debug, Parser)]
+struct Args {
+    /// How many commits are pushed into a kill
+    #[arg(long, default_value_t = 500)]
+    rounds: usize,
+    /// Decides who is killed when; what comes of it, real processes decide
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Where the figures go
+    #[arg(long, default_value = "target/torture.json")]
+    report: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let ended = tokio::select! {
+        ended = Box::pin(run(&args)) => ended,
+        asked = asked_to_stop() => asked,
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("torture: {error:#}\nagain: torture --seed {} --rounds {}", args.seed, args.rounds);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<()> {
+    fleet::orphans::adopt()?;
+    let wish = Wish { seed: args.seed, rounds: args.rounds };
+    let outcome = torture::run(wish, |line| drop(print(&format!("  {line}\n")))).await?;
+    if let Some(folder) = args.report.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
+    let json = serde_json::to_string_pretty(&outcome).context("write the figures as JSON")?;
+    fs::write(&args.report, json.clone() + "\n").with_context(|| format!("write {}", args.report.display()))?;
+    print(&format!("{json}\n"))?;
+    outcome.check()
+}
