@@ -4,6 +4,7 @@
 //! A request keeps the route that it began with, and with it the commit: no answer mixes two.
 
 mod answer;
+mod lane;
 mod log;
 mod meter;
 mod proxy;
