@@ -14,13 +14,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bots_core::shell::Clock;
+use bots_core::{machine::Time, shell::Clock};
 use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::watch,
-    time::{Instant, Sleep, sleep_until, timeout},
+    time::{Sleep, sleep, timeout},
 };
 
 use super::{
@@ -69,15 +69,15 @@ impl Worker {
         let mut written = Vec::new();
         let leave = closing.clone();
         let mut asked_to_leave = pin!(closing.changed());
-        let mut since = Instant::now();
-        let mut sleep = pin!(sleep_until(since + patience));
+        let mut since = Clock::now();
+        let mut timer = pin!(sleep(patience));
         loop {
             let came = poll_fn(|cx| {
                 let mut buffer = ReadBuf::new(&mut read);
                 if let Poll::Ready(came) = Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
                     return Poll::Ready(came.map_or(0, |()| buffer.filled().len()));
                 }
-                if asked_to_leave.as_mut().poll(cx).is_ready() || is_over(sleep.as_mut(), cx, since + patience) {
+                if asked_to_leave.as_mut().poll(cx).is_ready() || is_over(timer.as_mut(), cx, (since, patience)) {
                     return Poll::Ready(0);
                 }
                 Poll::Pending
@@ -101,7 +101,7 @@ impl Worker {
             if leave.has_changed().unwrap_or(true) {
                 return Left::Ended;
             }
-            since = Instant::now();
+            since = Clock::now();
         }
     }
 
@@ -120,12 +120,13 @@ impl Worker {
 }
 
 /// Whether the other end was silent for too long. The timer is set anew only when it fires.
-fn is_over(mut sleep: Pin<&mut Sleep>, cx: &mut Context<'_>, at: Instant) -> bool {
-    while sleep.as_mut().poll(cx).is_ready() {
-        if at <= Instant::now() {
-            return true;
+fn is_over(mut timer: Pin<&mut Sleep>, cx: &mut Context<'_>, (since, patience): (Time, Duration)) -> bool {
+    while timer.as_mut().poll(cx).is_ready() {
+        let silent = Clock::now().since(since).to_std();
+        match patience.checked_sub(silent) {
+            Some(left) if !left.is_zero() => timer.set(sleep(left)),
+            Some(_) | None => return true,
         }
-        sleep.as_mut().reset(at);
     }
     false
 }
