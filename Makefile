@@ -93,9 +93,10 @@ bench-content: build ## from git push to the last of eight web bots, told by a w
 	@$(BIN)/bench-content
 
 .PHONY: bench-web
-bench-web: build ## our static and app modes beside nginx, with wrk (both to be installed for it): ROUNDS=3
+bench-web: build ## our static and app modes beside nginx, with wrk (both are installed for it): ROUNDS=7 (five minutes)
+	@deploy/scripts/setup.sh --with-nginx
 	@cargo build $(LOCKED) --release --package web-bot
-	@$(BIN)/bench-web --rounds $(ROUNDS)
+	@$(BIN)/bench-web --web-bot $(dir $(BIN))release/web-bot $(if $(filter command line environment,$(origin ROUNDS)),--rounds $(ROUNDS))
 
 .PHONY: bench-load
 bench-load: build ## how soon an idle bot answers under load, and whether a request is lost on the way

@@ -2,7 +2,9 @@
 # Installs what the build, the tests and the demo need and this machine lacks, from the distribution's own packages:
 # Debian 12 and 13, Ubuntu 22.04 and 24.04. Silent, and done in milliseconds, when nothing lacks.
 #
-# usage: setup.sh [--packages]      --packages: leave Rust alone (for root, on behalf of an ordinary user)
+# usage: setup.sh [--packages] [--with-nginx]
+#   --packages: leave Rust alone (for root, on behalf of an ordinary user)
+#   --with-nginx: nginx and wrk too, which `make bench-web` compares with
 #
 # As root, or with a sudo that asks nothing, it installs; otherwise it prints the one command to run. It never starts a
 # system service, never creates a Postgres cluster, and leaves those that exist alone.
@@ -13,17 +15,21 @@ set -euo pipefail
 readonly RUST_MIN_MINOR=90
 self=$(readlink -f "${BASH_SOURCE[0]}")
 readonly self
+# Set by --with-nginx.
+with_nginx=
 
 main() {
-    local packages_only=
-    case "${1-}" in
-    '') ;;
-    --packages) packages_only=yes ;;
-    *)
-        echo "usage: setup.sh [--packages]" >&2
-        exit 2
-        ;;
-    esac
+    local packages_only='' argument
+    for argument in "$@"; do
+        case "$argument" in
+        --packages) packages_only=yes ;;
+        --with-nginx) with_nginx=--with-nginx ;;
+        *)
+            echo "usage: setup.sh [--packages] [--with-nginx]" >&2
+            exit 2
+            ;;
+        esac
+    done
 
     local missing
     missing=$(missing_packages)
@@ -32,7 +38,7 @@ main() {
             # shellcheck disable=SC2086 # a list of names
             install_packages $missing
         elif sudo -n true 2>/dev/null; then
-            sudo -n "$self" --packages
+            sudo -n "$self" --packages ${with_nginx:+"$with_nginx"}
         else
             ask_for_packages "$missing"
         fi
@@ -61,6 +67,10 @@ missing_packages() {
     need etcd-server command etcd
     need etcd-client command etcdctl
     need haproxy command haproxy
+    if [[ -n $with_nginx ]]; then
+        need nginx command nginx
+        need wrk command wrk
+    fi
     command -v postgres >/dev/null || need postgresql file /usr/lib/postgresql/*/bin/postgres
 }
 
@@ -80,8 +90,8 @@ need() {
 one_line() { tr '\n' ' ' <<<"$1" | sed 's/ *$//'; }
 
 ask_for_packages() {
-    local how="sudo $self --packages"
-    command -v sudo >/dev/null || how="su -c '$self --packages'"
+    local how="sudo $self --packages${with_nginx:+ $with_nginx}"
+    command -v sudo >/dev/null || how="su -c '$self --packages${with_nginx:+ $with_nginx}'"
     command -v apt-get >/dev/null || how="install, with this system's package manager, what Debian calls: $(one_line "$1")"
     {
         echo "setup: missing: $(one_line "$1")"
@@ -110,7 +120,7 @@ install_packages() {
         mapfile -t packages < <(rename "$@")
         apt_install "${packages[@]}"
     fi
-    for service in etcd haproxy; do
+    for service in etcd haproxy nginx; do
         [[ " ${packages[*]} " != *" $service"* ]] || stay_down_at_boot "$service.service"
     done
     restore

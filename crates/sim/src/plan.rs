@@ -52,6 +52,8 @@ pub enum Fault {
     SilenceServer,
     /// The disk of a data directory takes no writes for a while, as the bot sees it.
     StallDisk,
+    /// A web bot can prepare nothing for a while: its disk takes nothing, or its way to all that has content is cut.
+    StarveContent,
 }
 
 /// All faults, in the order of their declaration.
@@ -219,6 +221,9 @@ impl Plan {
         }
         if cast.postgres > 0 && rng.chance(150) {
             plan.faults.insert(Fault::StallDisk, rng.span(5_000, 30_000));
+        }
+        if cast.web > 0 && rng.chance(400) {
+            plan.faults.insert(Fault::StarveContent, rng.span(8_000, 30_000));
         }
         plan
     }

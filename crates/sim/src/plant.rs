@@ -7,7 +7,12 @@ use bots_core::dcs::{
 use bots_core::wire::SyncRecord;
 use postgres_bot::machine::{self as postgres, Action, Job, Role, StopMode};
 
-use crate::world::{BotEvent, NodeId, World};
+use web_bot::machine as web;
+
+use crate::{
+    web::SERVING_MAX,
+    world::{BotEvent, NodeId, World},
+};
 
 /// A mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +59,12 @@ pub enum Plant {
     SilenceIsYes,
     /// Content counts as prepared when its fetch begins.
     ReadyBeforeWhole,
+    /// A claim stays when the lease of its claimant runs out.
+    ClaimOutlivesBot,
+    /// Who takes the lock of a web scope begins the count anew.
+    LeaderCountsAnew,
+    /// A web bot does not hear what others serve.
+    OthersUnseen,
     /// Whatever the canary's pages are like, they count as good.
     CanaryAlwaysWell,
     /// Postgres is said to wait for whom it shall wait for before it does.
@@ -75,7 +86,7 @@ pub enum Plant {
 }
 
 /// All that are known to be caught, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 30] = [
+pub const PLANTS: [(Plant, &str); 33] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -97,6 +108,9 @@ pub const PLANTS: [(Plant, &str); 30] = [
     (Plant::PromiseByShell, "promise-by-shell"),
     (Plant::SilenceIsYes, "silence-is-yes"),
     (Plant::ReadyBeforeWhole, "ready-before-whole"),
+    (Plant::ClaimOutlivesBot, "claim-outlives-bot"),
+    (Plant::LeaderCountsAnew, "leader-counts-anew"),
+    (Plant::OthersUnseen, "others-unseen"),
     (Plant::CanaryAlwaysWell, "canary-always-well"),
     (Plant::NamesInForceAtOnce, "names-in-force-at-once"),
     (Plant::CountedBeforeCaughtUp, "counted-before-caught-up"),
@@ -174,6 +188,15 @@ pub(crate) fn alter_request(plant: Option<Plant>, action: DcsAction) -> DcsActio
         }
         Some(Plant::ClaimWithoutCompare) if transaction.then.iter().any(claims) => transaction.compare.clear(),
         Some(Plant::InitializeWithoutCompare) if transaction.then.iter().any(begins) => transaction.compare.clear(),
+        Some(Plant::LeaderCountsAnew) => {
+            let lock = transaction.then.iter().find_map(|write| match write {
+                Write::Put { key, .. } => key.strip_suffix("web/leader").map(str::to_owned),
+                Write::Delete { .. } => None,
+            });
+            let rest =
+                |namespace: String| (1..SERVING_MAX).map(move |n| Write::delete(format!("{namespace}web/load/{n:04}")));
+            transaction.then.extend(lock.into_iter().flat_map(rest));
+        }
         Some(Plant::UnguardedWrites) => transaction.compare.retain(|compare| match compare {
             Compare::CreatedAt(..) => false,
             Compare::LeaseIs(key, _) => !key.ends_with("/leader"),
@@ -189,7 +212,7 @@ pub(crate) fn alter_request(plant: Option<Plant>, action: DcsAction) -> DcsActio
     DcsAction::Transact { id, transaction }
 }
 
-/// What a postgres bot is told turns into.
+/// What a bot is told turns into.
 pub(crate) fn alter_event(plant: Option<Plant>, leads: bool, mut event: BotEvent) -> BotEvent {
     if matches!(plant, Some(Plant::NoVotesNeeded | Plant::SyncKeyUnread))
         && !leads
@@ -203,6 +226,15 @@ pub(crate) fn alter_event(plant: Option<Plant>, leads: bool, mut event: BotEvent
                     }
                     Ok(_) | Err(_) => String::from("{}"),
                 };
+            }
+        });
+    }
+    if plant == Some(Plant::OthersUnseen)
+        && let BotEvent::Web(web::Event::Dcs(event)) = &mut event
+    {
+        each_value(event, &|kv| {
+            if kv.key.contains("/web/members/") {
+                kv.value = kv.value.replace("\"serving\":", "\"unheard\":");
             }
         });
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bots_core::{
-    machine::Span,
+    machine::{Span, Time},
     wire::{Kind, WebLoad},
 };
 use web_bot::machine::{Action, Event, Route};
@@ -16,6 +16,10 @@ use crate::{
 
 /// At most so many bots may serve.
 pub const SERVING_MAX: u64 = 3;
+/// How long load must have been lower before a bot is sent to rest.
+pub const STABLE_WINDOW_S: u32 = 10;
+/// The same as a length of time.
+pub const STABLE_WINDOW: Span = Span::from_secs(10);
 /// How many requests in flight one bot carries, in thousandths.
 const EACH_CARRIES: u64 = 8_000;
 /// How often the data plane says how busy it is.
@@ -51,12 +55,14 @@ pub struct WebBody {
     /// The instances of the user's process that live, and whether each is healthy.
     apps: BTreeMap<u64, bool>,
     route: Route,
+    /// Until when it can prepare nothing.
+    starved_until: Time,
 }
 
 impl Default for WebBody {
     fn default() -> Self {
         let route = Route::Refuse { state: String::from("not running") };
-        Self { prepared: BTreeSet::new(), apps: BTreeMap::new(), route }
+        Self { prepared: BTreeSet::new(), apps: BTreeMap::new(), route, starved_until: Time::ZERO }
     }
 }
 
@@ -172,6 +178,12 @@ impl World {
         }
     }
 
+    /// A fault: the bot can prepare nothing for a while.
+    pub(crate) fn starve(&mut self, node: NodeId, length: Span) {
+        let until = self.now + length;
+        self.web_body(node).starved_until = until;
+    }
+
     pub(crate) fn web_item(&mut self, node: NodeId, item: WebItem) {
         let event = match item {
             WebItem::Prepared { id, sha, pack_urls } => {
@@ -219,6 +231,10 @@ impl World {
     fn can_prepare(&mut self, node: NodeId, sha: &str, pack_urls: &[String]) -> bool {
         let fail = self.plan.jobs_fail;
         if !self.is_healed() && self.rng.chance(fail) {
+            return false;
+        }
+        let starved_until = self.web_body(node).starved_until;
+        if !self.is_healed() && self.now < starved_until {
             return false;
         }
         let holds = |peer: NodeId| {

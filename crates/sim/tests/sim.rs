@@ -96,9 +96,13 @@ fn every_planted_mistake_is_caught() {
 /// The form of a transaction gives these away at once; what they do must, too.
 #[test]
 fn missing_compares_are_caught_by_what_they_do() {
-    for plant in
-        [Plant::LockWithoutCompare, Plant::ClaimWithoutCompare, Plant::InitializeWithoutCompare, Plant::YieldBeforeStop]
-    {
+    for plant in [
+        Plant::LockWithoutCompare,
+        Plant::ClaimWithoutCompare,
+        Plant::InitializeWithoutCompare,
+        Plant::YieldBeforeStop,
+        Plant::LeaderCountsAnew,
+    ] {
         assert!(first_caught(plant, Some("S3")).is_some(), "{plant:?} does no harm within {SEEDS_PER_PLANT} seeds");
     }
 }

@@ -408,3 +408,34 @@ async fn what_cannot_run_says_why_and_ends() {
     assert_eq!(fleet.member("web-1").await.expect("member").head.instance, instance, "the first is untouched");
     drop(first);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_cannot_have_the_live_commit_leaves_the_serving_set_and_serves_again_as_the_last() {
+    let mut fleet = Fleet::new();
+    fleet.put("web", "config", r#"{"scaling":{"min":2}}"#).await;
+    let one = fleet.publish("page one").await;
+    let (mut first, second) = (fleet.static_bot("web-1"), fleet.static_bot("web-2"));
+    until("both serve", async || fleet.serves(&first, &one).await && fleet.serves(&second, &one).await).await;
+
+    // The second has no place for what it fetches any more.
+    let drafts = fleet.dir.path().join("web-2/drafts");
+    fs::remove_dir_all(&drafts).expect("take the folder away");
+    fs::write(&drafts, "no folder").expect("put something in its place");
+    let two = fleet.publish("page two").await;
+    until("the first serves the new page", async || fleet.serves(&first, &two).await).await;
+    until("the second is idle", async || fleet.is(&second, "idle").await).await;
+    assert_eq!(second.get("/").await.0, 503);
+    assert_eq!(first.page().await, "page two");
+
+    // Older content is better than none.
+    first.signal(Signal::TERM);
+    assert_eq!(first.exit_code().await, Some(0), "{}", first.tail());
+    until("the second serves the older page", async || fleet.serves(&second, &one).await).await;
+    assert_eq!(second.page().await, "page one");
+
+    // Mended, it catches up by itself.
+    fs::remove_file(&drafts).expect("clear the place");
+    fs::create_dir(&drafts).expect("bring the folder back");
+    until("the second serves the new page", async || fleet.serves(&second, &two).await).await;
+    assert_eq!(second.page().await, "page two");
+}

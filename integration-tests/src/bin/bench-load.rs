@@ -40,6 +40,9 @@ const OVERLOAD: usize = 24;
 const STEADY: usize = 64;
 const STEADY_PAUSE: Duration = Duration::from_millis(18);
 
+/// How often one fleet is overloaded: three bots are sent to rest after each, and a scaler sends thirty to rest within an hour.
+const TRIALS_PER_FLEET: usize = 8;
+
 /// How long load comes, and goes, when it swings.
 const SWING: Duration = Duration::from_secs(4);
 
@@ -76,6 +79,8 @@ struct Report {
     swing_seconds: u64,
     swing_starts: u64,
     swing_stops: u64,
+    /// At the pace of the swing; the scaler's budget ends it at 60 changes of the count within an hour.
+    swing_actions_per_hour: u64,
     steady_answered: u64,
     steady_failed: u64,
     steady_rps: f64,
@@ -136,9 +141,14 @@ struct Stand {
 }
 
 async fn run(args: &Args) -> Result<()> {
+    let mut wake_ms = Vec::new();
+    while wake_ms.len() < args.trials {
+        let stand = Stand::start().await?;
+        let trials = TRIALS_PER_FLEET.min(args.trials - wake_ms.len());
+        stand.wake(trials, &mut wake_ms).await?;
+    }
+    let (swing_starts, swing_stops) = Stand::start().await?.swing(Duration::from_secs(args.swing_seconds)).await?;
     let mut stand = Stand::start().await?;
-    let wake_ms = stand.wake(args.trials).await?;
-    let (swing_starts, swing_stops) = stand.swing(Duration::from_secs(args.swing_seconds)).await?;
     let began = Instant::now();
     let tally = stand.steady().await?;
     let seconds = began.elapsed().as_secs_f64();
@@ -153,6 +163,7 @@ async fn run(args: &Args) -> Result<()> {
         swing_seconds: args.swing_seconds,
         swing_starts,
         swing_stops,
+        swing_actions_per_hour: (swing_starts + swing_stops) * 3_600 / args.swing_seconds.max(1),
         steady_answered: tally.answered,
         steady_failed: tally.failed,
         steady_rps: round(tally.answered as f64 / seconds),
@@ -230,9 +241,8 @@ impl Stand {
     }
 
     /// From the beginning of an overload to the first answer of a bot that was idle.
-    async fn wake(&self, trials: usize) -> Result<Vec<u64>> {
-        let mut times = Vec::new();
-        for trial in 1..=trials {
+    async fn wake(&self, trials: usize, times: &mut Vec<u64>) -> Result<()> {
+        for _ in 0..trials {
             self.quiet().await?;
             let quiet = names(&self.store.scope("web").await?);
             let pages = self.pages("/").await?;
@@ -246,11 +256,12 @@ impl Stand {
             })
             .await?;
             times.push(millis(began.elapsed()));
-            print(&format!("  overload {trial}: a bot has woken after {} ms\n", times.last().copied().unwrap_or(0)))?;
+            let (trial, took) = (times.len(), times.last().copied().unwrap_or(0));
+            print(&format!("  overload {trial}: a bot has woken after {took} ms\n"))?;
             let tally = load.finish().await;
             ensure!(tally.failed == 0, "{} requests failed: {:?}", tally.failed, tally.first_failure);
         }
-        Ok(times)
+        Ok(())
     }
 
     /// Lets load come and go, and counts how often bots start and stop serving.

@@ -124,8 +124,9 @@ impl Memory {
         if moves {
             draft.opening.push(Command::SetAddress { place: place(), serve: target.serve, check: target.check });
         }
-        if server.weight != target.weight {
-            draft.opening.push(Command::SetWeight { place: place(), weight: target.weight });
+        let weight = if moves { target.weight() } else { target.weight_after(server.weight) };
+        if server.weight != weight {
+            draft.opening.push(Command::SetWeight { place: place(), weight });
         }
         if target.door == Door::Closing {
             return Self::close(server, draft);

@@ -17,7 +17,8 @@ use super::{Backend, Settings, names::Names};
 /// The share of a server that is no busier than others.
 pub const WEIGHT_FULL: u32 = 100;
 
-/// Shares change in steps of this, so that load that wobbles does not make commands.
+/// Weights are multiples of this, the least one included, and a weight stays until the share has gone a whole step away from
+/// it: load that wobbles around a border does not make commands.
 pub const WEIGHT_STEP: u32 = 25;
 
 /// Postgres' port, if a URL has none.
@@ -52,7 +53,8 @@ pub(super) struct Target {
     pub(super) name: String,
     pub(super) serve: SocketAddr,
     pub(super) check: SocketAddr,
-    pub(super) weight: u32,
+    /// Its share by load, of [`WEIGHT_FULL`].
+    pub(super) share: u32,
     /// Primary: open for the leader alone. Elsewhere always.
     pub(super) door: Door,
 }
@@ -77,7 +79,7 @@ struct Candidate {
     name: String,
     serve: Url,
     check: Url,
-    weight: u32,
+    share: u32,
     backend: Backend,
     door: Door,
 }
@@ -95,11 +97,11 @@ impl Wanted {
         for candidate in candidates(settings, view, wanted.leader.as_ref()) {
             let address = |url: &Url| Some(SocketAddr::new(names.address(&url.host)?, url.port));
             let (Some(serve), Some(check)) = (address(&candidate.serve), address(&candidate.check)) else { continue };
-            let Candidate { name, weight, backend, door, .. } = candidate;
+            let Candidate { name, share, backend, door, .. } = candidate;
             let targets = wanted.targets.entry(backend).or_default();
             // Two members that claim one address: the first by name has it.
             if targets.iter().all(|t| t.serve != serve) {
-                targets.push(Target { name, serve, check, weight, door });
+                targets.push(Target { name, serve, check, share, door });
             }
         }
         wanted
@@ -158,16 +160,16 @@ fn candidates(settings: &Settings, view: &View, leader: Option<&Leader>) -> Vec<
         let reads = settings.replicas && !leads && member.head.role == "replica" && !no_balance;
         if reads && matches!(member.head.state.as_str(), "running" | "streaming" | "in archive recovery") {
             let (serve, check) = (serve.clone(), check.clone());
-            let (weight, backend) = (WEIGHT_FULL, Backend::Replicas);
-            found.push(Candidate { name: name.to_owned(), serve, check, weight, backend, door: Door::Open });
+            let (share, backend) = (WEIGHT_FULL, Backend::Replicas);
+            found.push(Candidate { name: name.to_owned(), serve, check, share, backend, door: Door::Open });
         }
-        let (weight, backend) = (WEIGHT_FULL, Backend::Primary);
+        let (share, backend) = (WEIGHT_FULL, Backend::Primary);
         let door = match leader.filter(|_| leads) {
             Some(leader) if leader.hands_over => Door::Closing,
             Some(_) => Door::Open,
             None => Door::Shut,
         };
-        found.push(Candidate { name: name.to_owned(), serve, check, weight, backend, door });
+        found.push(Candidate { name: name.to_owned(), serve, check, share, backend, door });
     }
     let web: Vec<(&str, Member, WebFacts)> = members(settings.web.as_ref(), view, Kind::Web)
         .filter(|(_, member)| member.head.state == "serving")
@@ -177,8 +179,8 @@ fn candidates(settings: &Settings, view: &View, leader: Option<&Leader>) -> Vec<
     for (name, member, facts) in web {
         let urls = || Some((url(&facts.url, HTTP_PORT)?, url(&member.head.api_url, HTTP_PORT)?));
         let Some((serve, check)) = urls() else { continue };
-        let weight = weight(facts.load.map_or(0, |l| l.in_flight_milli), &loads);
-        found.push(Candidate { name: name.to_owned(), serve, check, weight, backend: Backend::Web, door: Door::Open });
+        let share = share(facts.load.map_or(0, |l| l.in_flight_milli), &loads);
+        found.push(Candidate { name: name.to_owned(), serve, check, share, backend: Backend::Web, door: Door::Open });
     }
     found
 }
@@ -191,14 +193,27 @@ fn members<'v>(scope: Option<&Scope>, view: &'v View, kind: Kind) -> impl Iterat
 
 /// The share of a bot with `load` requests in flight among all `loads`, in thousandths: the mean gets the full share, one
 /// with twice the mean half of it. A request more or less than one at a time says nothing.
-fn weight(load: u64, loads: &[u64]) -> u32 {
+fn share(load: u64, loads: &[u64]) -> u32 {
     const ONE_REQUEST_MILLI: u64 = 1_000;
     let count = u64::try_from(loads.len()).unwrap_or(u64::MAX).max(1);
     let mean = loads.iter().fold(0, |sum: u64, l| sum.saturating_add(*l)) / count;
     let (mean, load) = (mean.max(ONE_REQUEST_MILLI), load.max(ONE_REQUEST_MILLI));
     let share = u64::from(WEIGHT_FULL).saturating_mul(mean) / load;
-    let steps = u32::try_from(share / u64::from(WEIGHT_STEP)).unwrap_or(u32::MAX);
-    steps.saturating_mul(WEIGHT_STEP).clamp(WEIGHT_STEP, WEIGHT_FULL)
+    u32::try_from(share).unwrap_or(u32::MAX).clamp(WEIGHT_STEP, WEIGHT_FULL)
+}
+
+impl Target {
+    /// The weight for a place that comes to this server: the nearest to its share.
+    pub(super) const fn weight(&self) -> u32 {
+        (self.share + WEIGHT_STEP / 2) / WEIGHT_STEP * WEIGHT_STEP
+    }
+
+    /// The weight for a place that is this server's already, and has `shown`.
+    pub(super) const fn weight_after(&self, shown: u32) -> u32 {
+        let near = shown.abs_diff(self.share) < WEIGHT_STEP;
+        let ours = shown >= WEIGHT_STEP && shown <= WEIGHT_FULL && shown.is_multiple_of(WEIGHT_STEP);
+        if near && ours && self.share < WEIGHT_FULL { shown } else { self.weight() }
+    }
 }
 
 /// Host and port of `scheme://user@host:port/path`; the first of several hosts.
@@ -220,7 +235,7 @@ fn url(text: &str, default_port: u16) -> Option<Url> {
 
 #[cfg(test)]
 mod tests {
-    use super::{url, weight};
+    use super::{Door, Target, share, url};
 
     #[test]
     fn urls_of_members_are_read() {
@@ -239,11 +254,28 @@ mod tests {
 
     #[test]
     fn who_is_busier_than_the_others_gets_less() {
-        assert_eq!(weight(0, &[0, 0]), 100, "idle bots share alike");
-        assert_eq!(weight(900, &[100, 900]), 100, "less than a request at a time says nothing");
-        assert_eq!(weight(8_000, &[8_000, 8_000, 8_000]), 100);
-        assert_eq!(weight(12_000, &[12_000, 4_000]), 50);
-        assert_eq!(weight(4_000, &[12_000, 4_000]), 100);
-        assert_eq!(weight(1_000_000, &[1_000_000, 0, 0, 0, 0, 0, 0, 0]), 25, "nobody is starved");
+        assert_eq!(share(0, &[0, 0]), 100, "idle bots share alike");
+        assert_eq!(share(900, &[100, 900]), 100, "less than a request at a time says nothing");
+        assert_eq!(share(8_000, &[8_000, 8_000, 8_000]), 100);
+        assert_eq!(share(12_000, &[12_000, 4_000]), 66);
+        assert_eq!(share(4_000, &[12_000, 4_000]), 100);
+        assert_eq!(share(1_000_000, &[1_000_000, 0, 0, 0, 0, 0, 0, 0]), 25, "nobody is starved");
+    }
+
+    #[test]
+    fn a_share_that_wobbles_around_a_border_moves_no_weight() {
+        let address = "10.0.0.1:80".parse().expect("an address");
+        let of =
+            |share| Target { name: String::from("web-1"), serve: address, check: address, share, door: Door::Open };
+        assert_eq!([of(100), of(80), of(66), of(55), of(26)].map(|t| t.weight()), [100, 75, 75, 50, 25]);
+        let mut shown = 100;
+        let mut seen = Vec::new();
+        for share in [76, 74, 76, 74, 51, 49, 74, 75, 99, 100] {
+            shown = of(share).weight_after(shown);
+            seen.push(shown);
+        }
+        // Down when a whole step away, and back to the full share when there is no difference any more.
+        assert_eq!(seen, [100, 75, 75, 75, 75, 50, 50, 75, 75, 100]);
+        assert_eq!(of(80).weight_after(0), 75, "what somebody else has set is not kept");
     }
 }

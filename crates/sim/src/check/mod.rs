@@ -4,6 +4,7 @@
 mod acknowledged_writes;
 mod fenced_writes;
 mod lease_deadline;
+mod left_behind;
 pub mod liveness;
 mod load_claims;
 mod one_cluster;
@@ -12,6 +13,7 @@ mod one_revision;
 mod one_writer;
 mod quiet;
 mod rewinds;
+mod steady_count;
 mod words;
 
 use std::fmt;
@@ -144,7 +146,9 @@ impl Checks {
             Box::new(acknowledged_writes::AcknowledgedWrites::default()),
             Box::new(fenced_writes::FencedWrites),
             Box::new(one_revision::OneRevision::default()),
+            Box::new(left_behind::LeftBehind::default()),
             Box::new(load_claims::LoadClaims),
+            Box::new(steady_count::SteadyCount::default()),
             Box::new(lease_deadline::LeaseDeadline::default()),
             Box::new(one_cluster::OneCluster::default()),
             Box::new(rewinds::Rewinds::default()),

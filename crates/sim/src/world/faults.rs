@@ -104,6 +104,10 @@ impl World {
             Fault::BadCommit => self.push(false),
             Fault::CrashApp => self.with_bot(Some(Kind::Web), Self::crash_app),
             Fault::LoadSurge => self.change_load(),
+            Fault::StarveContent => self.with_bot(Some(Kind::Web), |world, node| {
+                let pause = world.pause(5_000, 40_000);
+                world.starve(node, pause);
+            }),
             Fault::CutLeader => self.cut_leader(),
             Fault::StallDisk => self.with_bot(Some(Kind::Postgres), |world, node| {
                 let pause = world.pause(500, 40_000);

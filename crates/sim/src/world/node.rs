@@ -12,7 +12,14 @@ use postgres_bot::machine as postgres;
 use web_bot::machine as web;
 
 use super::{Client, Item};
-use crate::{clock::NodeClock, content::ContentBody, plan::Plan, postgres::PostgresBody, rng::Rng, web::WebBody};
+use crate::{
+    clock::NodeClock,
+    content::ContentBody,
+    plan::Plan,
+    postgres::PostgresBody,
+    rng::Rng,
+    web::{STABLE_WINDOW_S, WebBody},
+};
 
 /// The namespace of all keys.
 pub(super) const NAMESPACE: &str = "service";
@@ -342,6 +349,6 @@ fn web_settings(node: &Node, plan: &Plan) -> web::Settings {
         drain_timeout: Span::from_secs(5),
         cdn_url: None,
         connections_per_bot: None,
-        scaling: web::ScalingSettings { min: 1, max: 3, target_in_flight: 8, stable_window_s: 10 },
+        scaling: web::ScalingSettings { min: 1, max: 3, target_in_flight: 8, stable_window_s: STABLE_WINDOW_S },
     }
 }

@@ -4,10 +4,11 @@
 use bots_core::{
     dcs::{KeyValue, LeaseId, MemoryDcs, Outcome, Revision, Transaction, Write},
     machine::{Span, Time},
+    wire::Kind,
 };
 
-use super::{Item, NodeId, Reply, Request, World};
-use crate::check::Seen;
+use super::{Item, Node, NodeId, Reply, Request, World};
+use crate::{check::Seen, plant::Plant};
 
 /// etcd.
 #[derive(Debug)]
@@ -116,11 +117,22 @@ impl World {
             return false;
         }
         self.now = due;
+        let outlive = if self.plant == Some(Plant::ClaimOutlivesBot) { self.claims() } else { Vec::new() };
         self.store.dcs.expire(expiry);
+        for claim in outlive {
+            if self.store.get(&claim.key).is_none() {
+                self.write_by_hand(claim.key, claim.value);
+            }
+        }
         self.say(format_args!("etcd: a lease has run out"));
         self.show_changes(None);
         self.see(&Seen::Moment);
         true
+    }
+
+    fn claims(&self) -> Vec<KeyValue> {
+        let below = self.store.list(&Node::scope_of(Kind::Web).load_prefix());
+        below.into_iter().filter(|kv| kv.key.ends_with("/claim")).collect()
     }
 
     /// A request reaches etcd.

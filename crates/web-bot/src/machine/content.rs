@@ -79,12 +79,19 @@ impl Content {
         self.scope.name()
     }
 
+    /// The live commit, if it does not stand ready here. Who tries a newer one lacks nothing.
+    pub(super) fn lacks(&self) -> Option<&str> {
+        let tries = self.candidate.as_ref().is_some_and(|c| self.tries_candidate && self.is_prepared(&c.sha));
+        self.live().filter(|sha| !tries && !self.is_prepared(sha))
+    }
+
     pub(super) fn is_prepared(&self, sha: &str) -> bool {
         self.entries.get(sha) == Some(&Entry::Prepared)
     }
 
     /// The commit to serve: the live one if it stands ready. If it cannot be prepared, the last good one, so that trouble
-    /// with content never takes the site down.
+    /// with content never takes the site down; whether that is to be served while others have the live one is not decided
+    /// here.
     pub(super) fn servable(&self) -> Option<&str> {
         let tried = self.candidate.as_ref().filter(|_| self.tries_candidate).map(|r| r.sha.as_str());
         if let Some(candidate) = tried.filter(|sha| self.is_prepared(sha)) {

@@ -7,18 +7,20 @@
 //!                                Waking ──────────────┤ wake failed or message gone
 //!                        app died ▲ │ ready           │
 //!                                 │ ▼                 │
-//!                                Serving ──► Draining ┘ message gone, then requests done
+//!                                Serving ──► Draining ┘ message gone or left behind, then requests done
 //!
 //!  any of them ──► Stopping (asked to stop: drain, give everything back, exit)
 //!  any of them ──► Failed   (another live bot has our name: exit at once)
 //! ```
 //!
 //! Files: `roles` (one step function a role), `content` (which commits), `slots` (the place in the serving set), `app`
-//! (the user's process), `scaling` (the leader's count), `outward` (member key, route, report), `board` and `settings`.
+//! (the user's process), `scaling` (the leader's count), `behind` (others have what this bot lacks), `outward` (member key,
+//! route, report), `board` and `settings`.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
 mod app;
+mod behind;
 mod board;
 mod content;
 mod database;
@@ -42,6 +44,7 @@ pub use self::{
     app::{
         APP_PROVEN_AFTER, APP_STOP_GRACE, CRASHES_HELD_MAX, DATABASE_SETTLE, RESTART_BACKOFF_MAX, RESTART_BACKOFF_MIN,
     },
+    behind::CATCH_UP_MAX,
     content::{PREPARE_BACKOFF_MAX, PREPARE_BACKOFF_MIN, REVISIONS_KEPT},
     database::{FAILOVER_SETTLE, FREEZE_MAX},
     roles::DRAIN_NOTICE,
@@ -51,6 +54,7 @@ pub use self::{
 };
 use self::{
     app::{App, Recipe},
+    behind::Behind,
     board::Board,
     content::Content,
     database::Database,
@@ -116,6 +120,7 @@ pub struct State {
     /// the refusal more than the view.
     lock_refused: Option<(Revision, Time)>,
     content: Content,
+    behind: Behind,
     slots: Slots,
     app: App,
     database: Database,
@@ -293,9 +298,17 @@ const EDGES: &[Edge<Role>] = &[
     Edge::new(Role::Preparing, Role::Idle, "the content stands ready"),
     Edge::new(Role::Idle, Role::Waking, "a load message is claimed"),
     Edge::new(Role::Waking, Role::Serving, "content and app are ready"),
-    Edge::new(Role::Waking, Role::Idle, "the app does not come up, or the message is gone"),
+    Edge::new(
+        Role::Waking,
+        Role::Idle,
+        "the app does not come up, or the message is gone, or the live commit is served by others alone",
+    ),
     Edge::new(Role::Serving, Role::Waking, "the app died"),
-    Edge::new(Role::Serving, Role::Draining, "the message is gone, or was lost and all are taken"),
+    Edge::new(
+        Role::Serving,
+        Role::Draining,
+        "the message is gone, or was lost and all are taken, or the live commit is served by others alone",
+    ),
     Edge::new(Role::Draining, Role::Idle, "requests in flight are done"),
     Edge::new(Role::Initializing, Role::Stopping, "asked to stop"),
     Edge::new(Role::Preparing, Role::Stopping, "asked to stop"),
@@ -372,6 +385,7 @@ impl State {
             leadership: Leadership::new(settings.scope.leader(), settings.name.clone()),
             lock_refused: None,
             content: Content::new(settings.content.clone(), format!("{}/{}", settings.scope.name(), settings.name)),
+            behind: Behind::default(),
             slots: Slots::new(settings.scope.clone()),
             app: App::new(),
             database: Database::default(),
@@ -390,6 +404,18 @@ impl State {
     #[must_use]
     pub fn prefixes(&self) -> Vec<String> {
         self.view.prefixes().map(str::to_owned).collect()
+    }
+
+    /// What it knows of the store.
+    #[must_use]
+    pub const fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Whether the database fails over, as far as it knows, and nobody is to come or go meanwhile.
+    #[must_use]
+    pub fn holds_still(&self) -> bool {
+        self.database.is_frozen(self.stepped_at)
     }
 
     /// The role.
@@ -501,6 +527,7 @@ impl State {
         // Files need no database.
         let database = self.settings.database.as_ref().filter(|_| self.settings.mode == Mode::App);
         self.database.observe(now, database, &self.view);
+        self.behind.observe(now, self.is_behind(now));
         let board = Board::read(&self.view, &self.settings.scope);
         self.play(now, &board, out);
         self.content.advance(now, &self.commits_in_use(), &self.view, out);
@@ -585,6 +612,7 @@ impl State {
             self.leadership.deadline(),
             self.lock_refused.map(|(_, at)| Deadline { at, reason: String::from("ask again for the lock") }),
             self.content.deadline(),
+            self.behind_deadline(),
             self.slots.deadline(&sight, &self.membership),
             self.app.deadline(now, recipe.as_ref()),
             self.database.deadline(now),

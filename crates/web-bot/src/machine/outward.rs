@@ -185,7 +185,7 @@ impl State {
             let because = if let Some(slot) = self.slots.asking_for() {
                 format!("load message {slot} is being claimed")
             } else if !self.may_serve(now) {
-                self.why_not_ready()
+                self.why_not_ready(now)
             } else if now < self.slots.not_before() {
                 let left: Span = self.slots.not_before().since(now);
                 format!("bots that kept serving through an outage may claim first, for {left} more")
@@ -194,6 +194,7 @@ impl State {
             };
             found.push(("serve", because));
         }
+        found.extend(self.why_it_serves_on().map(|because| ("rest", because)));
         if !self.leads(now) && self.role != Role::Failed {
             let because = match self.leadership.holder(&self.view) {
                 Some(holder) if holder != self.membership.name() => format!("{holder} holds the lock"),
@@ -204,13 +205,16 @@ impl State {
         found
     }
 
-    fn why_not_ready(&self) -> String {
+    fn why_not_ready(&self, now: Time) -> String {
         if self.effective().drained {
             return format!(
                 "an operator drained it: botctl web wake {} {}",
                 self.settings.scope.name(),
                 self.settings.name
             );
+        }
+        if self.is_left_behind(now) {
+            return format!("others serve what is not here yet: it waits for {}", self.content.waiting_for());
         }
         let no_hosts = self.settings.mode == Mode::App && self.app.hosts().is_empty();
         match &self.settings.database {

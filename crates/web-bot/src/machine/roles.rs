@@ -134,7 +134,7 @@ impl State {
 
     /// Whether a claimed load message could be answered.
     pub(super) fn may_serve(&self, now: Time) -> bool {
-        if self.effective().drained {
+        if self.effective().drained || self.is_left_behind(now) {
             return false;
         }
         match self.settings.mode {
@@ -187,7 +187,7 @@ impl State {
     }
 
     fn look_for_place(&mut self, now: Time, board: &Board, out: &mut Vec<Action>) -> Standing {
-        if self.effective().drained {
+        if self.effective().drained || self.is_left_behind(now) {
             // Given back once the last request has ended; the message stays, for another bot.
             return Standing::Withdrawn;
         }

@@ -25,15 +25,24 @@ const CONNECTIONS: u32 = 64;
 /// Connections that ask for a file that takes a noticeable part of a second.
 const HUGE_CONNECTIONS: u32 = 4;
 
+/// What the figures of the report are of.
+const SMALL_FILE: &str = "small file";
+const LARGE_FILE: &str = "1 MiB";
+const APP_ONE: &str = "app, one at a time";
+const APP_ITSELF: &str = "the app itself, one at a time";
+
 /// Measures our web bot beside nginx.
 #[derive(Debug, Parser)]
 struct Args {
     /// How long each run takes
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 2)]
     seconds: u64,
-    /// How often each run is done; the median counts
-    #[arg(long, default_value_t = 3)]
+    /// How often each run is done, on both sides in turn; medians count
+    #[arg(long, default_value_t = 7)]
     rounds: usize,
+    /// Measure only what has this in its name, and leave the report as it is
+    #[arg(long)]
+    only: Option<String>,
     /// The program to measure; a release build
     #[arg(long, default_value = "target/release/web-bot")]
     web_bot: PathBuf,
@@ -42,13 +51,16 @@ struct Args {
     report: PathBuf,
 }
 
-/// What is measured of one file or path, ours and nginx's.
+/// What is measured of one file or path, ours and nginx's. Each figure is a median of all runs; the ratio is the median of
+/// the ratios of two runs that followed each other, so that a machine that is busy for a while weighs on neither side.
 #[derive(Debug, Serialize)]
 struct Pair {
     what: String,
     ours_rps: f64,
     nginx_rps: f64,
     ratio: f64,
+    ratio_min: f64,
+    ratio_max: f64,
     ours_p50_us: f64,
     nginx_p50_us: f64,
     ours_p99_us: f64,
@@ -91,53 +103,68 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> Result<()> {
-    let mut stand = Box::pin(Stand::start(&args.web_bot)).await?;
-    let wrk = Wrk::find(stand.logs())?;
+    let (nginx, wrk) = (servers::find_nginx()?, Wrk::find()?);
+    let mut stand = Box::pin(Stand::start(&args.web_bot, &nginx)).await?;
+    let wrk = wrk.logging_to(stand.logs());
     print("  comparing the first answers\n")?;
     let (cold_ours_us, cold_nginx_us) =
         (stand.first_answers(&stand.ours).await?, stand.first_answers(&stand.nginx).await?);
+    let files = (stand.ours.as_str(), stand.nginx.as_str());
+    let proxies = (stand.our_proxy.as_str(), stand.nginx_proxy.as_str());
+    let app = (stand.app.as_str(), stand.app.as_str());
     let mut pairs = Vec::new();
-    for (what, path, header, connections) in [
-        ("small file", SMALL, None, CONNECTIONS),
-        ("small file, a connection each", SMALL, Some("Connection: close"), CONNECTIONS),
-        ("small file, not changed", SMALL, Some("If-Modified-Since: SINCE"), CONNECTIONS),
-        ("page with gzip", "/page.html", Some("Accept-Encoding: gzip"), CONNECTIONS),
-        ("64 KiB", "/medium.bin", None, CONNECTIONS),
-        ("1 MiB", LARGE, None, CONNECTIONS),
-        ("32 MiB, from disk", "/huge.bin", None, HUGE_CONNECTIONS),
+    for (what, sides, path, header, connections) in [
+        (SMALL_FILE, files, SMALL, None, CONNECTIONS),
+        ("small file, a connection each", files, SMALL, Some("Connection: close"), CONNECTIONS),
+        ("small file, not changed", files, SMALL, Some("If-Modified-Since: SINCE"), CONNECTIONS),
+        ("page with gzip", files, "/page.html", Some("Accept-Encoding: gzip"), CONNECTIONS),
+        ("64 KiB", files, "/medium.bin", None, CONNECTIONS),
+        (LARGE_FILE, files, LARGE, None, CONNECTIONS),
+        ("32 MiB, from disk", files, "/huge.bin", None, HUGE_CONNECTIONS),
+        ("app", proxies, "/", None, CONNECTIONS),
+        (APP_ONE, proxies, "/", None, 1),
+        (APP_ITSELF, app, "/", None, 1),
     ] {
-        let pair = pair(args, &wrk, what, (&stand.ours, &stand.nginx), path, header, connections).await?;
-        print(&format!("  {what}: ours {:.0}, nginx {:.0} a second\n", pair.ours_rps, pair.nginx_rps))?;
+        if args.only.as_deref().is_some_and(|only| !what.contains(only)) {
+            continue;
+        }
+        let pair = pair(args, &wrk, what, sides, path, header, connections).await?;
+        print(&format!(
+            "  {what}: ours {:.0}, nginx {:.0} a second, ratio {:.2} ({:.2} to {:.2})\n",
+            pair.ours_rps, pair.nginx_rps, pair.ratio, pair.ratio_min, pair.ratio_max
+        ))?;
         pairs.push(pair);
     }
-    print("  comparing: app\n")?;
-    let through = (stand.our_proxy.clone(), stand.nginx_proxy.clone());
-    pairs.push(pair(args, &wrk, "app", (&through.0, &through.1), "/", None, CONNECTIONS).await?);
-    let one = pair(args, &wrk, "app, one at a time", (&through.0, &through.1), "/", None, 1).await?;
-    let app = stand.app.clone();
-    let direct = pair(args, &wrk, "the app itself, one at a time", (&app, &app), "/", None, 1).await?;
-    let ratio = |what: &str| pairs.iter().find(|p| p.what == what).map_or(0.0, |p| p.ratio);
-    let report = Report {
-        small_ratio: ratio("small file"),
-        large_ratio: ratio("1 MiB"),
-        app_added_p50_us: round(one.ours_p50_us - direct.ours_p50_us),
-        app_added_p99_us: round(one.ours_p99_us - direct.ours_p99_us),
-        nginx_added_p50_us: round(one.nginx_p50_us - direct.ours_p50_us),
-        nginx_added_p99_us: round(one.nginx_p99_us - direct.ours_p99_us),
-        cold_ours_us,
-        cold_nginx_us,
-        pairs: pairs.into_iter().chain([one, direct]).collect(),
-        rounds: args.rounds,
-        seconds: args.seconds,
-        cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-    };
     stand.stop().await;
+    if args.only.is_some() {
+        return Ok(());
+    }
+    let report = report(args, pairs, cold_ours_us, cold_nginx_us)?;
     if let Some(folder) = args.report.parent() {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     }
     let json = serde_json::to_string_pretty(&report).context("write the figures as JSON")?;
     fs::write(&args.report, json + "\n").with_context(|| format!("write {}", args.report.display()))?;
     print(&table(&report))
+}
+
+fn report(args: &Args, pairs: Vec<Pair>, cold_ours_us: f64, cold_nginx_us: f64) -> Result<Report> {
+    let of = |what: &str| pairs.iter().find(|p| p.what == what).with_context(|| format!("{what} was measured"));
+    let (small, large, one, direct) = (of(SMALL_FILE)?, of(LARGE_FILE)?, of(APP_ONE)?, of(APP_ITSELF)?);
+    Ok(Report {
+        small_ratio: small.ratio,
+        large_ratio: large.ratio,
+        app_added_p50_us: round(one.ours_p50_us - direct.ours_p50_us),
+        app_added_p99_us: round(one.ours_p99_us - direct.ours_p99_us),
+        nginx_added_p50_us: round(one.nginx_p50_us - direct.ours_p50_us),
+        nginx_added_p99_us: round(one.nginx_p99_us - direct.ours_p99_us),
+        cold_ours_us,
+        cold_nginx_us,
+        rounds: args.rounds,
+        seconds: args.seconds,
+        cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        pairs,
+    })
 }
 
 /// Asks both servers in turn, so that whatever else the machine does hits both.
@@ -163,12 +190,15 @@ async fn pair(
         }
     }
     let of = |who: &str, figure: fn(&Run) -> f64| median(runs.get(who).into_iter().flatten().map(figure).collect());
-    let (ours_rps, nginx_rps) = (of("ours", |r| r.rps), of("nginx", |r| r.rps));
+    let both = runs.get("ours").into_iter().flatten().zip(runs.get("nginx").into_iter().flatten());
+    let ratios: Vec<f64> = both.map(|(ours, nginx)| round(ours.rps / nginx.rps)).collect();
     Ok(Pair {
         what: what.to_owned(),
-        ours_rps,
-        nginx_rps,
-        ratio: round(ours_rps / nginx_rps),
+        ours_rps: of("ours", |r| r.rps),
+        nginx_rps: of("nginx", |r| r.rps),
+        ratio_min: ratios.iter().copied().fold(f64::INFINITY, f64::min),
+        ratio_max: ratios.iter().copied().fold(0.0, f64::max),
+        ratio: median(ratios),
         ours_p50_us: of("ours", |r| r.p50_us),
         nginx_p50_us: of("nginx", |r| r.p50_us),
         ours_p99_us: of("ours", |r| r.p99_us),

@@ -28,6 +28,9 @@ use fleet::{
 pub(crate) const SMALL: &str = "/small.txt";
 pub(crate) const LARGE: &str = "/large.bin";
 
+/// What to do when a program is missing.
+pub(crate) const TO_INSTALL: &str = "this comparison needs nginx and wrk: apt-get install nginx wrk";
+
 /// Files that are asked for once each, to compare first answers.
 const MANY: usize = 300;
 
@@ -55,10 +58,11 @@ pub(crate) struct Stand {
 
 impl Stand {
     /// Starts all of them.
-    pub(crate) async fn start(web_bot: &Path) -> Result<Self> {
-        ensure!(web_bot.is_file(), "{} is not there: cargo build --release -p web-bot", web_bot.display());
-        let nginx = system_binary("nginx", &[PathBuf::from("/usr/sbin")])
-            .context("this comparison needs wrk and nginx: apt-get install wrk nginx")?;
+    pub(crate) async fn start(web_bot: &Path, nginx: &Path) -> Result<Self> {
+        // Bots run in folders of their own.
+        let web_bot = &web_bot
+            .canonicalize()
+            .with_context(|| format!("{} is not there: cargo build --release --package web-bot", web_bot.display()))?;
         let scratch = Scratch::new()?;
         let logs = scratch.dir("logs", None)?;
         let etcd = EtcdCluster::start(&scratch, &logs, &[Site::default()])?;
@@ -83,7 +87,7 @@ impl Stand {
             (static_port?, nginx_port?, our_proxy?, nginx_proxy?, app?);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let conf = nginx_conf(cores, origin.work(), nginx_port, nginx_proxy, app, &scratch)?;
-        let servers = vec![Program::new("nginx", &nginx).args(["-c", &conf.to_string_lossy()]).start(&logs)?];
+        let servers = vec![Program::new("nginx", nginx).args(["-c", &conf.to_string_lossy()]).start(&logs)?];
         let app_conf = app_conf(&scratch, "PORT")?;
         let command = format!(
             "sed \"s/PORT/$PORT/\" {conf} > {conf}.$PORT && exec {nginx} -c {conf}.$PORT",
@@ -150,6 +154,11 @@ impl Stand {
             bot.stop();
         }
     }
+}
+
+/// The distribution's nginx, which is measured and serves as the app.
+pub(crate) fn find_nginx() -> Result<PathBuf> {
+    system_binary("nginx", &[PathBuf::from("/usr/sbin")]).context(TO_INSTALL)
 }
 
 /// What the server says of a file's age, for a client that has it already.

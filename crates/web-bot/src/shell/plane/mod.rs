@@ -4,6 +4,7 @@
 //! A request keeps the route that it began with, and with it the commit: no answer mixes two.
 
 mod answer;
+mod lane;
 mod log;
 mod meter;
 mod proxy;
@@ -43,6 +44,10 @@ use crate::machine::Event;
 
 /// How often the load is measured while there is any.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How soon it is measured for the first time after a silence: an overload that begins at once is told of at once, and a handful
+/// of requests that come together is none over this time.
+const FIRST_SAMPLE_AFTER: Duration = Duration::from_millis(200);
 
 /// More threads than this gain nothing for what one bot serves.
 const THREADS_MAX: usize = 8;
@@ -211,8 +216,10 @@ async fn measure(meter: Meter, measured: watch::Sender<WebLoad>, events: Events<
     let mut told = WebLoad::default();
     loop {
         meter.busy().await;
+        let mut pause = FIRST_SAMPLE_AFTER;
         loop {
-            tokio::time::sleep(SAMPLE_INTERVAL).await;
+            tokio::time::sleep(pause).await;
+            pause = SAMPLE_INTERVAL;
             let (load, busy) = meter.sample();
             if load != told {
                 told = load;

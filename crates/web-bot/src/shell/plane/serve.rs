@@ -58,7 +58,7 @@ impl Counters {
         counters
     }
 
-    fn count(&self, status: StatusCode) {
+    pub(super) fn count(&self, status: StatusCode) {
         if let Some(counter) = self.answers.get(usize::from(status.as_u16() / 100).wrapping_sub(1)) {
             counter.inc();
         }

@@ -87,6 +87,7 @@ const HELLO: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nx-app: yes\r\nkeep-
                      x-bots-revision: forged\r\nconnection: close\r\n\r\nhello";
 
 mod hostile;
+mod lane;
 mod streams;
 
 #[tokio::test]

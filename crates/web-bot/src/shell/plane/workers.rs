@@ -14,10 +14,11 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Bytes, BytesMut};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::Sleep,
@@ -25,7 +26,7 @@ use tokio::{
 
 use tokio_rustls::TlsAcceptor;
 
-use super::{Shared, proxy::Proxy, tls::is_http2};
+use super::{Shared, lane::Left, proxy::Proxy, tls::is_http2};
 
 /// Connections at once. Each costs a few kilobytes; more clients than this belong behind a proxy.
 const CONNECTIONS_MAX: usize = 8_192;
@@ -45,6 +46,9 @@ const STREAMS_MAX: u32 = 128;
 
 /// How often a silent HTTP/2 connection is asked whether it lives, and how long the answer may take.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// What is read before it is known what a connection speaks.
+const FIRST_BYTES_MAX: usize = 1_024;
 
 /// How a connection that speaks HTTP/2 without asking begins.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
@@ -158,24 +162,40 @@ impl Worker {
         if let Some(acceptor) = self.tls.clone().filter(|_| client.secure) {
             let handshake = acceptor.accept(Patient::new(stream, self.shared.patience));
             let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await else { return };
+            let closing = self.closing();
             match is_http2(stream.get_ref().1.alpn_protocol()) {
-                true => self.http2(stream, client).await,
-                false => self.http1(stream, client).await,
+                true => self.http2(stream, client, closing).await,
+                false => self.http1(stream, client, closing).await,
             }
             return;
         }
+        let (mut stream, mut closing) = (stream, self.closing());
+        // A line in the access log is written on the long way.
+        let rest = match self.shared.log {
+            None => match self.short_way(&mut stream, &mut closing).await {
+                Left::Ended => return,
+                Left::Rest(rest) => rest,
+            },
+            Some(_) => match first_bytes(&mut stream, self.shared.patience).await {
+                Some(first) => first,
+                None => return,
+            },
+        };
         // Who speaks HTTP/2 without asking says so in its first packet.
-        let mut first = [0; HTTP2_PREFACE.len()];
-        let Ok(Ok(n)) = tokio::time::timeout(self.shared.patience, stream.peek(&mut first)).await else { return };
-        let stream = Patient::new(stream, self.shared.patience);
-        match first.get(..n) {
-            Some([]) | None => {}
-            Some(HTTP2_PREFACE) => self.http2(stream, client).await,
-            Some(_) => self.http1(stream, client).await,
+        let speaks_http2 = rest.starts_with(HTTP2_PREFACE);
+        let stream = Begun { rest, stream: Patient::new(stream, self.shared.patience) };
+        match speaks_http2 {
+            true => self.http2(stream, client, closing).await,
+            false => self.http1(stream, client, closing).await,
         }
     }
 
-    async fn http1(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, client: Client) {
+    async fn http1(
+        self: Arc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        client: Client,
+        mut closing: watch::Receiver<()>,
+    ) {
         let worker = Arc::clone(&self);
         let service = service_fn(move |request| {
             let worker = Arc::clone(&worker);
@@ -187,7 +207,7 @@ impl Worker {
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
-        let (mut closing, mut connection) = (self.closing(), pin!(connection));
+        let mut connection = pin!(connection);
         tokio::select! {
             // A client that breaks off is its own business.
             _ended = connection.as_mut() => return,
@@ -196,7 +216,12 @@ impl Worker {
         let _ended = connection.await;
     }
 
-    async fn http2(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, client: Client) {
+    async fn http2(
+        self: Arc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        client: Client,
+        mut closing: watch::Receiver<()>,
+    ) {
         let worker = Arc::clone(&self);
         let service = service_fn(move |request| {
             let worker = Arc::clone(&worker);
@@ -209,7 +234,7 @@ impl Worker {
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_INTERVAL)
             .serve_connection(TokioIo::new(stream), service);
-        let (mut closing, mut connection) = (self.closing(), pin!(connection));
+        let mut connection = pin!(connection);
         tokio::select! {
             // A client that breaks off is its own business.
             _ended = connection.as_mut() => return,
@@ -221,6 +246,56 @@ impl Worker {
     /// Tells when open connections are to be closed, each after the answer that is under way.
     fn closing(&self) -> watch::Receiver<()> {
         self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner).subscribe()
+    }
+}
+
+/// What comes first, if it comes in time.
+async fn first_bytes(stream: &mut TcpStream, patience: Duration) -> Option<Bytes> {
+    let mut first = BytesMut::with_capacity(FIRST_BYTES_MAX);
+    let came = tokio::time::timeout(patience, stream.read_buf(&mut first)).await;
+    matches!(came, Ok(Ok(1..))).then(|| first.freeze())
+}
+
+/// A connection of which some bytes were read already.
+struct Begun<T> {
+    rest: Bytes,
+    stream: T,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Begun<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.rest.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let length = self.rest.len().min(buf.remaining());
+        buf.put_slice(&self.rest.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Begun<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -97,7 +97,15 @@ pub(super) fn choose(headers: &HeaderMap, there: impl Fn(Encoding) -> bool) -> E
         return Encoding::Identity;
     }
     let lists = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    let Wishes(wishes) = read(lists);
+    best(read(lists), there)
+}
+
+/// The same for one list, as it is in a head.
+pub(super) fn choose_from(list: &str, there: impl Fn(Encoding) -> bool) -> Encoding {
+    best(read(std::iter::once(list)), there)
+}
+
+fn best(Wishes(wishes): Wishes, there: impl Fn(Encoding) -> bool) -> Encoding {
     let mut best = (Encoding::Identity, 0);
     for encoding in COMPRESSED {
         let wish = wishes[encoding.index()];

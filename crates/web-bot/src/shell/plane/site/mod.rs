@@ -6,6 +6,7 @@ mod encoding;
 mod page;
 mod range;
 mod rules;
+mod short;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -26,6 +27,7 @@ use hyper::{
 
 pub(crate) use self::{
     content::Content,
+    short::{Asked, Short},
     vault::{Extent, Spill, Vault},
 };
 use self::{
@@ -167,6 +169,14 @@ impl Site {
         }
     }
 
+    /// The answer to a request for the whole of a file, if memory holds it and no rule of the site has a say in it.
+    pub(crate) fn short(&self, asked: &Asked<'_>) -> Option<Short> {
+        match self.places.get(asked.path).filter(|_| self.rules.is_empty())? {
+            Place::File(page) => page.short(asked),
+            Place::Folder | Place::NoFolder => None,
+        }
+    }
+
     fn place(&self, path: &str) -> Option<&Place> {
         // Most paths are written as the files are.
         self.places.get(path).or_else(|| match decode(path)? {
@@ -253,8 +263,8 @@ impl Stamp {
     }
 
     /// Whether a header names the commit's time.
-    fn is_time(&self, value: &HeaderValue) -> bool {
-        let time = value.to_str().ok().and_then(|text| httpdate::parse_http_date(text).ok());
+    fn is_time(&self, value: &[u8]) -> bool {
+        let time = std::str::from_utf8(value).ok().and_then(|text| httpdate::parse_http_date(text).ok());
         let since = time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
         since.is_some_and(|since| since.as_secs() == self.modified_s)
     }

@@ -16,6 +16,7 @@ use super::{
     content::Content,
     encoding::{self, Encoding},
     range::{self, Part, Wanted},
+    short::{Asked, Blocks, Short},
     vault::{Bits, Blob},
 };
 
@@ -30,13 +31,21 @@ pub(super) struct Page {
     compressible: bool,
     stamp: Arc<Stamp>,
     heads: [OnceLock<HeaderMap>; 4],
+    blocks: Blocks,
 }
 
 impl Page {
     pub(super) fn new(blob: Arc<Blob>, path: &str, stamp: &Arc<Stamp>) -> Self {
         let content_type = super::types::content_type(path);
         let compressible = super::types::is_compressible(content_type);
-        Self { blob, content_type, compressible, stamp: Arc::clone(stamp), heads: Default::default() }
+        Self {
+            blob,
+            content_type,
+            compressible,
+            stamp: Arc::clone(stamp),
+            heads: Default::default(),
+            blocks: Blocks::default(),
+        }
     }
 
     /// The blob, if it is to be compressed still.
@@ -70,6 +79,28 @@ impl Page {
         }
     }
 
+    /// The answer to a request for the whole file: the same as [`Self::answer`] gives, already written.
+    pub(super) fn short(&self, asked: &Asked<'_>) -> Option<Short> {
+        let encoding = match asked.accept_encoding.filter(|_| self.compressible) {
+            Some(list) => encoding::choose_from(std::str::from_utf8(list).ok()?, |encoding| self.blob.has(encoding)),
+            None => Encoding::Identity,
+        };
+        let unchanged = match (asked.if_none_match, asked.if_modified_since) {
+            (Some(tags), _) => self.matches(tags, true),
+            (None, Some(time)) => self.stamp.is_time(time),
+            (None, None) => false,
+        };
+        if unchanged {
+            let (status, body) = (StatusCode::NOT_MODIFIED, Bytes::new());
+            let head = self.blocks.get(encoding, status, || self.without_body(status, encoding));
+            return Some(Short { status, head, body });
+        }
+        let Bits::Memory(body) = self.blob.bits(encoding) else { return None };
+        let status = StatusCode::OK;
+        let head = self.blocks.get(encoding, status, || self.whole(status, encoding, &Method::GET));
+        Some(Short { status, head, body })
+    }
+
     /// The file as the body of another answer, such as a page for what is not found.
     pub(super) fn stand_in(&self, status: StatusCode, method: &Method, headers: &HeaderMap) -> Response<Content> {
         let mut answer = self.whole(status, self.choose(headers), method);
@@ -89,16 +120,16 @@ impl Page {
 
     /// The answer that conditions force, if they do: 412 or 304.
     fn condition(&self, headers: &HeaderMap) -> Option<StatusCode> {
-        let same_time = |value: &HeaderValue| self.stamp.is_time(value);
+        let same_time = |value: &HeaderValue| self.stamp.is_time(value.as_bytes());
         let changed = match headers.get(header::IF_MATCH) {
-            Some(_) => !headers.get_all(header::IF_MATCH).iter().any(|asked| self.matches(asked, false)),
+            Some(_) => !headers.get_all(header::IF_MATCH).iter().any(|asked| self.matches(asked.as_bytes(), false)),
             None => headers.get(header::IF_UNMODIFIED_SINCE).is_some_and(|value| !same_time(value)),
         };
         if changed {
             return Some(StatusCode::PRECONDITION_FAILED);
         }
         let unchanged = match headers.get(header::IF_NONE_MATCH) {
-            Some(_) => headers.get_all(header::IF_NONE_MATCH).iter().any(|asked| self.matches(asked, true)),
+            Some(_) => headers.get_all(header::IF_NONE_MATCH).iter().any(|asked| self.matches(asked.as_bytes(), true)),
             // Not "older than": after a return to an earlier commit, what was modified earlier is new.
             None => headers.get(header::IF_MODIFIED_SINCE).is_some_and(same_time),
         };
@@ -106,8 +137,8 @@ impl Page {
     }
 
     /// Whether a list of entity tags names this file, in whatever form: what the client has is this blob's.
-    fn matches(&self, asked: &HeaderValue, weakly: bool) -> bool {
-        asked.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|tag| {
+    fn matches(&self, asked: &[u8], weakly: bool) -> bool {
+        asked.split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|tag| {
             let tag = if weakly { tag.strip_prefix(b"W/").unwrap_or(tag) } else { tag };
             let inner = tag.strip_prefix(b"\"").and_then(|tag| tag.strip_suffix(b"\""));
             tag == b"*" || inner.and_then(|inner| inner.strip_prefix(self.blob.id.as_bytes())).is_some_and(is_suffix)

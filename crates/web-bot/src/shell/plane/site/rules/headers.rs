@@ -44,6 +44,10 @@ struct Rule {
 }
 
 impl HeaderRules {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
     /// Reads the file; what is wrong is told with the number of its line.
     pub(super) fn read(text: &str) -> Result<Self, (usize, String)> {
         let mut rules: Vec<Rule> = Vec::new();

@@ -47,6 +47,11 @@ impl Rules {
         Ok(())
     }
 
+    /// Whether they ask for nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.redirects.is_empty() && self.headers.is_empty()
+    }
+
     /// What becomes of a request for `path` (as it was sent); rules that leave existing files alone do so.
     pub(super) fn redirect(&self, path: &str, query: Option<&str>, exists: bool) -> Option<Outcome> {
         self.redirects.find(path, query, exists)

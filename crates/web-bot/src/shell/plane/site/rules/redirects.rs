@@ -37,6 +37,10 @@ struct Rule {
 }
 
 impl Redirects {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
     /// Reads the file; what is wrong is told with the number of its line.
     pub(super) fn read(text: &str) -> Result<Self, (usize, String)> {
         let mut redirects = Self::default();
