@@ -228,12 +228,13 @@ impl Plan {
         plan
     }
 
-    /// The same with a Postgres cluster that is synchronous, and nothing else: writes are many and long under way, machines lose
-    /// power often, and standbys take long to replay what they have.
+    /// The same with a Postgres cluster that is synchronous, and nothing else: in quorum mode with takeover, writes are many and
+    /// long under way, machines lose power often, and standbys take long to replay what they have.
     #[must_use]
     pub fn made_synchronous(mut self) -> Self {
         self.cast = Cast { postgres: self.cast.postgres.max(3), content: 0, web: 0 };
         self.sync = self.sync.or(Some("quorum"));
+        self.takeover = self.sync == Some("quorum");
         self.write_pause = Span::from_millis(40);
         self.wal_delay.high = 400;
         self.unreplayed_max = 30;

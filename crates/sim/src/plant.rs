@@ -132,7 +132,14 @@ impl Plant {
     /// Whether it can do harm in a synchronous cluster only, and seldom there: it is made in no other.
     #[must_use]
     pub const fn wants_synchronous(self) -> bool {
-        matches!(self, Self::NamesInForceAtOnce | Self::CountedBeforeCaughtUp | Self::EveryVoteCounts)
+        matches!(
+            self,
+            Self::NamesInForceAtOnce
+                | Self::CountedBeforeCaughtUp
+                | Self::EveryVoteCounts
+                | Self::PromiseNotKept
+                | Self::PromiseUncompared
+        )
     }
 }
 

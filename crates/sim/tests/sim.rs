@@ -15,7 +15,7 @@ use web_bot::machine::WebMachine;
 
 /// The seeds that must hold here; `make sim` runs more.
 const SEEDS: u64 = 400;
-/// Within so many seeds each mistake must be caught. The rarest takes a few hundred; the search ends with the first.
+/// Within so many seeds each mistake must be caught; most are within 50, and the search ends with the first.
 const SEEDS_PER_PLANT: u64 = 1_000;
 
 /// The same for the mistakes that are made in synchronous clusters alone: a write is lost by them only if who has it, and who
