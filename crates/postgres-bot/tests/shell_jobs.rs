@@ -177,6 +177,45 @@ fn a_number_that_another_member_has_is_passed_over() {
     });
 }
 
+/// It knows of the new timeline, which left its own before the point that its pages have come to: Postgres does not start by that.
+#[test]
+fn a_crashed_standby_that_has_more_than_the_new_leader_is_rewound() {
+    as_server_user("a_crashed_standby_that_has_more_than_the_new_leader_is_rewound", || async {
+        let dir = scratch();
+        let [a, b, c] = ["a", "b", "c"].map(|name| Member::new(dir.path(), name));
+        a.bootstraps().await;
+        a.client().await.batch_execute("CREATE TABLE t (x text)").await.expect("write");
+        for replica in [&b, &c] {
+            replica.does(Job::Clone { source: a.as_upstream() }).await;
+            replica.does(Job::StartStandby { upstream: Some(a.as_upstream()) }).await;
+            replica.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
+        }
+        b.does(Job::Follow { upstream: None }).await;
+        a.client().await.batch_execute("INSERT INTO t VALUES ('lost')").await.expect("write");
+        c.comes_to("SELECT count(*) FROM t", "1").await;
+        c.client().await.batch_execute("CHECKPOINT").await.expect("a restartpoint");
+        a.does(Job::Stop { mode: AT_ONCE }).await;
+        b.does(Job::Promote { timeline: Timeline(2) }).await;
+        b.does(Job::Checkpoint).await;
+        c.does(Job::Follow { upstream: Some(b.as_upstream()) }).await;
+        let history = c.data_dir().join("pg_wal/00000002.history");
+        while !history.exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        c.does(Job::Stop { mode: AT_ONCE }).await;
+        let why = c.fails(Job::StartStandby { upstream: Some(b.as_upstream()) }).await;
+        assert!(why.contains("does not contain minimum recovery point"), "{why}");
+
+        c.does(Job::Rewind { source: b.as_upstream() }).await;
+        c.does(Job::StartStandby { upstream: Some(b.as_upstream()) }).await;
+        c.comes_to("SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming'", "2").await;
+        assert_eq!(c.asks("SELECT count(*) FROM t").await, "0");
+        for member in [&b, &c] {
+            member.does(Job::Stop { mode: AT_ONCE }).await;
+        }
+    });
+}
+
 /// It comes up on timeline 1, and replays the end of it, and what follows, later: `recovery_min_apply_delay` holds back what a large
 /// log would.
 #[test]

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Context;
+use bots_core::wire::Timeline;
 
 use super::{conninfo::Conninfo, node::Node, quote};
 use crate::machine::{Rules, STANDBY_NAMES, Upstream};
@@ -63,6 +64,8 @@ pub(super) enum Mode {
     Primary,
     /// Read-only, following if there is somebody to follow.
     Standby(Option<Upstream>),
+    /// Read-only, following nobody and going no further than its own timeline: one that it knows of may have left that before.
+    Settling(Timeline),
 }
 
 /// Writes every configuration file of the data directory. The signal file is left alone: it may only change while the
@@ -94,8 +97,8 @@ pub(super) fn write_signal(node: &Node, mode: &Mode) -> anyhow::Result<()> {
     let signal = node.standby_signal();
     match mode {
         Mode::Primary => remove(&signal),
-        Mode::Standby(_) if signal.exists() => Ok(()),
-        Mode::Standby(_) => replace(&signal, "", 0o600),
+        Mode::Standby(_) | Mode::Settling(_) if signal.exists() => Ok(()),
+        Mode::Standby(_) | Mode::Settling(_) => replace(&signal, "", 0o600),
     }
 }
 
@@ -127,12 +130,18 @@ fn main_configuration(node: &Node, mode: &Mode, parameters: &BTreeMap<String, St
         ("unix_socket_directories", sockets),
         ("hba_file", node.data_dir.join("pg_hba.conf").display().to_string()),
         ("ident_file", node.data_dir.join("pg_ident.conf").display().to_string()),
-        ("recovery_target_timeline", String::from("latest")),
+        (
+            "recovery_target_timeline",
+            match mode {
+                Mode::Settling(timeline) => timeline.to_string(),
+                Mode::Standby(_) | Mode::Primary => String::from("latest"),
+            },
+        ),
         (
             "primary_conninfo",
             match mode {
                 Mode::Standby(Some(upstream)) => primary_conninfo(node, upstream),
-                Mode::Standby(None) | Mode::Primary => String::new(),
+                Mode::Standby(None) | Mode::Settling(_) | Mode::Primary => String::new(),
             },
         ),
     ];

@@ -193,7 +193,7 @@ impl Hands {
     fn want(&self, mode: &Mode) -> Wanted {
         self.wanted().mode = Some(mode.clone());
         let mut wanted = self.wanted().clone();
-        if matches!(mode, Mode::Standby(_)) {
+        if matches!(mode, Mode::Standby(_) | Mode::Settling(_)) {
             let raised = floor::raise(&self.node, &mut wanted.parameters);
             if !raised.is_empty() {
                 tracing::warn!(?raised, "a standby runs with more than is asked for: its primary had more");

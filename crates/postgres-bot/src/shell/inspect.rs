@@ -29,6 +29,8 @@ pub struct Control {
     pub system_id: String,
     /// The timeline of the last checkpoint.
     pub timeline: Timeline,
+    /// The timeline that a standby has come to: that of the last checkpoint, or a later one that it has written pages of.
+    pub reached: Timeline,
     /// Where the last checkpoint stands.
     pub checkpoint: Lsn,
     /// `in production`, `shut down`, `shut down in recovery`, ...
@@ -60,9 +62,12 @@ impl Control {
         if system_id.is_empty() || system_id == "0" {
             bail!("the control file has no system identifier");
         }
+        let timeline = Timeline(field("Latest checkpoint's TimeLineID")?.parse().context("the timeline")?);
+        let written = field("Min recovery ending loc's timeline")?.parse().context("the timeline of a standby")?;
         Ok(Self {
             system_id: system_id.to_owned(),
-            timeline: Timeline(field("Latest checkpoint's TimeLineID")?.parse().context("the timeline")?),
+            timeline,
+            reached: timeline.max(Timeline(written)),
             checkpoint: field("Latest checkpoint location")?.parse()?,
             state: field("Database cluster state")?.to_owned(),
         })
@@ -169,6 +174,7 @@ mod tests {
                     Latest checkpoint location:           0/3000060\n\
                     Latest checkpoint's REDO location:    0/3000028\n\
                     Latest checkpoint's TimeLineID:       2\n\
+                    Min recovery ending loc's timeline:   3\n\
                     Latest checkpoint's PrevTimeLineID:   1\n";
         let read = Control::parse(said).expect("whole");
         assert_eq!((read.timeline, read.checkpoint), (Timeline(2), Lsn(0x0300_0060)));

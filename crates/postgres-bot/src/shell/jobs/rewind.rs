@@ -27,9 +27,10 @@ pub(super) async fn run(hands: &Arc<Hands>, source: &Upstream) -> anyhow::Result
         bail!("an earlier rewind was cut off half-way: only a new copy helps");
     }
     let is_standby = node.standby_signal().exists();
-    let is_clean = Control::read(hands, &node.data_dir).await?.is_clean();
+    let control = Control::read(hands, &node.data_dir).await?;
+    let is_clean = control.is_clean();
     if is_standby && !is_clean {
-        start::settle_standby(hands).await?;
+        start::settle_standby(hands, control.reached).await?;
     }
     let recover = !is_standby && !is_clean;
     hands.on_disk(move |hands| begin(hands, recover)).await?;

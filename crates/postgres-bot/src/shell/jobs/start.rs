@@ -88,8 +88,8 @@ async fn start(hands: &Arc<Hands>, mode: Mode) -> anyhow::Result<JobResult> {
 
 /// Lets a crashed standby replay what it has, and stops it in good order. It writes no log of its own meanwhile, as it
 /// would in single-user mode.
-pub(super) async fn settle_standby(hands: &Arc<Hands>) -> anyhow::Result<()> {
-    let up = tokio::time::timeout(SETTLE_DEADLINE, bring_up(hands, Mode::Standby(None))).await;
+pub(super) async fn settle_standby(hands: &Arc<Hands>, timeline: Timeline) -> anyhow::Result<()> {
+    let up = tokio::time::timeout(SETTLE_DEADLINE, bring_up(hands, Mode::Settling(timeline))).await;
     // Stopped in any case, and when this job is given up, by the stop that follows.
     hands.postmaster.stop(StopMode::Fast).await;
     up.context("the crashed standby has not enough log to be consistent")??;
