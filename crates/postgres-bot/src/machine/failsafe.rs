@@ -185,6 +185,12 @@ impl State {
         Some(late.max(again))
     }
 
+    /// When the lock is to be asked for again: a primary without etcd looks now and then whether it can.
+    pub(super) fn asks_for_lock_at(&self) -> Option<Deadline> {
+        let ask_again = self.leadership.deadline()?;
+        Some(Deadline { at: ask_again.at.max(self.failsafe.retake_at), ..ask_again })
+    }
+
     /// When failsafe mode wants a step.
     pub(super) fn failsafe_deadline(&self) -> Option<Deadline> {
         let ask = self.asks_at().map(|at| Deadline {
@@ -394,9 +400,15 @@ impl Turn {
             && self.s.membership.lease(self.now).is_some()
             && !self.s.membership.is_resting();
         let free = self.s.leadership.looks_free(&self.s.view) && self.s.view.is_watched();
-        if self.s.leads_on() && self.s.is_vouched_for(self.now) && !self.s.leadership.is_held() && free && due {
+        if !self.s.leads_on() || !self.s.is_vouched_for(self.now) || self.s.leadership.is_held() {
+            return;
+        }
+        let waits = self.s.leadership.deadline().is_some_and(|ask_again| ask_again.at <= self.now);
+        if self.s.failsafe.retake_at <= self.now && (due && free || waits) {
             self.s.failsafe.retake_at = self.now + super::election::LOOK_AGAIN;
-            self.ask_for_the_lock();
+            if due && free {
+                self.ask_for_the_lock();
+            }
         }
     }
 

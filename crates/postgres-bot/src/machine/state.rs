@@ -616,7 +616,7 @@ impl State {
         let reason = String::from("let the lease run out: what is left of Postgres cannot be killed");
         let dying = self.dies_until().filter(|_| !self.membership.is_lapsing()).map(|at| Deadline { at, reason });
         let own = [fence, bootstrap, self.timers.next(), self.failsafe_deadline(), self.word.deadline(), dying];
-        Deadline::earliest(own.into_iter().chain([self.membership.deadline(), self.leadership.deadline()]))
+        Deadline::earliest(own.into_iter().chain([self.membership.deadline(), self.asks_for_lock_at()]))
     }
 
     /// Whether the view shows the lock under our present lease.

@@ -24,6 +24,8 @@ pub(super) struct LeaseDeadline {
     unlocked: Absence,
     /// Since when the lease that each bot is sure of has not been in etcd.
     expired: Absence,
+    /// When each machine stood still last: its guard acts when it moves again.
+    stood_still: BTreeMap<NodeId, Time>,
 }
 
 /// Since when something has been missing, by machine.
@@ -68,6 +70,10 @@ impl Check for LeaseDeadline {
                     self.check_belief(world, node)?;
                     let unlocked = self.unlocked.note(world, node, holder == Some(node));
                     let n = &world.nodes[node.0];
+                    if n.frozen == Frozen::Machine {
+                        self.stood_still.insert(node, world.now);
+                    }
+                    let moves_again = self.stood_still.get(&node).is_some_and(|at| world.now < *at + GUARD_LATE);
                     let writable = n.postgres().is_some_and(|body| {
                         body.accepts_writes() && body.disk.contents == Contents::Present && n.frozen != Frozen::Machine
                     });
@@ -77,7 +83,7 @@ impl Check for LeaseDeadline {
                     let vouched = world.plan.failsafe
                         && n.postgres()
                             .and_then(|body| body.fence)
-                            .is_some_and(|fence| n.clock.local(world.now) < fence + GUARD_LATE);
+                            .is_some_and(|fence| moves_again || n.clock.local(world.now) < fence + GUARD_LATE);
                     if writable && unlocked && able && !vouched {
                         return Err(format!("{} accepts writes without the leader key in etcd", n.name));
                     }
