@@ -238,15 +238,27 @@ async fn a_push_goes_live_and_survives_its_leader() {
     assert_eq!(status, 200);
     let files = unpack(&fleet.scratch.path().join("unpacked"), &pack, &first);
     assert_eq!(files, [(String::from("index.html"), b"<h1>one</h1>".to_vec())]);
-    assert_eq!(follower.get(&format!("/pack/{first}")).await.0, 404);
     for bad in ["..", "x", &first[1..], &first.to_uppercase(), &format!("{first}0")] {
         assert_ne!(leader.get(&format!("/pack/{bad}")).await.0, 200, "{bad}");
     }
-    let members = fleet.store().list(&site().members_prefix()).await.expect("etcd answers").1;
-    let holders =
-        members.iter().filter_map(|kv| Member::from_json(&kv.value)).filter_map(|m| m.facts::<ContentFacts>());
-    let holders: Vec<String> = holders.filter(|f| f.holds.as_ref() == Some(&first)).map(|f| f.pack_url).collect();
-    assert_eq!(holders, [leader.url("")]);
+    // A standby fetches what has gone live, so that it has it when it leads.
+    let mut both = vec![leader.url(""), follower.url("")];
+    both.sort_unstable();
+    let everybody_holds_it = async {
+        loop {
+            let members = fleet.store().list(&site().members_prefix()).await.expect("etcd answers").1;
+            let members = members.iter().filter_map(|kv| Member::from_json(&kv.value));
+            let holders = members.filter_map(|m| m.facts::<ContentFacts>()).filter(|f| f.holds.as_ref() == Some(&first));
+            let mut holders: Vec<String> = holders.map(|facts| facts.pack_url).collect();
+            holders.sort_unstable();
+            if holders == both {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, everybody_holds_it).await.expect("both hold it");
+    assert_eq!(follower.get(&format!("/pack/{first}")).await.0, 200);
 
     // The poll is an hour away: what follows is due to announcements. They must be signed.
     assert_eq!(leader.push(None).await, 401);

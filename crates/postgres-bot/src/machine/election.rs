@@ -185,6 +185,7 @@ impl Turn {
         if self.stop_unlocked_writer() {
             return;
         }
+        self.take_positions(happened);
         let reserved = self.take_reservation(happened);
         if self.s.may_use_lock(self.now) {
             if self.ails_for_too_long().is_some() {
@@ -210,19 +211,8 @@ impl Turn {
         if candidate.seeking {
             return self.mind_support();
         }
-        match happened {
-            Happened::Observed => candidate.observed = true,
-            Happened::Probed { id, answers } if candidate.probe == Some(*id) => {
-                candidate.probe = None;
-                candidate.answers = Some(answers.clone());
-            }
-            Happened::Due(Timer::Retry) => return self.open_candidacy(),
-            Happened::Probed { .. }
-            | Happened::Nothing
-            | Happened::JobEnded { .. }
-            | Happened::Exited { .. }
-            | Happened::Answered { .. }
-            | Happened::Due(_) => {}
+        if *happened == Happened::Due(Timer::Retry) {
+            return self.open_candidacy();
         }
         if !candidate.observed || self.s.timers.armed(Timer::Retry).is_some() || self.s.leadership.is_busy() {
             return;
@@ -251,6 +241,24 @@ impl Turn {
             self.seek_support();
         } else {
             self.s.timers.arm(Timer::Retry, self.now + LOOK_AGAIN);
+        }
+    }
+
+    /// Takes in what a candidate waits for, also while it holds a lock that it will have to give back.
+    fn take_positions(&mut self, happened: &Happened) {
+        let Phase::Candidate(candidate) = &mut self.s.phase else { return };
+        match happened {
+            Happened::Observed => candidate.observed = true,
+            Happened::Probed { id, answers } if candidate.probe == Some(*id) => {
+                candidate.probe = None;
+                candidate.answers = Some(answers.clone());
+            }
+            Happened::Probed { .. }
+            | Happened::Nothing
+            | Happened::JobEnded { .. }
+            | Happened::Exited { .. }
+            | Happened::Answered { .. }
+            | Happened::Due(_) => {}
         }
     }
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test program uses its own part")]
 
 use std::{
+    collections::BTreeMap,
     fs,
     future::Future,
     os::unix::{fs::chown, process::CommandExt},
@@ -21,7 +22,7 @@ use bots_core::{
     },
 };
 use postgres_bot::{
-    machine::{Event, Job, JobResult, Upstream},
+    machine::{Event, Job, JobResult, Rules, Upstream},
     shell::{
         binaries::Binaries,
         config::Config,
@@ -136,6 +137,9 @@ impl Member {
         let (events, queue) = queue();
         fs::create_dir_all(dir.join(name)).expect("a folder");
         let hands = Arc::new(Hands::new(node, Arc::new(Reporter::new(events))));
+        // As the machine has it: a standby that is turned away looks again at once, and not after Postgres's 5 s.
+        let soon = BTreeMap::from([(String::from("wal_retrieve_retry_interval"), String::from("100ms"))]);
+        hands.configure(soon, Rules::default());
         // No test takes as long, and none that fails leaves a server for ever.
         hands.postmaster.set_fence(Clock::now() + Span::from_secs(120), None);
         Self { hands, queue, port }
