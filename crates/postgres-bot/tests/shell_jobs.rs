@@ -139,6 +139,8 @@ fn a_number_that_another_member_has_is_passed_over() {
         c.does(Job::Rewind { source: a.as_upstream() }).await;
         assert!(matches!(looks(&c).await, DataDir::Present { was_primary: false, .. }));
         c.does(Job::StartStandby { upstream: Some(a.as_upstream()) }).await;
+        // Else it would lack the leader's last word, which the others have.
+        c.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
 
         // Two promotions from timeline 1, neither of which knows of the other.
         a.does(Job::Stop { mode: StopMode::Fast }).await;
