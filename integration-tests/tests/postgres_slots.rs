@@ -101,6 +101,8 @@ async fn a_logical_slot_is_made_where_the_cluster_leads_and_strangers_are_left_a
     let gone = "SELECT string_agg(slot_name::text, ',' ORDER BY slot_name) FROM pg_replication_slots";
     server.wait_for(gone, &format!("changes,mine,{}", second.replace('-', "_")), STEP).await?;
 
+    // The replica streams again after the restart of its leader.
+    fleet.postgres_up(STEP).await?;
     // It moves with the leader. Its position does not, which is said in the documents.
     let done = fleet.botctl(["switchover", "main", "--to", &second, "--force"]).await?;
     ensure!(done.code == Some(0), "switchover: {done:?}");
