@@ -248,7 +248,8 @@ async fn a_push_goes_live_and_survives_its_leader() {
         loop {
             let members = fleet.store().list(&site().members_prefix()).await.expect("etcd answers").1;
             let members = members.iter().filter_map(|kv| Member::from_json(&kv.value));
-            let holders = members.filter_map(|m| m.facts::<ContentFacts>()).filter(|f| f.holds.as_ref() == Some(&first));
+            let holders =
+                members.filter_map(|m| m.facts::<ContentFacts>()).filter(|f| f.holds.as_ref() == Some(&first));
             let mut holders: Vec<String> = holders.map(|facts| facts.pack_url).collect();
             holders.sort_unstable();
             if holders == both {
