@@ -66,7 +66,7 @@ pub struct Place<'s> {
 }
 
 impl<'s> Place<'s> {
-    /// On loopback, with leases of [`TTL_S`] seconds and nothing that is out of the ordinary.
+    /// On loopback, with leases of `TTL_S` seconds and nothing that is out of the ordinary.
     #[must_use]
     pub fn plain(scratch: &'s Scratch, logs: &'s Path, etcd: String) -> Self {
         Self { scratch, logs, etcd, ttl_s: TTL_S, dcs: "", api_password: "", site: Site::default(), step_logs: false }
