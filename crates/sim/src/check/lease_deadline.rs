@@ -24,8 +24,8 @@ pub(super) struct LeaseDeadline {
     unlocked: Absence,
     /// Since when the lease that each bot is sure of has not been in etcd.
     expired: Absence,
-    /// When each machine stood still last: its guard acts when it moves again.
-    stood_still: BTreeMap<NodeId, Time>,
+    /// Since when each machine moves, or moves again after it stood still: its guard acts then. Nothing while it stands.
+    moving: BTreeMap<NodeId, Option<Time>>,
 }
 
 /// Since when something has been missing, by machine.
@@ -70,10 +70,9 @@ impl Check for LeaseDeadline {
                     self.check_belief(world, node)?;
                     let unlocked = self.unlocked.note(world, node, holder == Some(node));
                     let n = &world.nodes[node.0];
-                    if n.frozen == Frozen::Machine {
-                        self.stood_still.insert(node, world.now);
-                    }
-                    let moves_again = self.stood_still.get(&node).is_some_and(|at| world.now < *at + GUARD_LATE);
+                    let moved = self.moving.entry(node).or_default();
+                    *moved = if n.frozen == Frozen::Machine { None } else { moved.or(Some(world.now)) };
+                    let moves_again = moved.is_none_or(|at| world.now < at + GUARD_LATE);
                     let writable = n.postgres().is_some_and(|body| {
                         body.accepts_writes() && body.disk.contents == Contents::Present && n.frozen != Frozen::Machine
                     });
