@@ -26,7 +26,8 @@ async fn callbacks_hear_what_becomes_of_a_server() -> Result<()> {
     for bot in &mut fleet.postgres {
         let folder = bot.data_dir.parent().context("a folder")?.to_owned();
         let script = folder.join("told.sh");
-        fs::write(&script, format!("#!/bin/sh\necho \"$@\" >> {}\n", heard(&folder).display()))?;
+        // It takes its time, as one does on a busy machine: nothing may be lost by that.
+        fs::write(&script, format!("#!/bin/sh\nsleep 0.3\necho \"$@\" >> {}\n", heard(&folder).display()))?;
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
         let mut config = fs::OpenOptions::new().append(true).open(&bot.bot.config)?;
         writeln!(config, "  callbacks:")?;

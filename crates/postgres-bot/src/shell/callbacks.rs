@@ -1,8 +1,15 @@
 //! Callbacks: programs of the operator's that are told what has become of the server, in Patroni's words. They are told after the
-//! fact, and never waited for; one that still runs when there is more to tell is ended.
+//! fact, one after the other; the bot never waits for them. One that still runs when there is more to tell has a moment to finish:
+//! ended at once, a slow machine's callbacks would hear only the last news.
 
-use std::{collections::BTreeMap, process::Stdio};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    process::Stdio,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use tokio::process::Child;
 
@@ -12,16 +19,33 @@ use crate::machine::{Postgres, State};
 /// What a callback is told of; its name in the configuration, too.
 const NAMES: [&str; 5] = ["on_start", "on_stop", "on_restart", "on_reload", "on_role_change"];
 
+/// So long may a program keep others waiting. One that moves an address takes less; one that hangs must not hold up the next role.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// So much is told late at most; of more, the oldest is dropped, for the last of it is what holds.
+const WAITING_MAX: usize = 16;
+
+/// How often the one that runs is looked at while others wait for it.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
 /// The programs, each with its own arguments, by what they are told of.
 pub(super) type Programs = BTreeMap<&'static str, Vec<String>>;
 
-/// Tells them.
+/// Finds out what there is to tell, and has it told.
 #[derive(Debug)]
 pub(super) struct Callbacks {
+    told: Told,
+    teller: Arc<Mutex<Teller>>,
+}
+
+#[derive(Debug)]
+struct Teller {
     programs: Programs,
     scope: String,
-    told: Told,
     running: Option<Child>,
+    waiting: VecDeque<(&'static str, bool)>,
+    /// Since when something waits for the one that runs.
+    waited_since: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,26 +60,95 @@ struct Told {
 impl Callbacks {
     /// Nothing has been told yet.
     pub(super) fn new(programs: Programs, scope: &str) -> Self {
-        Self { programs, scope: scope.to_owned(), told: Told::default(), running: None }
+        let teller =
+            Teller { programs, scope: scope.to_owned(), running: None, waiting: VecDeque::new(), waited_since: None };
+        Self { told: Told::default(), teller: Arc::new(Mutex::new(teller)) }
     }
 
     /// Takes note of a step; `reloads` counts how often the server was told to read its files again.
     pub(super) fn note(&mut self, state: &State, reloads: u64) {
         if let Some((name, primary)) = self.told.news(state, reloads) {
-            self.tell(name, if primary { "primary" } else { "replica" });
+            self.tell(name, primary);
         }
     }
 
-    fn tell(&mut self, name: &'static str, role: &str) {
-        let Some((program, arguments)) = self.programs.get(name).and_then(|words| words.split_first()) else { return };
-        if let Some(running) = &mut self.running
-            && matches!(running.try_wait(), Ok(None))
-        {
-            tracing::warn!("a callback still runs: it is ended for the next one");
-            let _gone_by_itself = running.start_kill();
+    fn tell(&self, name: &'static str, primary: bool) {
+        let mut teller = lock(&self.teller);
+        let is_looked_after = !teller.waiting.is_empty();
+        teller.add(name, primary);
+        teller.go_on();
+        if !teller.waiting.is_empty() && !is_looked_after {
+            tokio::spawn(look_after(Arc::clone(&self.teller)));
         }
+    }
+
+    /// The bot ends: what waits is told without waiting.
+    pub(super) fn finish(&self) {
+        let mut teller = lock(&self.teller);
+        while !teller.waiting.is_empty() {
+            teller.tell_next();
+        }
+    }
+}
+
+/// Until nothing waits.
+async fn look_after(teller: Arc<Mutex<Teller>>) {
+    while !lock(&teller).waiting.is_empty() {
+        tokio::time::sleep(LOOK_EVERY).await;
+        lock(&teller).go_on();
+    }
+}
+
+fn lock(teller: &Mutex<Teller>) -> MutexGuard<'_, Teller> {
+    teller.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Teller {
+    fn add(&mut self, name: &'static str, primary: bool) {
+        if self.programs.contains_key(name) {
+            self.waiting.push_back((name, primary));
+        }
+        if self.waiting.len() > WAITING_MAX {
+            tracing::warn!("more callbacks wait than are told: the oldest is dropped");
+            self.waiting.pop_front();
+        }
+    }
+
+    /// Starts the next if it may start.
+    fn go_on(&mut self) {
+        while !self.waiting.is_empty() && self.is_free() {
+            self.tell_next();
+        }
+    }
+
+    /// Whether the next may start: the last is done, or has had its time.
+    fn is_free(&mut self) -> bool {
+        let Some(running) = &mut self.running else { return true };
+        match running.try_wait() {
+            Ok(None) if self.waited_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE => return false,
+            Ok(None) => {
+                tracing::warn!("a callback still runs after {PATIENCE:?}: it is ended for the next one");
+                end(running);
+            }
+            Ok(Some(status)) if !status.success() => tracing::warn!(%status, "a callback failed"),
+            Ok(Some(_)) | Err(_) => {}
+        }
+        true
+    }
+
+    fn tell_next(&mut self) {
+        (self.running, self.waited_since) = (None, None);
+        let Some((name, primary)) = self.waiting.pop_front() else { return };
+        let Some((program, arguments)) = self.programs.get(name).and_then(|words| words.split_first()) else { return };
+        let role = if primary { "primary" } else { "replica" };
         let mut command = clean_command(program);
-        command.args(arguments).args([name, role, &self.scope]).stdin(Stdio::null()).stdout(Stdio::null());
+        // A group of its own, so that it can be ended with what it has started.
+        command
+            .args(arguments)
+            .args([name, role, &self.scope])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .process_group(0);
         match command.spawn() {
             Ok(child) => {
                 tracing::info!(name, role, "callback");
@@ -63,6 +156,13 @@ impl Callbacks {
             }
             Err(error) => tracing::error!(name, program, %error, "a callback cannot be started"),
         }
+    }
+}
+
+/// Kills a program and what it has started; the runtime reaps it.
+fn end(program: &Child) {
+    if let Some(group) = program.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
+        let _gone_by_itself = kill_process_group(group, Signal::KILL);
     }
 }
 
@@ -136,9 +236,66 @@ fn split(command: &str) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, iter};
+
+    use rustix::process::Pid;
     use serde_json::json;
 
-    use super::{programs, split};
+    use super::{Callbacks, LOOK_EVERY, Programs, WAITING_MAX, lock, programs, split};
+    use crate::shell::processes;
+
+    /// Callbacks that append what they hear to a file, after what is to be done before.
+    fn callbacks(folder: &tempfile::TempDir, before: &str) -> (Callbacks, impl Fn() -> String) {
+        let heard = folder.path().join("heard");
+        let script = format!("{before}; echo $0 $1 $2 >> {}", heard.display());
+        let words: Vec<String> = ["/bin/sh", "-c", &script].map(str::to_owned).into();
+        let programs: Programs = ["on_start", "on_stop"].map(|name| (name, words.clone())).into();
+        (Callbacks::new(programs, "main"), move || fs::read_to_string(&heard).unwrap_or_default())
+    }
+
+    async fn until_all_are_told(callbacks: &Callbacks) {
+        while !lock(&callbacks.teller).waiting.is_empty() || !lock(&callbacks.teller).is_free() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn all_news_are_told_in_their_order_to_who_takes_its_time() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (callbacks, heard) = callbacks(&folder, "sleep 0.1");
+        for (name, primary) in [("on_start", true), ("on_reload", true), ("on_stop", true)] {
+            callbacks.tell(name, primary);
+        }
+        until_all_are_told(&callbacks).await;
+        assert_eq!(heard(), "on_start primary main\non_stop primary main\n");
+    }
+
+    #[tokio::test]
+    async fn who_hangs_is_ended_with_what_it_started() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let child = folder.path().join("child");
+        let hang = format!("test $0 = on_stop || {{ sleep 1000 & echo $! > {}; wait; }}", child.display());
+        let (callbacks, heard) = callbacks(&folder, &hang);
+        callbacks.tell("on_start", false);
+        callbacks.tell("on_stop", false);
+        until_all_are_told(&callbacks).await;
+        assert_eq!(heard(), "on_stop replica main\n");
+        let child: i32 = fs::read_to_string(&child).expect("it was started").trim().parse().expect("a number");
+        assert!(!Pid::from_raw(child).is_some_and(processes::lives), "what it started is gone");
+    }
+
+    #[tokio::test]
+    async fn the_last_news_are_not_lost_when_there_are_too_many_or_the_bot_ends() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (callbacks, heard) = callbacks(&folder, "sleep 0.1");
+        for (name, primary) in iter::repeat_n(("on_start", false), 2 * WAITING_MAX).chain([("on_stop", true)]) {
+            callbacks.tell(name, primary);
+        }
+        assert_eq!(lock(&callbacks.teller).waiting.len(), WAITING_MAX);
+        callbacks.finish();
+        until_all_are_told(&callbacks).await;
+        assert!(heard().contains("on_stop primary main\n"), "{}", heard());
+    }
 
     #[test]
     fn a_command_is_split_as_a_shell_splits_it() {

@@ -270,10 +270,14 @@ impl Shell for PostgresShell {
             }
             Action::AnswerMember { id, answer } => self.desk.answer(id, answer),
             Action::Exit { code, message } if self.hands.postmaster.adopted().is_some() => {
+                self.callbacks.finish();
                 tracing::warn!("Postgres was not taken over: it runs on in the care of its guard");
                 return ControlFlow::Break(Exit::new(code, message));
             }
-            Action::Exit { code, message } => return ControlFlow::Break(Exit::new(code, message)),
+            Action::Exit { code, message } => {
+                self.callbacks.finish();
+                return ControlFlow::Break(Exit::new(code, message));
+            }
         }
         ControlFlow::Continue(())
     }
