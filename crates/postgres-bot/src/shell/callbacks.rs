@@ -6,9 +6,13 @@ use std::{
     collections::{BTreeMap, VecDeque},
     process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use bots_core::{
+    machine::{Span, Time},
+    shell::Clock,
+};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use tokio::process::Child;
@@ -20,7 +24,7 @@ use crate::machine::{Postgres, State};
 const NAMES: [&str; 5] = ["on_start", "on_stop", "on_restart", "on_reload", "on_role_change"];
 
 /// So long may a program keep others waiting. One that moves an address takes less; one that hangs must not hold up the next role.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Span = Span::from_secs(3);
 
 /// So much is told late at most; of more, the oldest is dropped, for the last of it is what holds.
 const WAITING_MAX: usize = 16;
@@ -45,7 +49,7 @@ struct Teller {
     running: Option<Child>,
     waiting: VecDeque<(&'static str, bool)>,
     /// Since when something waits for the one that runs.
-    waited_since: Option<Instant>,
+    waited_since: Option<Time>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -124,10 +128,12 @@ impl Teller {
     /// Whether the next may start: the last is done, or has had its time.
     fn is_free(&mut self) -> bool {
         let Some(running) = &mut self.running else { return true };
+        let now = Clock::now();
         match running.try_wait() {
-            Ok(None) if self.waited_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE => return false,
+            Ok(None) if now.since(*self.waited_since.get_or_insert(now)) < PATIENCE => return false,
             Ok(None) => {
-                tracing::warn!("a callback still runs after {PATIENCE:?}: it is ended for the next one");
+                let patience_ms = PATIENCE.as_millis();
+                tracing::warn!(patience_ms, "a callback still runs: it is ended for the next one");
                 end(running);
             }
             Ok(Some(status)) if !status.success() => tracing::warn!(%status, "a callback failed"),
