@@ -1,12 +1,8 @@
 //! The demo's fleet: what `demo` shows, `tour` drives and `bench-idle` measures. One of everything that a small shop has.
 
-use std::{
-    io::{self, Write as _},
-    time::Duration,
-};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     bots::Serves,
@@ -173,29 +169,4 @@ revisions   {botctl} history {SITE}
         etcd = fleet.etcd.hosts(),
         logs = fleet.logs().display(),
     ))
-}
-
-/// Ends when somebody asks us to: Ctrl-C, SIGTERM, or the terminal goes away.
-///
-/// # Errors
-/// If signals cannot be received.
-pub async fn asked_to_stop() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("receive SIGTERM")?;
-    let mut hang_up = signal(SignalKind::hangup()).context("receive SIGHUP")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("receive SIGINT")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = hang_up.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
-}
-
-/// Prints, and fails if nobody reads any more.
-///
-/// # Errors
-/// If standard output is gone.
-pub fn print(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("print")
 }

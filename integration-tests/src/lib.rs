@@ -18,6 +18,7 @@ pub mod orphans;
 pub mod patroni;
 pub mod ports;
 pub mod process;
+pub mod program;
 mod random;
 pub mod scratch;
 pub mod sql;

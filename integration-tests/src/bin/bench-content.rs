@@ -16,10 +16,10 @@ use clap::Parser;
 use fleet::{
     Fleet,
     bots::{ContentBot, Serves},
-    demo::{asked_to_stop, print},
     fleet::{SITE, WEB, plain_site},
     git::Origin,
     http::Http,
+    program::{print, run_program},
     usage::round,
 };
 use futures_util::future::try_join_all;
@@ -92,17 +92,7 @@ struct Report {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    let ended = tokio::select! {
-        ended = Box::pin(run(&args)) => ended,
-        asked = asked_to_stop() => asked,
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench-content: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run_program("bench-content", run(&args)).await
 }
 
 async fn run(args: &Args) -> Result<()> {

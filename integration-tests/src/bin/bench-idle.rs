@@ -7,7 +7,8 @@ use clap::Parser;
 use fleet::{
     Fleet,
     bots::Bot,
-    demo::{asked_to_stop, healthy, print, start},
+    demo::{healthy, start},
+    program::{print, run_program},
     usage::{TICKS_PER_SECOND, cpu_ticks, pss_kib, round},
 };
 use serde::Serialize;
@@ -48,17 +49,7 @@ struct Line {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    let ended = tokio::select! {
-        ended = Box::pin(run(&args)) => ended,
-        asked = asked_to_stop() => asked,
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench-idle: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run_program("bench-idle", run(&args)).await
 }
 
 async fn run(args: &Args) -> Result<()> {

@@ -15,12 +15,12 @@ use bots_core::wire::ContentRevision;
 use clap::{Parser, Subcommand};
 use fleet::{
     bots::{Bot, Place},
-    demo::{asked_to_stop, print},
     etcd::EtcdCluster,
     git::Origin,
     ground::Site,
     http::{Http, Load},
     ports::free_port,
+    program::{print, run_program},
     scratch::Scratch,
     store::{ScopeNow, Store},
     usage::round,
@@ -90,16 +90,9 @@ struct Report {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    let ended = tokio::select! {
-        ended = async { match args.part { Some(Part::App) => app().await, None => Box::pin(run(&args)).await } } => ended,
-        asked = asked_to_stop() => asked,
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench-load: {error:#}");
-            ExitCode::FAILURE
-        }
+    match args.part {
+        Some(Part::App) => run_program("bench-load", app()).await,
+        None => run_program("bench-load", run(&args)).await,
     }
 }
 

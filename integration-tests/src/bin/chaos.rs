@@ -2,11 +2,11 @@
 
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::{Parser, ValueEnum};
 use fleet::{
     chaos::{self, Fault, Mode, Wish},
-    demo::{asked_to_stop, print},
+    program::{print, run_program},
 };
 
 /// Kills, freezes, cuts off and starves bots, guards, servers and etcd under writing clients
@@ -38,17 +38,8 @@ struct Args {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    let ended = tokio::select! {
-        ended = Box::pin(run(&args)) => ended,
-        asked = asked_to_stop() => asked,
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("chaos: {error:#}\nagain: {}", again(&args));
-            ExitCode::FAILURE
-        }
-    }
+    let work = async { run(&args).await.map_err(|error| anyhow!("{error:#}\nagain: {}", again(&args))) };
+    run_program("chaos", work).await
 }
 
 async fn run(args: &Args) -> Result<()> {

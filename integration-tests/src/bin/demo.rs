@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use fleet::{
     Fleet,
-    demo::{asked_to_stop, introduction, print, start},
+    demo::{introduction, start},
+    program::{asked_to_stop, print},
     wait::{millis, timed},
 };
 use serde_json::Value;

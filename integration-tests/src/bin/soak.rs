@@ -14,9 +14,9 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use fleet::{
     Fleet,
-    demo::{asked_to_stop, print},
     fleet::MAIN,
     process::{Process, Program},
+    program::{print, run_program},
     steps::StepLog,
     wait::millis,
     writers::{Writers, longest_gap, lost},
@@ -112,30 +112,28 @@ struct Busy {
     disk_ms: Option<u64>,
 }
 
+/// Those that burn end by a signal's default: they never come to wait for one.
 fn main() -> ExitCode {
     let args = Args::parse();
-    let ended = if args.burn_cpu {
+    let burnt = if args.burn_cpu {
         burn_cpu()
     } else if let Some(folder) = &args.burn_disk {
         burn_disk(folder)
     } else {
-        supervise(&args)
+        return supervise(&args);
     };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    burnt.map_or_else(
+        |error| {
             eprintln!("soak: {error:#}");
             ExitCode::FAILURE
-        }
-    }
+        },
+        |()| ExitCode::SUCCESS,
+    )
 }
 
 #[tokio::main]
-async fn supervise(args: &Args) -> Result<()> {
-    tokio::select! {
-        ended = Box::pin(run(args)) => ended,
-        asked = asked_to_stop() => asked,
-    }
+async fn supervise(args: &Args) -> ExitCode {
+    run_program("soak", run(args)).await
 }
 
 async fn run(args: &Args) -> Result<()> {

@@ -3,10 +3,10 @@
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use fleet::{
-    demo::{asked_to_stop, print},
+    program::{print, run_program},
     torture::{self, Wish},
 };
 
@@ -27,17 +27,9 @@ struct Args {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    let ended = tokio::select! {
-        ended = Box::pin(run(&args)) => ended,
-        asked = asked_to_stop() => asked,
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("torture: {error:#}\nagain: torture --seed {} --rounds {}", args.seed, args.rounds);
-            ExitCode::FAILURE
-        }
-    }
+    let again = format!("torture --seed {} --rounds {}", args.seed, args.rounds);
+    let work = async { run(&args).await.map_err(|error| anyhow!("{error:#}\nagain: {again}")) };
+    run_program("torture", work).await
 }
 
 async fn run(args: &Args) -> Result<()> {

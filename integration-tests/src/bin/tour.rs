@@ -12,9 +12,10 @@ use clap::Parser;
 use fleet::{
     Fleet,
     clients::{Clients, Connects},
-    demo::{SERVING_MIN, asked_to_stop, print, serving_pages, shown_everywhere, sign, start},
+    demo::{SERVING_MIN, serving_pages, shown_everywhere, sign, start},
     fleet::{MAIN, WEB},
     http::{Http, Load},
+    program::{asked_to_stop, print},
     sql::{Login, Writer},
     wait::{millis, timed, until},
 };

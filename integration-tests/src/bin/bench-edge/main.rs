@@ -15,10 +15,10 @@ use bots_core::dcs::Write;
 use clap::Parser;
 use fleet::{
     Fleet,
-    demo::{asked_to_stop, print},
     fleet::MAIN,
     ports::free_port,
     process::{Process, Program, system_binary},
+    program::{asked_to_stop, print},
     store,
     wait::millis,
 };

@@ -17,10 +17,10 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use fleet::{
     bots::postgres_bin_dir,
-    demo::{asked_to_stop, print},
     orphans,
     patroni::{self, Patroni},
     process::{Program, system_binary},
+    program::{print, run_program},
     scratch::Scratch,
 };
 use futures_util::future::{join_all, try_join_all};
@@ -85,19 +85,7 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
-    let ended = tokio::select! {
-        ended = Box::pin(run(args)) => ended,
-        asked = asked_to_stop() => asked.map(|()| false),
-    };
-    match ended {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("bench-failover: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run_program("bench-failover", run(Args::parse())).await
 }
 
 /// Says whether every round came to its end.

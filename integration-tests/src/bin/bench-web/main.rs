@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode, time::Dur
 use anyhow::{Context, Result};
 use clap::Parser;
 use fleet::{
-    demo::{asked_to_stop, print},
+    program::{print, run_program},
     usage::round,
 };
 use serde::Serialize;
@@ -89,17 +89,7 @@ struct Report {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    let ended = tokio::select! {
-        ended = Box::pin(run(&args)) => ended,
-        asked = asked_to_stop() => asked,
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench-web: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run_program("bench-web", run(&args)).await
 }
 
 async fn run(args: &Args) -> Result<()> {
