@@ -108,6 +108,15 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
         a.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
         assert_eq!(a.asks("SELECT pg_postmaster_start_time()").await, before);
 
+        // Turned to somebody while it starts, wherever that is met: it comes up with what it was told last.
+        for cut_off_after_ms in [0, 5, 10, 20, 50, 100] {
+            a.does(Job::Stop { mode: StopMode::Fast }).await;
+            let start = a.does(Job::StartStandby { upstream: None });
+            let _cut_off_or_not = tokio::time::timeout(Duration::from_millis(cut_off_after_ms), start).await;
+            started(a.does(Job::StartStandby { upstream: Some(b.as_upstream()) }).await);
+            a.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
+        }
+
         let JobResult::Stopped { shutdown_checkpoint } = b.does(Job::Stop { mode: StopMode::Fast }).await else {
             panic!("not stopped")
         };

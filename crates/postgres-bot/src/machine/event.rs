@@ -308,6 +308,9 @@ pub enum JobResult {
 pub struct JobError {
     /// One line: what failed, and how to mend it where we know.
     pub why: String,
+    /// The fault is another server's, or lies on the way to it, and nothing has changed here: says nothing against our own data.
+    #[serde(default)]
+    pub elsewhere: bool,
 }
 
 /// Everything the machine can ask for.

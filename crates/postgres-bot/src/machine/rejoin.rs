@@ -24,7 +24,9 @@ impl Turn {
                 self.s.stall.rewound = Some(self.s.timelines().current);
                 return self.become_phase(Phase::Starting { attempts: 0 });
             }
-            Happened::JobEnded { job: Job::Rewind { .. }, result: Err(_) } => return self.rewind_failed(failures),
+            Happened::JobEnded { job: Job::Rewind { .. }, result: Err(error) } => {
+                return self.rewind_failed(failures, error.elsewhere);
+            }
             Happened::JobEnded { job: Job::SetAside { .. }, result: Ok(_) } => {
                 return self.become_phase(Phase::Waiting);
             }
@@ -85,11 +87,13 @@ impl Turn {
         }
     }
 
-    fn rewind_failed(&mut self, failures: u32) {
-        let failures = failures + 1;
+    /// A source that went away meanwhile is no reason to give the data up.
+    fn rewind_failed(&mut self, failures: u32, elsewhere: bool) {
+        let backoff = Self::backoff(failures + 1);
+        let failures = if elsewhere { failures } else { failures + 1 };
         let suspect = if failures < REWINDS_MAX { Suspect::Maybe } else { Suspect::Hopeless };
         self.s.phase = Phase::Rejoining { suspect, failures };
-        self.s.timers.arm(Timer::Retry, self.now + Self::backoff(failures));
+        self.s.timers.arm(Timer::Retry, self.now + backoff);
     }
 
     /// The leader, once its first checkpoint tells a rewind where its timeline began.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bots_core::{machine::Span, wire::Lsn};
 
 use super::{
-    event::{Action, Job, JobResult, PeerAnswer, ProbeId},
+    event::{Action, Job, JobResult, PeerAnswer, ProbeId, StopMode},
     postgres::{Postgres, Upstream},
     state::{Candidate, DemoteStep, DemoteWhy, Phase, Stall, Suspect, Timer},
     turn::{Happened, Turn},
@@ -54,13 +54,28 @@ impl Turn {
             | Happened::Answered { .. }
             | Happened::Due(_) => {}
         }
-        if self.s.job.is_none() && self.s.timers.armed(Timer::Retry).is_none() && !self.s.pause.left_down {
-            if self.s.is_foreign() {
-                return self.refuse_foreign();
+        // Who has promised not to receive from the leader starts without one.
+        let upstream = self.s.upstream().filter(|_| !self.s.is_bound());
+        match self.s.job.as_ref().map(|running| (&running.job, running.since)) {
+            Some(_) if self.s.is_foreign() => {}
+            // Rewound data is of no use before it has the leader's log: a start without it, or with another's, would never end.
+            Some((Job::StartStandby { upstream: told }, _)) if upstream.is_some() && *told != upstream => {
+                self.run(Job::StartStandby { upstream });
             }
-            // Who has promised not to receive from the leader starts without one.
-            let upstream = self.s.upstream().filter(|_| !self.s.is_bound());
-            self.run(Job::StartStandby { upstream });
+            // Nor with a leader that has not all of the log of the one that the data was rewound to.
+            Some((Job::StartStandby { .. }, since)) if upstream.is_some() && self.is_rewound_to_another() => {
+                let due = since + STALLED_AFTER;
+                if self.now < due {
+                    return self.s.timers.arm(Timer::Stalled, due);
+                }
+                self.become_phase(Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 });
+                // In good order, for a rewind asks for that.
+                self.run(Job::Stop { mode: StopMode::Fast });
+            }
+            Some(_) => {}
+            None if self.s.timers.armed(Timer::Retry).is_some() || self.s.pause.left_down => {}
+            None if self.s.is_foreign() => self.refuse_foreign(),
+            None => self.run(Job::StartStandby { upstream }),
         }
     }
 
@@ -159,6 +174,11 @@ impl Turn {
     /// A rewind to the cluster's present timeline has been tried.
     fn is_rewound(&self) -> bool {
         self.s.stall.rewound == Some(self.s.timelines().current)
+    }
+
+    /// A rewind was to an earlier timeline than the cluster's.
+    fn is_rewound_to_another(&self) -> bool {
+        self.s.stall.rewound.is_some_and(|to| to != self.s.timelines().current)
     }
 
     /// It streams: if that lasts, or brings it on, the data is proven to follow.

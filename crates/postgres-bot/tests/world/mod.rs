@@ -64,6 +64,8 @@ pub(crate) struct World {
     fenced: bool,
     /// That server runs on since before the bot's start, with a fence or without one, and was not taken over yet.
     pub(crate) kept: Option<bool>,
+    /// The server is on its way up, read-only: it may be told so again with another upstream.
+    coming_up: bool,
     /// It is that of a cluster in the making, which nobody else can have a copy of.
     pub(crate) newborn: bool,
     pub(crate) exited: bool,
@@ -155,6 +157,7 @@ impl World {
             running: false,
             writable: false,
             kept: None,
+            coming_up: false,
             fenced: false,
             newborn: false,
             exited: false,
@@ -266,7 +269,8 @@ impl World {
             }
             Job::StartPrimary | Job::StartStandby { .. } => {
                 let as_it_was = self.kept == Some(*job == Job::StartPrimary);
-                assert!(!self.running || as_it_was, "{job:?} with a server\n{:#?}", self.state);
+                let redirected = self.coming_up && *job != Job::StartPrimary;
+                assert!(!self.running || as_it_was || redirected, "{job:?} with a server\n{:#?}", self.state);
             }
             Job::CreateRoles
             | Job::Complete
@@ -303,6 +307,7 @@ impl World {
                 self.check_job(&job);
                 if matches!(job, Job::StartPrimary | Job::StartStandby { .. }) {
                     (self.running, self.kept) = (true, None);
+                    self.coming_up = job != Job::StartPrimary;
                 }
                 self.newborn |= job == Job::StartPrimary && self.role() == Role::Bootstrapping;
                 self.writable |= matches!(job, Job::StartPrimary | Job::Promote { .. });
@@ -481,12 +486,16 @@ impl World {
     pub(crate) fn job_failed(&mut self, why: &str) {
         if let Some((id, job)) = self.job.take() {
             self.note_end(&job, false);
-            self.step(Event::JobEnded { id, result: Err(JobError { why: why.to_owned() }) });
+            self.step(Event::JobEnded {
+                id,
+                result: Err(JobError { why: why.to_owned(), elsewhere: why.starts_with("the source failed") }),
+            });
         }
     }
 
     fn note_end(&mut self, job: &Job, good: bool) {
         let starts = matches!(job, Job::StartPrimary | Job::StartStandby { .. });
+        self.coming_up &= !starts;
         let stops = matches!(job, Job::Stop { .. });
         if starts && !good || stops && good {
             self.server_ends();
@@ -495,6 +504,7 @@ impl World {
 
     const fn server_ends(&mut self) {
         (self.running, self.writable, self.newborn, self.kept, self.fenced) = (false, false, false, None, false);
+        self.coming_up = false;
     }
 
     /// Every process of the server is gone.

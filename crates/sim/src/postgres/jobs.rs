@@ -10,6 +10,9 @@ use crate::{
     world::{NodeId, World},
 };
 
+/// The end of what a job says of a source that cannot be reached.
+pub(super) const SILENT: &str = " does not answer";
+
 impl World {
     /// How long a job takes that should take `low` to `high` milliseconds.
     fn job_time(&mut self, low: u64, high: u64) -> Span {
@@ -86,7 +89,8 @@ impl World {
 
     fn start_server(&mut self, node: NodeId, primary: bool, upstream: Option<Upstream>) {
         let serial = self.body(node).jobs;
-        if self.body(node).process != Process::Down && std::mem::take(&mut self.body_mut(node).kept) {
+        let starts = !primary && self.body(node).process == Process::Starting { primary };
+        if std::mem::take(&mut self.body_mut(node).kept) || starts {
             return self.take_over(node, serial, upstream);
         }
         let startable = match self.body(node).disk.contents {
@@ -254,7 +258,7 @@ impl World {
         let found = self.named(&source.name).filter(|up| self.servers_meet(node, *up));
         found
             .filter(|up| self.body(*up).is_open() && Some(self.body(*up).run) == run)
-            .ok_or_else(|| format!("{} does not answer", source.name))
+            .ok_or_else(|| format!("{}{SILENT}", source.name))
     }
 
     fn clone_from(&mut self, node: NodeId, source: &Upstream, run: Option<u64>) -> Result<JobResult, String> {
@@ -267,6 +271,7 @@ impl World {
             standby: true,
             upstream: Some(source.name.clone()),
             torn: false,
+            rewound: false,
             ..self.body(up).disk.clone()
         };
         self.body_mut(node).disk = copy;
@@ -306,7 +311,7 @@ impl World {
             disk.contents = Contents::Unfinished { cloning: true };
             return Err(String::from("a fault"));
         }
-        disk.standby = true;
+        (disk.standby, disk.rewound) = (true, true);
         disk.wal.cut(parted);
         // Where the timelines lie, pages of two histories are mixed, and nothing starts on them.
         disk.torn = !disk.wal.is_part_of(&theirs.wal);

@@ -50,6 +50,8 @@ pub struct Disk {
     pub wal: Wal,
     /// Pages of two histories are mixed in it: nothing starts on it.
     pub torn: bool,
+    /// It was rewound, and cannot be used before the source's log is there to the end.
+    pub rewound: bool,
     /// The newest timeline whose history file was ever fetched; a promotion goes beyond it.
     pub history_seen: Timeline,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bots_core::machine::Span;
 use postgres_bot::machine::{Action, Disk, Event, JobError, JobId, JobResult, PeerAnswer, Postgres};
 
-use super::{PostgresBody, ServerItem};
+use super::{PostgresBody, ServerItem, jobs::SILENT};
 use crate::{
     plant::Plant,
     world::{BotEvent, Item, NodeId, World},
@@ -126,7 +126,7 @@ impl World {
             Ok(JobResult::Stopped { .. }) => self.body_mut(node).told = Postgres::Down,
             Ok(JobResult::Done | JobResult::Initialized { .. }) | Err(_) => {}
         }
-        let result = result.map_err(|why| JobError { why });
+        let result = result.map_err(|why| JobError { elsewhere: why.ends_with(SILENT), why });
         self.tell_postgres(node, Span::ZERO, Event::JobEnded { id, result });
     }
 

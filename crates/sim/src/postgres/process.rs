@@ -6,7 +6,7 @@ use bots_core::{
 };
 use postgres_bot::machine::{Event, Job, JobResult, Postgres, StopMode, WatchdogOrder};
 
-use super::{PostgresBody, Process, ServerItem};
+use super::{PostgresBody, Process, ServerItem, streaming::CONNECT_EVERY};
 use crate::{
     check::Seen,
     plant::Plant,
@@ -64,8 +64,12 @@ impl World {
         if body.run != run {
             return;
         }
+        if self.body(node).disk.rewound && !self.has_its_upstreams_log(node) {
+            return self.server_after(node, CONNECT_EVERY, ServerItem::Ready { run });
+        }
         let serial = self.ledger.next_record();
         let body = self.body_mut(node);
+        body.disk.rewound = false;
         body.process = Process::Up { in_recovery: !primary, promoting: false };
         if primary {
             body.disk.control_timeline = body.disk.wal.timeline();
@@ -86,6 +90,16 @@ impl World {
         {
             self.job_ended(node, id, Ok(JobResult::Started(facts)));
         }
+    }
+
+    /// Whether what a rewind has left to be streamed can be.
+    fn has_its_upstreams_log(&self, node: NodeId) -> bool {
+        let disk = &self.body(node).disk;
+        let upstream = disk.upstream.as_ref().and_then(|name| self.named(name));
+        upstream.is_some_and(|up| {
+            let theirs = self.body(up);
+            up != node && self.servers_meet(node, up) && theirs.is_open() && disk.wal.is_part_of(&theirs.disk.wal)
+        })
     }
 
     /// A standby has replayed all that it had on disk.

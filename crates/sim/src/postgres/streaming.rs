@@ -6,7 +6,7 @@ use super::{Link, Process, ServerItem};
 use crate::world::{NodeId, World};
 
 /// How often a standby that is not connected tries again.
-const CONNECT_EVERY: Span = Span::from_millis(250);
+pub(super) const CONNECT_EVERY: Span = Span::from_millis(250);
 /// How often a connection without traffic is looked at.
 const SILENCE_LOOK: Span = Span::from_millis(500);
 /// After so many silent looks a standby gives a connection up (`wal_receiver_timeout`, 5 s).

@@ -39,7 +39,10 @@ pub async fn run(hands: &Arc<Hands>, job: Job) -> Result<JobResult, JobError> {
         Job::Stop { mode } => stop::run(hands, mode).await,
         Job::Rewind { source } => rewind::run(hands, &source).await,
     };
-    ended.map_err(|error| JobError { why: one_line(&format!("{error:#}")) })
+    ended.map_err(|error| JobError {
+        why: one_line(&format!("{error:#}")),
+        elsewhere: error.downcast_ref::<rewind::SourceFailed>().is_some(),
+    })
 }
 
 /// Whether the job must have the data directory to itself.

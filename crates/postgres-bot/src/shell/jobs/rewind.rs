@@ -1,6 +1,6 @@
 //! `pg_rewind`: bringing data that has left the leader's path back to it.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use anyhow::bail;
 
@@ -54,7 +54,9 @@ pub(super) async fn run(hands: &Arc<Hands>, source: &Upstream) -> anyhow::Result
         Err(_) => End::Untouched,
     };
     hands.on_disk(move |hands| end.note(hands)).await?;
-    result.map(|()| JobResult::Done)
+    let elsewhere = end == End::Untouched && is_of_the_source(&said);
+    result.map_err(|error| if elsewhere { error.context(SourceFailed) } else { error })?;
+    Ok(JobResult::Done)
 }
 
 /// Prepares for the recovery in single-user mode that `pg_rewind` gives a crashed primary, and marks the data directory.
@@ -89,6 +91,34 @@ impl End {
     }
 }
 
+/// The source went away or could not be reached, before anything was changed.
+#[derive(Debug)]
+pub(super) struct SourceFailed;
+
+impl fmt::Display for SourceFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the source failed")
+    }
+}
+
+/// What libpq says of a connection that cannot be made or breaks off; the last two are a server's words as it ends or begins.
+const CONNECTION_FAILURES: [&str; 7] = [
+    "connection to server",
+    "server closed the connection",
+    "could not receive data from server",
+    "could not send data to server",
+    "no connection to the server",
+    "terminating connection",
+    "the database system is",
+];
+
+/// Whether `pg_rewind` failed for its source, and not for the data.
+fn is_of_the_source(said: &str) -> bool {
+    // What was fatal to PostgreSQL 14 is an error since.
+    let error = ["error:", "fatal:"].iter().filter_map(|word| said.rfind(word)).max().map_or("", |at| &said[at..]);
+    CONNECTION_FAILURES.iter().any(|failure| error.contains(failure))
+}
+
 /// Whether `pg_rewind` came to where it changes files. Before, it reads for long, from the network as well.
 fn has_begun(said: &str) -> bool {
     said.contains("need to copy ")
@@ -96,7 +126,19 @@ fn has_begun(said: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::has_begun;
+    use super::{has_begun, is_of_the_source};
+
+    #[test]
+    fn a_source_that_fails_is_told_from_data_that_cannot_be_rewound() {
+        let refused = "pg_rewind: error: connection to server at \"10.0.0.5\", port 5432 failed: timeout expired\n";
+        assert!(is_of_the_source(refused));
+        let list = "pg_rewind: connected to server\npg_rewind: error: could not fetch file list: ";
+        assert!(is_of_the_source(&format!("{list}server closed the connection unexpectedly\n\tThis probably means\n")));
+        assert!(!is_of_the_source(&format!("{list}ERROR:  permission denied for function pg_ls_dir\n")));
+        let parted = "pg_rewind: connected to server\npg_rewind: error: could not find common ancestor of the source\n";
+        assert!(!is_of_the_source(parted));
+        assert!(!is_of_the_source("pg_rewind: fatal: could not open file \"pg_wal/000000010000000000000003\"\n"));
+    }
 
     #[test]
     fn a_rewind_that_has_changed_files_is_told_from_one_that_has_not() {
