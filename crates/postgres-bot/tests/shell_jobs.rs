@@ -117,6 +117,21 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
             a.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
         }
 
+        // A reload that is asked for while it starts waits until it can be heard: before, it would end the server.
+        for asked_after_ms in [1, 3, 6, 10, 20] {
+            a.does(Job::Stop { mode: StopMode::Fast }).await;
+            let reload = async {
+                while a.hands.postmaster.life() == Life::Down {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                tokio::time::sleep(Duration::from_millis(asked_after_ms)).await;
+                a.hands.apply().await.expect("written");
+            };
+            let start = a.does(Job::StartStandby { upstream: Some(b.as_upstream()) });
+            let (up, ()) = tokio::join!(start, reload);
+            started(up);
+        }
+
         let JobResult::Stopped { shutdown_checkpoint } = b.does(Job::Stop { mode: StopMode::Fast }).await else {
             panic!("not stopped")
         };

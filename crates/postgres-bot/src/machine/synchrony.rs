@@ -26,6 +26,10 @@ use super::{
 /// is started anew, is back by then.
 const PATIENCE: Span = Span::from_millis(1_000);
 
+/// While commits wait for a standby that is not there, the server is asked this often whether one is: this is time in which nobody
+/// can write, and lasts [`PATIENCE`] at most.
+const HURRY: Span = Span::from_millis(25);
+
 /// While a change waits for more to be known, the server is asked this often.
 const LOOK_AGAIN: Span = Span::from_millis(100);
 
@@ -413,7 +417,9 @@ impl Turn {
         let patience_ends =
             self.s.synchrony.missing.values().map(|since| *since + PATIENCE).filter(|at| *at > now).min();
         if let Some(at) = patience_ends {
-            self.sync_timer(at);
+            let acks = &self.s.synchrony.acks;
+            let stalled = acks.of.iter().filter(|name| there(name)).count() < acks.needed;
+            self.sync_timer(if stalled { at.min(now + HURRY) } else { at });
         }
     }
 

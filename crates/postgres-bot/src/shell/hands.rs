@@ -146,6 +146,7 @@ impl Hands {
             hands.reloads.fetch_add(1, Ordering::Relaxed);
             Ok(())
         };
+        self.postmaster.hears().await;
         self.on_disk(write).await
     }
 

@@ -296,6 +296,22 @@ impl Postmaster {
         let _sender_is_self = life.wait_for(|life| *life == Life::Down).await;
     }
 
+    /// Waits until the postmaster has come so far that it knows what to do with SIGHUP, which would end it before; or is none.
+    pub async fn hears(&self) {
+        loop {
+            match self.life() {
+                Life::Down => return,
+                // It has read its files and handles signals before it writes this.
+                Life::Alive { pid: Some(pid), .. }
+                    if processes::PidFile::read(&self.data_dir).is_some_and(|file| file.pid == pid) =>
+                {
+                    return;
+                }
+                Life::Alive { .. } => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        }
+    }
+
     /// Sends a signal to the postmaster, if it lives.
     pub fn signal(&self, signal: Signal) {
         if let Life::Alive { pid: Some(pid), .. } = self.life() {

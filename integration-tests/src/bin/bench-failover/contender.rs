@@ -112,6 +112,7 @@ impl Contender {
         let mut fleet = Fleet::with_etcd(1).await?;
         if keep {
             fleet.scratch.keep();
+            fleet.step_logs = true;
         }
         fleet.ttl_s = tool.ttl_s();
         let mut contender =

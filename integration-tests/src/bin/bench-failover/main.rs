@@ -78,7 +78,7 @@ struct Args {
     /// Where the figures go
     #[arg(long, default_value = "target/bench/failover.json")]
     report: PathBuf,
-    /// Leave the scratch folders behind, with the logs
+    /// Leave the scratch folders behind, with the logs and every step of our bots
     #[arg(long)]
     keep: bool,
 }

@@ -104,12 +104,8 @@ async fn bring_up(hands: &Arc<Hands>, mode: Mode) -> anyhow::Result<Server> {
         hands.reporter.starting();
         hands.postmaster.launch(&node.binaries.program("postgres"), writable, &hands.reporter).await?;
     } else {
-        // Left running by an earlier life of the bot, or still starting by older orders: it is to read the new ones, and can once it
-        // has its pid file.
-        tokio::select! {
-            () = listening(hands) => {}
-            () = hands.postmaster.gone() => {}
-        }
+        // Left running by an earlier life of the bot, or still starting by older orders.
+        hands.postmaster.hears().await;
         hands.on_disk(move |hands| hands.take_over(mode)).await?;
     }
     tokio::select! {
@@ -135,18 +131,6 @@ async fn ready(hands: &Hands) -> Server {
                 }
                 Err(_elapsed) => tracing::warn!("Postgres is up and does not answer yet"),
             }
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-/// Waits until the postmaster has come so far that it knows what to do with a signal.
-async fn listening(hands: &Hands) {
-    loop {
-        if let Life::Alive { pid: Some(pid), .. } = hands.postmaster.life()
-            && PidFile::read(&hands.node.data_dir).is_some_and(|file| file.pid == pid)
-        {
-            return;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
