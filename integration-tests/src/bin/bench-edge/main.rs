@@ -51,7 +51,7 @@ const PAUSE_STEP: Duration = Duration::from_millis(37);
 ///   ROUTED   until a new connection reaches the new leader
 ///   SHUT     until a session with the old leader is shut
 ///   ASTRAY   connections that reached the old leader meanwhile, and would have met a server that takes no writes
-///   REFUSED  connections that were closed meanwhile
+///   REFUSED  connections that were closed meanwhile: those that the old leader had when its sessions were shut
 #[derive(Debug, Parser)]
 #[command(verbatim_doc_comment)]
 struct Args {
