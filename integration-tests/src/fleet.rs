@@ -375,20 +375,30 @@ impl Fleet {
         self.stop_and_tell().await.map(drop)
     }
 
-    /// The same; yields whom it waited for the longest, and for how long.
+    /// The same; yields how long it took until the last process had gone. To remove what they have left takes longer on a busy
+    /// disk, and is not counted.
     ///
     /// # Errors
     /// If a bot had to be killed, or a process is left over.
-    pub async fn stop_and_tell(mut self) -> Result<(String, Duration)> {
-        let WoundDown { unclean, longest } = self.wind_down();
+    pub async fn stop_and_tell(mut self) -> Result<Stopped> {
+        let start = Instant::now();
+        let WoundDown { unclean, mut longest } = self.wind_down();
         ensure!(unclean.is_empty(), "did not stop cleanly: {}{}", unclean.join(", "), crate::process::log_tails());
         let folder = self.scratch.path();
-        until("every process has gone", UP_DEADLINE, || async {
-            let left = crate::scratch::processes_below(folder);
-            if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
+        let (began, mut last) = (Instant::now(), String::new());
+        until("every process has gone", UP_DEADLINE, || {
+            let left = crate::scratch::processes_below(folder).join("; ");
+            let gone = left.is_empty();
+            if !gone {
+                last.clone_from(&left);
+            }
+            async move { if gone { Ok(()) } else { Err(left) } }
         })
         .await?;
-        Ok(longest)
+        if began.elapsed() > longest.1 {
+            longest = (last, began.elapsed());
+        }
+        Ok(Stopped { took: start.elapsed(), longest })
     }
 
     /// Stops edge bots, web bots, content bots, replicas, the primary, etcd, in this order, so that nobody takes over from anybody
@@ -419,6 +429,15 @@ impl Fleet {
         });
         down
     }
+}
+
+/// How long a fleet took to stop.
+#[derive(Debug)]
+pub struct Stopped {
+    /// Until the last process had gone.
+    pub took: Duration,
+    /// Who was waited for the longest, and for how long.
+    pub longest: (String, Duration),
 }
 
 /// How the bots of a fleet went.
