@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -371,26 +371,43 @@ impl Fleet {
     ///
     /// # Errors
     /// If a bot had to be killed, or a process is left over.
-    pub async fn stop(mut self) -> Result<()> {
-        let unclean = self.wind_down();
+    pub async fn stop(self) -> Result<()> {
+        self.stop_and_tell().await.map(drop)
+    }
+
+    /// The same; yields how long it took until the last process had gone. To remove what they have left takes longer on a busy
+    /// disk, and is not counted.
+    ///
+    /// # Errors
+    /// If a bot had to be killed, or a process is left over.
+    pub async fn stop_and_tell(mut self) -> Result<Stopped> {
+        let start = Instant::now();
+        let WoundDown { unclean, mut longest } = self.wind_down();
         ensure!(unclean.is_empty(), "did not stop cleanly: {}{}", unclean.join(", "), crate::process::log_tails());
         let folder = self.scratch.path();
-        until("every process has gone", UP_DEADLINE, || async {
-            let left = crate::scratch::processes_below(folder);
-            if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
+        let (began, mut last) = (Instant::now(), String::new());
+        until("every process has gone", UP_DEADLINE, || {
+            let left = crate::scratch::processes_below(folder).join("; ");
+            let gone = left.is_empty();
+            if !gone {
+                last.clone_from(&left);
+            }
+            async move { if gone { Ok(()) } else { Err(left) } }
         })
-        .await
+        .await?;
+        if began.elapsed() > longest.1 {
+            longest = (last, began.elapsed());
+        }
+        Ok(Stopped { took: start.elapsed(), longest })
     }
 
     /// Stops edge bots, web bots, content bots, replicas, the primary, etcd, in this order, so that nobody takes over from anybody
-    /// who is about to go too. Yields those that had to be killed.
-    fn wind_down(&mut self) -> Vec<String> {
+    /// who is about to go too.
+    fn wind_down(&mut self) -> WoundDown {
         self.ground.heal();
-        let mut unclean = Vec::new();
+        let mut down = WoundDown::default();
         for edge in &mut self.edge {
-            if !edge.bot.stop() {
-                unclean.push(edge.bot.name.clone());
-            }
+            down.wait(&edge.bot.name.clone(), || edge.bot.stop());
             edge.end_proxy();
         }
         let primaries = |bot: &PostgresBot| !bot.data_dir.join("standby.signal").exists();
@@ -401,23 +418,53 @@ impl Fleet {
         }
         self.postgres.iter_mut().filter(|bot| !primaries(bot)).for_each(|bot| bot.bot.ask_to_stop());
         for bot in self.web.iter_mut().map(|w| &mut w.bot).chain(self.content.iter_mut().map(|c| &mut c.bot)) {
-            if !bot.stop() {
-                unclean.push(bot.name.clone());
-            }
+            down.wait(&bot.name.clone(), || bot.stop());
         }
         for postgres in &mut self.postgres {
-            if !postgres.stop() {
-                unclean.push(postgres.bot.name.clone());
-            }
+            down.wait(&postgres.bot.name.clone(), || postgres.stop());
         }
-        self.etcd.stop();
-        unclean
+        down.wait("etcd", || {
+            self.etcd.stop();
+            true
+        });
+        down
+    }
+}
+
+/// How long a fleet took to stop.
+#[derive(Debug)]
+pub struct Stopped {
+    /// Until the last process had gone.
+    pub took: Duration,
+    /// Who was waited for the longest, and for how long.
+    pub longest: (String, Duration),
+}
+
+/// How the bots of a fleet went.
+#[derive(Default)]
+struct WoundDown {
+    /// Those that had to be killed, or ended badly.
+    unclean: Vec<String>,
+    /// Who was waited for the longest, and for how long.
+    longest: (String, Duration),
+}
+
+impl WoundDown {
+    fn wait(&mut self, name: &str, stop: impl FnOnce() -> bool) {
+        let began = Instant::now();
+        if !stop() {
+            self.unclean.push(name.to_owned());
+        }
+        let took = began.elapsed();
+        if took >= self.longest.1 {
+            self.longest = (name.to_owned(), took);
+        }
     }
 }
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        for name in self.wind_down() {
+        for name in self.wind_down().unclean {
             eprintln!("{name} had to be killed, or ended badly");
         }
     }

@@ -260,3 +260,32 @@ async fn pages_come_from_whoever_serves() -> Result<()> {
     drop(edge);
     fleet.stop().await
 }
+
+/// While a site sleeps, the edge has a bot to ask: the first request is held there, and answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sleeping_site_wakes_through_the_edge() -> Result<()> {
+    let mut fleet = Fleet::with_etcd(1).await?;
+    fleet.store.put(WEB, "config", r#"{"scaling":{"min":0,"max":2}}"#).await?;
+    let mut edge = EdgeBot::new(&fleet.place(), EDGE, "edge-1")?;
+    edge.bot.start()?;
+    let seed = fleet.scratch.dir("seed", None)?;
+    plain_site(&seed, "words from a sleeper")?;
+    fleet.add_content(&seed).await?;
+    fleet.add_web(2, &Serves::Files)?;
+    until("both sleep", STEP, || async {
+        let now = fleet.store.look(WEB).await?;
+        let idle = now.members().values().filter(|m| m.head.state == "idle").count();
+        if idle == 2 { Ok(()) } else { Err(now.summary()) }
+    })
+    .await?;
+    // Longer than the proxy's checks need to take away one that refuses.
+    settled(&edge).await?;
+    let asked = Instant::now();
+    let page = Http::new().page(&format!("http://127.0.0.1:{}/", edge.web)).await?;
+    println!("the first page of a sleeping site came after {} ms", millis(asked.elapsed()));
+    ensure!(page.text.contains("words from a sleeper"), "the page: {}", page.text);
+    let serving = fleet.serving(1, STEP).await?;
+    ensure!(serving.iter().any(|bot| bot.name == page.header("x-bots-name")), "it came from the one that woke");
+    drop(edge);
+    fleet.stop().await
+}

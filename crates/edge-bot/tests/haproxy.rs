@@ -24,6 +24,9 @@ const EARLY_MS_MAX: u64 = 200;
 /// How much later it may end, for a proxy that does not get the processor.
 const LATE_MS_MAX: u64 = 2_000;
 
+/// From when a server has answered a check until HAProxy has counted it, and not yet as long as until the next one.
+const AFTER_AN_ANSWER: Duration = Duration::from_millis(100);
+
 /// The connections that a stalled proxy holds: enough for it to be caught at a look whenever it is stopped.
 const HELD: usize = 600;
 /// Longer than between two looks (`hold.lua`).
@@ -88,6 +91,38 @@ async fn haproxy_does_what_the_model_says() {
         panic!("it answers")
     };
     assert_eq!(complaints.len(), 1, "a place that is not there: {complaints:?}");
+}
+
+/// A server whose check has failed twice is a bad answer away from being down. On our word it begins anew, whether it is up,
+/// or down already, or comes from rest: an answer of the time before it led does not take it away from its clients.
+#[tokio::test]
+async fn a_bad_answer_of_before_does_not_take_down_who_is_set_up() {
+    let proxy = Proxy::start().await;
+    let backing = Backing::start().await;
+    let shown = proxy.look(&[]).await;
+    let place = shown.servers.iter().find(|s| s.place.backend == Backend::Primary).expect("one").place.clone();
+    let at = || place.clone();
+    let open = || [Command::SetAdmin { place: at(), admin: Admin::Ready }, Command::SetUp { place: at() }];
+
+    let address = Command::SetAddress { place: at(), serve: backing.serve, check: backing.check };
+    let from_rest: Vec<Command> = std::iter::once(address).chain(open()).collect();
+    assert!(proxy.server(&place, &from_rest).await.up, "healthy on our word");
+    proxy.fails(&backing, 1).await;
+    tokio::time::sleep(AFTER_AN_ANSWER).await;
+    assert!(proxy.server(&place, &[]).await.up, "one bad answer does not take down who came from rest");
+
+    proxy.look(&[Command::SetAdmin { place: at(), admin: Admin::Drain }]).await;
+    proxy.until("the check fails", &place, |s| !s.up).await;
+    assert!(proxy.server(&place, &open()).await.up, "healthy on our word");
+    proxy.look(&[Command::SetAdmin { place: at(), admin: Admin::Drain }]).await;
+    proxy.fails(&backing, 2).await;
+    tokio::time::sleep(AFTER_AN_ANSWER).await;
+    assert!(proxy.server(&place, &open()).await.up, "two bad answers do not take it down");
+    proxy.fails(&backing, 1).await;
+    tokio::time::sleep(AFTER_AN_ANSWER).await;
+    assert!(proxy.server(&place, &[]).await.up, "nor does the third, since the count began anew");
+    assert!(served(&mut proxy.connect().await).await, "it serves meanwhile");
+    proxy.until("its own bad answers take it down", &place, |s| !s.up).await;
 }
 
 /// HAProxy 2.6 forgets to wake a held connection that goes to sleep too late: it once was held for an hour. Here the proxy

@@ -54,6 +54,7 @@ fn perform(world: &mut World, case: &TestCase) -> String {
         "hands-over" => world.hands_over(&name()),
         "pg-gone" => world.delete(&scope("main").member(&name())),
         "leader" => world.put(&scope("main").leader(), &name()),
+        "swap" => world.swap(&arg("from").expect("from="), &arg("to").expect("to=")),
         "no-leader" => world.delete(&scope("main").leader()),
         "web" => {
             let state = arg("state").unwrap_or_else(|| String::from("serving"));
@@ -78,6 +79,7 @@ fn perform(world: &mut World, case: &TestCase) -> String {
         other => panic!("no directive {other}"),
     }
     world.settle();
+    serde_json::to_string(&world.state).expect("what a step leaves can be written into the step log");
     String::new()
 }
 

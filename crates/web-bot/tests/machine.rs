@@ -240,7 +240,9 @@ impl Player {
         let slot = state.slot().map_or_else(String::new, |slot| format!(" slot {slot}"));
         let leads = if state.leads(self.now) { ", leads" } else { "" };
         let exit = bot.exit.map_or_else(String::new, |code| format!(", exit {code}"));
-        format!("= {} {}{slot}{leads}{exit}, route {}", self.now, state.role(), route(state.route()))
+        let welcome = state.role() != Role::Serving && state.takes_requests();
+        let welcome = if welcome { ", takes requests" } else { "" };
+        format!("= {} {}{slot}{leads}{exit}{welcome}, route {}", self.now, state.role(), route(state.route()))
     }
 }
 

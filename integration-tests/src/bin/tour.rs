@@ -141,10 +141,11 @@ async fn tour(args: &Args, steps: &mut Vec<Step>) -> Result<()> {
     tour.step(steps, "load the site", "until an idle bot has woken and serves", async |t| t.load_site().await).await?;
     tour.step(steps, "end the load", "until the woken bots are idle again", async |t| t.end_load().await).await?;
     tour.step(steps, "count what is left", "to read it all", async |t| t.count().await).await?;
-    let began = Instant::now();
-    let stopped = tour.fleet.stop().await;
-    let seen =
-        stopped.map(|()| Seen { milliseconds: millis(began.elapsed()), note: String::from("no process is left") });
+    let seen = tour.fleet.stop_and_tell().await.map(|stopped| {
+        let (last, waited) = stopped.longest;
+        let note = format!("no process is left; longest waited for: {last}, {} ms", millis(waited));
+        Seen { milliseconds: millis(stopped.took), note }
+    });
     record(steps, "stop the fleet", "until the last process has gone", seen)
 }
 

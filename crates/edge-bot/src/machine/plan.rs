@@ -17,7 +17,7 @@ use bots_core::{
     machine::{Span, Time},
     wire::EdgeStand,
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{
     Admin, Backend, Command, Place, Server, Snapshot,
@@ -27,10 +27,17 @@ use super::{
 /// What must be remembered between two looks.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub(super) struct Memory {
-    /// The generation whose leader was seen to be up, or taken for it on our word. From then on its check decides.
+    /// The generation whose leader was seen to take connections, or does on our word. From then on its check decides, until
+    /// it says itself that it accepts no writes.
     vouched: Option<Revision>,
     /// Since when a place has been draining.
+    #[serde(serialize_with = "as_pairs")]
     draining: BTreeMap<Place, Time>,
+}
+
+/// JSON has no maps by place.
+fn as_pairs<S: Serializer>(map: &BTreeMap<Place, Time>, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(map)
 }
 
 /// The difference.
@@ -50,6 +57,13 @@ pub(super) struct Moment {
     pub(super) seen_at: Time,
 }
 
+impl Moment {
+    /// Whether nothing can have happened since the look that the machine knows of.
+    fn is_fresh(self) -> bool {
+        self.seen_at == self.now
+    }
+}
+
 impl Memory {
     /// Another process answers, or it is not known what the last one has heard.
     pub(super) fn forget(&mut self) {
@@ -64,6 +78,9 @@ impl Memory {
     /// The difference between what is wanted and what was shown.
     pub(super) fn plan(&mut self, moment: Moment, wanted: &Wanted, shown: &Snapshot, drain_timeout: Span) -> Plan {
         let mut draft = Draft::new(moment, drain_timeout, wanted);
+        if wanted.leader.is_none() {
+            self.vouched = None;
+        }
         let shown_places: BTreeSet<&Place> = shown.servers.iter().map(|s| &s.place).collect();
         self.draining.retain(|place, _| shown_places.contains(place));
         for backend in Backend::ALL {
@@ -135,7 +152,7 @@ impl Memory {
             // A place that comes from rest is taken for healthy until its first check. A check that failed at the last
             // look may have passed since: nobody else stays open when the leader is opened, and nobody is let out of a
             // drain on old news.
-            let fresh = draft.moment.seen_at == draft.moment.now;
+            let fresh = draft.moment.is_fresh();
             let quiet = match server.admin {
                 Admin::Maint => Admin::Drain,
                 _ if server.up || draft.opens_leader => Admin::Drain,
@@ -156,14 +173,28 @@ impl Memory {
         if server.admin != Admin::Ready {
             draft.opening.push(Command::SetAdmin { place: place(), admin: Admin::Ready });
         }
-        if server.place.backend == Backend::Primary && server.admin != Admin::Maint {
-            let generation = draft.wanted.leader.as_ref().map(|l| l.generation);
-            let vouched = std::mem::replace(&mut self.vouched, generation) == generation;
-            if !server.up && vouched {
+        if server.place.backend == Backend::Primary {
+            self.vouch(server, target, draft);
+        }
+    }
+
+    /// Takes the leader for healthy, once for each time that it comes to accept writes; from then on its check decides.
+    fn vouch(&mut self, server: &Server, target: &Target, draft: &mut Draft<'_>) {
+        let generation = draft.wanted.leader.as_ref().map(|l| l.generation);
+        if self.vouched == generation {
+            if !server.up && server.admin != Admin::Maint {
                 draft.overruled = Some((target.name.clone(), target.check));
-            } else if !server.up {
-                draft.opening.push(Command::SetUp { place: place() });
             }
+            return;
+        }
+        let serves = server.up && server.admin == Admin::Ready;
+        if !serves {
+            // Also one that was up at the last look: what its check has found since, and the bad answers that it has
+            // counted, are of a time in which it did not lead.
+            draft.opening.push(Command::SetUp { place: server.place.clone() });
+        }
+        if !serves || draft.moment.is_fresh() {
+            self.vouched = generation;
         }
     }
 

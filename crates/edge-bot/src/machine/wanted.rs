@@ -171,18 +171,41 @@ fn candidates(settings: &Settings, view: &View, leader: Option<&Leader>) -> Vec<
         };
         found.push(Candidate { name: name.to_owned(), serve, check, share, backend, door });
     }
-    let web: Vec<(&str, Member, WebFacts)> = members(settings.web.as_ref(), view, Kind::Web)
-        .filter(|(_, member)| member.head.state == "serving")
-        .filter_map(|(name, member)| member.facts::<WebFacts>().map(|facts| (name, member, facts)))
-        .collect();
-    let loads: Vec<u64> = web.iter().filter_map(|(_, _, facts)| facts.load).map(|l| l.in_flight_milli).collect();
-    for (name, member, facts) in web {
-        let urls = || Some((url(&facts.url, HTTP_PORT)?, url(&member.head.api_url, HTTP_PORT)?));
-        let Some((serve, check)) = urls() else { continue };
-        let share = share(facts.load.map_or(0, |l| l.in_flight_milli), &loads);
-        found.push(Candidate { name: name.to_owned(), serve, check, share, backend: Backend::Web, door: Door::Open });
-    }
+    found.extend(web(settings, view));
     found
+}
+
+/// The web bots that serve. While none does, the one that is nearest to it, if any: requests wait there, or wake it.
+fn web(settings: &Settings, view: &View) -> Vec<Candidate> {
+    let all = members(settings.web.as_ref(), view, Kind::Web);
+    let all = all.filter_map(|(name, member)| Some((name, member.facts::<WebFacts>()?, member)));
+    let (serving, others): (Vec<_>, Vec<_>) = all.partition(|(_, _, member)| member.head.state == "serving");
+    let bots = if serving.is_empty() {
+        let known = others.into_iter().filter_map(|bot| Some((distance(&bot.2)?, bot)));
+        // The first by name of several: all requests go to one, so that one wakes.
+        known.min_by_key(|(distance, _)| *distance).map(|(_, bot)| bot).into_iter().collect()
+    } else {
+        serving
+    };
+    let loads: Vec<u64> = bots.iter().filter_map(|(_, facts, _)| facts.load).map(|l| l.in_flight_milli).collect();
+    let candidate = |(name, facts, member): &(&str, WebFacts, Member)| {
+        let (serve, check) = (url(&facts.url, HTTP_PORT)?, url(&member.head.api_url, HTTP_PORT)?);
+        let share = share(facts.load.map_or(0, |l| l.in_flight_milli), &loads);
+        let name = (*name).to_owned();
+        Some(Candidate { name, serve, check, share, backend: Backend::Web, door: Door::Open })
+    };
+    bots.iter().filter_map(candidate).collect()
+}
+
+/// How far a bot that does not serve is from answering a request: one that wakes holds it until it does; one that drains
+/// answers for a moment yet; one that is idle holds it if the whole site sleeps, and refuses it otherwise.
+fn distance(member: &Member) -> Option<u8> {
+    match member.head.state.as_str() {
+        "waking" => Some(0),
+        "draining" => Some(1),
+        "idle" => Some(2),
+        _ => None,
+    }
 }
 
 fn members<'v>(scope: Option<&Scope>, view: &'v View, kind: Kind) -> impl Iterator<Item = (&'v str, Member)> {

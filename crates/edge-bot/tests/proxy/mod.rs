@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -117,6 +117,15 @@ impl Proxy {
         }
     }
 
+    /// Waits until the check of `backing` has failed so often, counted from now on.
+    pub async fn fails(&self, backing: &Backing, times: usize) {
+        let (before, began) = (backing.failed.load(Ordering::Relaxed), Clock::now());
+        while backing.failed.load(Ordering::Relaxed) < before + times {
+            assert!(Clock::now().since(began).to_std() < STEP, "the check does not fail {times} times in time");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     pub async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.primary).await.expect("the proxy listens")
     }
@@ -133,6 +142,8 @@ pub struct Backing {
     pub serve: SocketAddr,
     pub check: SocketAddr,
     pub healthy: Arc<AtomicBool>,
+    /// Answers of the check that were bad.
+    pub failed: Arc<AtomicUsize>,
 }
 
 impl Backing {
@@ -140,7 +151,8 @@ impl Backing {
         let (echo, checks) = (listener().await, listener().await);
         let (serve, check) = (echo.local_addr().expect("bound"), checks.local_addr().expect("bound"));
         let healthy = Arc::new(AtomicBool::new(false));
-        let says = Arc::clone(&healthy);
+        let failed = Arc::new(AtomicUsize::new(0));
+        let (says, counts) = (Arc::clone(&healthy), Arc::clone(&failed));
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = echo.accept().await {
                 tokio::spawn(async move {
@@ -151,14 +163,18 @@ impl Backing {
         });
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = checks.accept().await {
-                let word = if says.load(Ordering::Relaxed) { "200 OK" } else { "503 Service Unavailable" };
+                let good = says.load(Ordering::Relaxed);
+                let word = if good { "200 OK" } else { "503 Service Unavailable" };
                 let answer = format!("HTTP/1.0 {word}\r\ncontent-length: 0\r\n\r\n");
                 let mut request = [0; 1024];
                 let _cut = stream.read(&mut request).await;
                 let _cut = stream.write_all(answer.as_bytes()).await;
+                if !good {
+                    counts.fetch_add(1, Ordering::Relaxed);
+                }
             }
         });
-        Self { serve, check, healthy }
+        Self { serve, check, healthy, failed }
     }
 }
 

@@ -168,11 +168,18 @@ impl World {
 
     /// A Postgres member; its number is its address unless it gives a host name.
     pub fn postgres(&mut self, name: &str, role: &str, state: &str, host: Option<&str>) {
-        let number = name.rsplit('-').next().expect("a number");
-        let host = host.map_or_else(|| format!("10.0.0.{number}"), str::to_owned);
-        let facts = PostgresFacts { conn_url: format!("postgres://{host}:5432/postgres"), ..PostgresFacts::default() };
-        let value = Member::new(head(Kind::Postgres, state, role, &format!("http://{host}:8008/patroni")), &facts);
-        self.put(&scope("main").member(name), &value.to_json());
+        self.put(&scope("main").member(name), &member(name, role, state, host));
+    }
+
+    /// Another one leads, and both members say so, all in one transaction.
+    pub fn swap(&mut self, from: &str, to: &str) {
+        let main = scope("main");
+        let writes = vec![
+            Write::put(main.leader(), to),
+            Write::put(main.member(from), member(from, "replica", "running", None)),
+            Write::put(main.member(to), member(to, "primary", "running", None)),
+        ];
+        self.dcs.transact(self.now, &Transaction::new(Vec::new(), writes));
     }
 
     /// The primary is about to hand over: it takes writes, and wants no new connections.
@@ -458,6 +465,14 @@ impl World {
         }
         if out.is_empty() { String::from("(all at rest)\n") } else { out }
     }
+}
+
+/// What stands in the key of a Postgres member.
+fn member(name: &str, role: &str, state: &str, host: Option<&str>) -> String {
+    let number = name.rsplit('-').next().expect("a number");
+    let host = host.map_or_else(|| format!("10.0.0.{number}"), str::to_owned);
+    let facts = PostgresFacts { conn_url: format!("postgres://{host}:5432/postgres"), ..PostgresFacts::default() };
+    Member::new(head(Kind::Postgres, state, role, &format!("http://{host}:8008/patroni")), &facts).to_json()
 }
 
 fn head(kind: Kind, state: &str, role: &str, api_url: &str) -> MemberHead {

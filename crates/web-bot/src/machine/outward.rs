@@ -6,7 +6,7 @@ use bots_core::{
 };
 use serde::Serialize;
 
-use super::{Action, Mode, Role, State, WebMachine, board::Board, content::short, scaling::Figures};
+use super::{Action, Mode, Role, Route, State, WebMachine, board::Board, content::short, scaling::Figures};
 
 /// What was last shared, to tell news from figures.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -82,6 +82,15 @@ impl State {
     pub(super) fn is_asleep(&self) -> bool {
         let sleeps = self.role == Role::Idle && self.effective().scaling.min == 0 && self.may_serve(self.stepped_at);
         sleeps && Board::read(&self.view, &self.settings.scope).is_unclaimed()
+    }
+
+    /// Whether to send requests here: this bot serves, or holds them until it does while nobody else would answer them sooner.
+    #[must_use]
+    pub fn takes_requests(&self) -> bool {
+        let prefix = self.settings.scope.members_prefix();
+        let serves = |m: Member| m.head.node == Role::Serving.to_string();
+        let somebody = || self.view.below(&prefix).filter_map(|kv| Member::from_json(&kv.value)).any(serves);
+        self.role == Role::Serving || (self.route == Route::Hold && !somebody())
     }
 
     /// The requests that wait here for the site to wake.

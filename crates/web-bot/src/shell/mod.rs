@@ -142,7 +142,7 @@ fn routes(plane: &Plane, library: Library) -> Router {
 
 fn health(state: &State, _now: Time) -> Health {
     let role = WebMachine::role(state);
-    Health { healthy: matches!(role, Role::Idle | Role::Serving), alive: true, ready: role == Role::Serving }
+    Health { healthy: matches!(role, Role::Idle | Role::Serving), alive: true, ready: state.takes_requests() }
 }
 
 /// The hands of the web bot.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use bots_core::dcs::Write;
+use bots_core::dcs::{Revision, Write};
 use clap::Parser;
 use fleet::{
     Fleet,
@@ -32,6 +32,9 @@ use crate::{
 /// No change takes this long unless something is wrong: the checks of the stock proxy take up to nine seconds.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// What a change at the edge should take at most: slower ones are named, each with its moment.
+const GOAL: Duration = Duration::from_millis(100);
+
 /// Between two changes at the edge alone: its checks, a second apart, are met at every phase in the course of the run.
 const PAUSE_MIN: Duration = Duration::from_millis(150);
 const PAUSE_STEP: Duration = Duration::from_millis(37);
@@ -48,7 +51,7 @@ const PAUSE_STEP: Duration = Duration::from_millis(37);
 ///   ROUTED   until a new connection reaches the new leader
 ///   SHUT     until a session with the old leader is shut
 ///   ASTRAY   connections that reached the old leader meanwhile, and would have met a server that takes no writes
-///   REFUSED  connections that were closed meanwhile
+///   REFUSED  connections that were closed meanwhile: those that the old leader had when its sessions were shut
 #[derive(Debug, Parser)]
 #[command(verbatim_doc_comment)]
 struct Args {
@@ -61,6 +64,9 @@ struct Args {
     /// Where the figures go
     #[arg(long, default_value = "target/bench/edge.json")]
     report: PathBuf,
+    /// Leave the logs, and with them the edge bot's steps, for a look
+    #[arg(long)]
+    keep_logs: bool,
 }
 
 /// Figures of one proxy.
@@ -94,6 +100,16 @@ struct Bench {
     stock: Process,
 }
 
+/// A change that has been made.
+struct Changed {
+    /// When it was sent to etcd.
+    moment: Instant,
+    /// The revision at which the leader key was written: the edge bot's log has it, too.
+    generation: Revision,
+    /// Who leads now.
+    new: String,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
@@ -111,7 +127,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> Result<()> {
-    let mut bench = Box::pin(Bench::start()).await?;
+    let mut bench = Box::pin(Bench::start(args.keep_logs)).await?;
     let (mut edge, mut stock) = (Vec::new(), Vec::new());
     for round in 1..=args.rounds {
         let (at_edge, at_stock) = Box::pin(bench.change_both()).await?;
@@ -122,7 +138,11 @@ async fn run(args: &Args) -> Result<()> {
     }
     for flip in 0..args.flips {
         tokio::time::sleep(PAUSE_MIN + PAUSE_STEP * u32::from(flip % 27)).await;
-        edge.push(bench.change_edge().await?);
+        let (generation, change) = bench.change_edge().await?;
+        if change.routed > GOAL {
+            print(&format!("  generation {}: {} ms\n", generation.0, millis(change.routed)))?;
+        }
+        edge.push(change);
     }
     let Bench { fleet, stock: stock_proxy, .. } = bench;
     drop(stock_proxy);
@@ -135,8 +155,12 @@ async fn run(args: &Args) -> Result<()> {
 }
 
 impl Bench {
-    async fn start() -> Result<Self> {
+    async fn start(keep_logs: bool) -> Result<Self> {
         let mut fleet = Fleet::with_etcd(1).await?;
+        if keep_logs {
+            fleet.step_logs = true;
+            print(&format!("the logs are in {}\n", fleet.keep_logs().display()))?;
+        }
         let members = [StandIn::start("one").await?, StandIn::start("two").await?];
         members[0].lead(true);
         announce(&fleet, &members, 0).await?;
@@ -163,38 +187,38 @@ impl Bench {
         let old = &self.members[self.leader].name;
         let edge = Probe::begin(self.fleet.edge()?.primary, old).await?;
         let stock = Probe::begin(self.stock_port, old).await?;
-        let (moment, new) = self.change().await?;
+        let Changed { moment, new, .. } = self.change().await?;
         let (edge, stock) = tokio::join!(edge.end(moment, &new, DEADLINE), stock.end(moment, &new, DEADLINE));
         Ok((edge?, stock?))
     }
 
-    async fn change_edge(&mut self) -> Result<Change> {
+    async fn change_edge(&mut self) -> Result<(Revision, Change)> {
         self.at_rest(false).await?;
         let edge = Probe::begin(self.fleet.edge()?.primary, &self.members[self.leader].name).await?;
-        let (moment, new) = self.change().await?;
-        edge.end(moment, &new, DEADLINE).await
+        let Changed { moment, generation, new } = self.change().await?;
+        Ok((generation, edge.end(moment, &new, DEADLINE).await?))
     }
 
     /// The other one leads from now on.
-    async fn change(&mut self) -> Result<(Instant, String)> {
+    async fn change(&mut self) -> Result<Changed> {
         let (old, new) = (self.leader, 1 - self.leader);
         self.leader = new;
         self.members[old].lead(false);
         self.members[new].lead(true);
         let moment = Instant::now();
-        announce(&self.fleet, &self.members, new).await?;
-        Ok((moment, self.members[new].name.clone()))
+        let generation = announce(&self.fleet, &self.members, new).await?;
+        Ok(Changed { moment, generation, new: self.members[new].name.clone() })
     }
 }
 
-/// Writes who leads, all in one transaction.
-async fn announce(fleet: &Fleet, members: &[StandIn; 2], leader: usize) -> Result<()> {
+/// Writes who leads, all in one transaction; yields its revision.
+async fn announce(fleet: &Fleet, members: &[StandIn; 2], leader: usize) -> Result<Revision> {
     let scope = store::scope(MAIN)?;
     let mut writes = vec![Write::put(scope.leader(), members[leader].name.clone())];
     for (nth, member) in members.iter().enumerate() {
         writes.push(Write::put(scope.member(&member.name), member.member(nth == leader)));
     }
-    fleet.store.write(writes).await.map(drop)
+    fleet.store.write(writes).await
 }
 
 fn stock_proxy(fleet: &Fleet, members: &[StandIn; 2], port: u16) -> Result<Process> {

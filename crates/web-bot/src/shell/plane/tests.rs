@@ -28,10 +28,14 @@ fn stand(app_answer_timeout: Duration) -> Stand {
 }
 
 fn stand_with(app_answer_timeout: Duration, patience: Duration, tls: Option<(StdListener, TlsFiles)>) -> Stand {
+    stand_behind(|plain| Doors { plain, tls, access_log: None, app_answer_timeout, patience })
+}
+
+fn stand_behind(doors: impl FnOnce(StdListener) -> Doors) -> Stand {
     let listener = StdListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
     let address = listener.local_addr().expect("address");
     let (events, _queue) = runtime::queue();
-    let doors = Doors { plain: listener, tls, access_log: None, app_answer_timeout, patience };
+    let doors = doors(listener);
     let plane = Plane::start(doors, "web-1", events, &Metrics::new()).expect("start");
     Stand { plane, address }
 }
@@ -152,6 +156,32 @@ async fn who_waits_for_the_last_byte_waits_for_slow_readers_too() {
     stream.read_to_end(&mut rest).await.expect("the rest comes");
     assert!(rest.len() > 32 << 20);
     tokio::time::timeout(PATIENCE, finished).await.expect("nothing is in flight any more");
+}
+
+/// A client may open a connection for later. It is not in flight, whether the bot writes an access log or not.
+#[tokio::test]
+async fn a_connection_that_has_said_nothing_does_not_hold_up_a_drain() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for access_log in [None, Some(folder.path().join("access.log"))] {
+        let stand = stand_behind(|plain| Doors {
+            plain,
+            tls: None,
+            access_log,
+            app_answer_timeout: PATIENCE,
+            patience: PATIENCE.saturating_mul(100),
+        });
+        stand.plane.set_target(files("aaaa"));
+        let mut silent = TcpStream::connect(stand.address).await.expect("connect");
+        let open = || {
+            let connections = stand.plane.shared.connections.lock().expect("nobody has panicked");
+            connections.receiver_count()
+        };
+        while open() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::timeout(PATIENCE, stand.plane.finish()).await.expect("nothing is in flight");
+        assert_eq!(silent.read(&mut [0; 1]).await.expect("it is closed in good order"), 0);
+    }
 }
 
 #[tokio::test]

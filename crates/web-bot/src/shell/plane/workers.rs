@@ -176,7 +176,7 @@ impl Worker {
                 Left::Ended => return,
                 Left::Rest(rest) => rest,
             },
-            Some(_) => match first_bytes(&mut stream, self.shared.patience).await {
+            Some(_) => match first_bytes(&mut stream, self.shared.patience, &mut closing).await {
                 Some(first) => first,
                 None => return,
             },
@@ -249,10 +249,14 @@ impl Worker {
     }
 }
 
-/// What comes first, if it comes in time.
-async fn first_bytes(stream: &mut TcpStream, patience: Duration) -> Option<Bytes> {
+/// What comes first, if it comes in time, and before the connection is to be closed.
+async fn first_bytes(stream: &mut TcpStream, patience: Duration, closing: &mut watch::Receiver<()>) -> Option<Bytes> {
     let mut first = BytesMut::with_capacity(FIRST_BYTES_MAX);
-    let came = tokio::time::timeout(patience, stream.read_buf(&mut first)).await;
+    let came = tokio::select! {
+        biased;
+        came = tokio::time::timeout(patience, stream.read_buf(&mut first)) => came,
+        _asked = closing.changed() => return None,
+    };
     matches!(came, Ok(Ok(1..))).then(|| first.freeze())
 }
 
