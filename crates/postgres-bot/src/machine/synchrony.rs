@@ -16,9 +16,10 @@ use serde::Serialize;
 
 use super::{
     event::Action,
+    phase::Phase,
     postgres::{Server, Standby},
     quorum::{Acks, Change, Known, Past, Voters, is_safe},
-    state::{Phase, State, Timer},
+    state::{State, Timer},
     turn::{Happened, Turn},
 };
 
@@ -141,6 +142,20 @@ impl State {
             Some(kv) => Compare::ModifiedAt(key, kv.modified),
             None => Compare::Absent(key),
         }
+    }
+
+    /// The condition that the mode and the key are as the view shows them: what an election goes by. Without either there is none:
+    /// who brings a key leads.
+    pub(super) fn mode_unchanged(&self) -> Vec<Compare> {
+        if self.dynamic.synchronous_mode == SyncMode::Off && self.view.get(&self.settings.scope.sync()).is_none() {
+            return Vec::new();
+        }
+        let config = self.settings.scope.config();
+        let config = match self.view.get(&config) {
+            Some(kv) => Compare::ModifiedAt(config, kv.modified),
+            None => Compare::Absent(config),
+        };
+        vec![self.sync_unchanged(), config]
     }
 
     /// Whether losing the leader loses nothing if `name` leads: the key names it.
