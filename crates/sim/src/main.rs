@@ -48,6 +48,9 @@ struct Arguments {
     /// Synchronous Postgres clusters alone, whatever the seed says.
     #[arg(long)]
     synchronous: bool,
+    /// The same, and an operator changes the mode all the time.
+    #[arg(long)]
+    changing: bool,
     /// Print the mistakes that can be made on purpose.
     #[arg(long)]
     list_plants: bool,
@@ -82,7 +85,12 @@ fn main() -> ExitCode {
     }
     // A panic is an ending that is reported like any other.
     std::panic::set_hook(Box::new(|_| {}));
-    let options = Options { plant: arguments.plant, synchronous: arguments.synchronous, ..Options::default() };
+    let options = Options {
+        plant: arguments.plant,
+        synchronous: arguments.synchronous,
+        changing: arguments.changing,
+        ..Options::default()
+    };
     match arguments.seed {
         Some(seed) => one(seed, options, arguments.trace),
         None => many(&arguments, options),
@@ -155,7 +163,8 @@ fn report(tally: &Tally, arguments: &Arguments, options: Options) -> ExitCode {
     let plant = arguments.plant.and_then(|plant| PLANTS.iter().find(|(p, _)| *p == plant));
     let plant = plant.map_or_else(String::new, |(_, name)| format!(" --plant {name}"));
     let synchronous = if arguments.synchronous { " --synchronous" } else { "" };
-    println!("again: sim --seed {seed} --trace{plant}{synchronous}");
+    let changing = if arguments.changing { " --changing" } else { "" };
+    println!("again: sim --seed {seed} --trace{plant}{synchronous}{changing}");
     ExitCode::from(ending.code())
 }
 

@@ -54,6 +54,8 @@ pub enum Fault {
     StallDisk,
     /// A web bot can prepare nothing for a while: its disk takes nothing, or its way to all that has content is cut.
     StarveContent,
+    /// An operator changes the `synchronous_mode` of the Postgres cluster, or how strict it is, or how many standbys it asks for.
+    ChangeMode,
 }
 
 /// All faults, in the order of their declaration.
@@ -225,6 +227,9 @@ impl Plan {
         if cast.web > 0 && rng.chance(400) {
             plan.faults.insert(Fault::StarveContent, rng.span(8_000, 30_000));
         }
+        if cast.postgres > 0 && rng.chance(250) {
+            plan.faults.insert(Fault::ChangeMode, rng.span(2_500, 15_000));
+        }
         plan
     }
 
@@ -241,6 +246,15 @@ impl Plan {
         self.replay.high = 6_000;
         self.faults.insert(Fault::PowerLoss, Span::from_secs(5));
         self.faults.insert(Fault::CutFromPeers, Span::from_secs(6));
+        self
+    }
+
+    /// The same, and the mode changes all the time, while much of what is asked of etcd comes late or is not answered.
+    #[must_use]
+    pub fn made_changing(mut self) -> Self {
+        self.faults.insert(Fault::ChangeMode, Span::from_millis(2_500));
+        self.requests_late = self.requests_late.max(60);
+        self.replies_lost = self.replies_lost.max(40);
         self
     }
 

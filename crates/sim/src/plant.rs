@@ -83,10 +83,14 @@ pub enum Plant {
     PromiseNotKept,
     /// What voters have promised counts for any term, and without being asked for again.
     PromiseUncompared,
+    /// Once a synchronous mode is switched off, Postgres waits for nobody before the `sync` key is gone.
+    NamesGoBeforeKey,
+    /// A deletion of the `sync` key whose answer is lost is taken to be refused.
+    DeletionForgotten,
 }
 
 /// All that are known to be caught, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 33] = [
+pub const PLANTS: [(Plant, &str); 35] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -120,6 +124,8 @@ pub const PLANTS: [(Plant, &str); 33] = [
     (Plant::SyncKeyUnread, "sync-key-unread"),
     (Plant::PromiseNotKept, "promise-not-kept"),
     (Plant::PromiseUncompared, "promise-uncompared"),
+    (Plant::NamesGoBeforeKey, "names-go-before-key"),
+    (Plant::DeletionForgotten, "deletion-forgotten"),
 ];
 
 impl Plant {
@@ -127,6 +133,12 @@ impl Plant {
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         PLANTS.iter().find(|(_, n)| *n == name).map(|(plant, _)| *plant)
+    }
+
+    /// Whether it can do harm only where the mode changes, and seldom there: it is made in no other cluster.
+    #[must_use]
+    pub const fn wants_changing(self) -> bool {
+        matches!(self, Self::NamesGoBeforeKey | Self::DeletionForgotten)
     }
 
     /// Whether it can do harm in a synchronous cluster only, and seldom there: it is made in no other.
@@ -152,11 +164,38 @@ fn puts(transaction: &Transaction, which: &str) -> bool {
     transaction.then.iter().any(|write| matches!(write, Write::Put { key, .. } if key.ends_with(which)))
 }
 
+/// What a transaction is about, as far as a mistake may be made with its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum About {
+    /// A leader lock is taken.
+    Lock,
+    /// The `sync` key is deleted.
+    NoSyncKey,
+    /// Anything else.
+    Other,
+}
+
+impl About {
+    pub(crate) fn of(transaction: &Transaction) -> Self {
+        let deletes = |write: &Write| matches!(write, Write::Delete { key } if key.ends_with("/sync"));
+        match transaction.then.iter().any(deletes) {
+            true => Self::NoSyncKey,
+            false if takes_lock(transaction) => Self::Lock,
+            false => Self::Other,
+        }
+    }
+}
+
 /// What etcd's answer turns into on its way.
-pub(crate) fn alter_outcome(plant: Option<Plant>, takes_lock: bool, outcome: Outcome) -> Outcome {
+pub(crate) fn alter_outcome(plant: Option<Plant>, about: About, outcome: Outcome) -> Outcome {
     match (plant, outcome) {
+        (Some(Plant::DeletionForgotten), Outcome::Unknown(_)) if about == About::NoSyncKey => {
+            Outcome::Refused { revision: Revision(0), found: Vec::new() }
+        }
         (Some(Plant::UnknownIsDone), Outcome::Unknown(_)) => Outcome::Done(Revision(u64::MAX)),
-        (Some(Plant::PromoteWithoutLock), Outcome::Refused { revision, .. }) if takes_lock => Outcome::Done(revision),
+        (Some(Plant::PromoteWithoutLock), Outcome::Refused { revision, .. }) if about == About::Lock => {
+            Outcome::Done(revision)
+        }
         (_, outcome) => outcome,
     }
 }
@@ -281,6 +320,9 @@ fn each_value(event: &mut DcsEvent, alter: &dyn Fn(&mut KeyValue)) {
 pub(crate) fn alter_actions(world: &mut World, node: NodeId, from: Role, actions: Vec<Action>) -> Vec<Action> {
     let Some(plant) = world.plant else { return actions };
     let to = world.nodes[node.0].postgres_state().map(postgres::State::role);
+    if plant == Plant::NamesGoBeforeKey {
+        world.reload_if_names_differ(node);
+    }
     let mut out = Vec::new();
     for action in actions {
         match (plant, action) {

@@ -23,12 +23,15 @@ const SEEDS_PER_PLANT: u64 = 1_000;
 const SEEDS_PER_RARE_PLANT: u64 = 1_500;
 /// So many synchronous clusters must hold.
 const SYNCHRONOUS_SEEDS: u64 = 300;
+/// And so many whose mode changes all the time.
+const CHANGING_SEEDS: u64 = 300;
 
 /// The first seed that does not hold, if there is one among so many as there are for that mistake.
 fn first_caught(plant: Plant, skip: Option<&'static str>) -> Option<u64> {
     let caught = Mutex::new(None);
     let options = Options { plant: Some(plant), skip, ..Options::default() };
-    let seeds = if plant.wants_synchronous() { SEEDS_PER_RARE_PLANT } else { SEEDS_PER_PLANT };
+    let rare = plant.wants_synchronous() || plant.wants_changing();
+    let seeds = if rare { SEEDS_PER_RARE_PLANT } else { SEEDS_PER_PLANT };
     run_many(0, seeds, 2, options, |outcome| {
         let well = outcome.ending == Ending::Well;
         if !well {
@@ -60,17 +63,27 @@ fn the_machines_as_they_are_hold() {
     assert!(missing <= 25, "{missing} declared edges were never taken: what is it that no longer happens?");
 }
 
-#[test]
-fn synchronous_clusters_hold_while_machines_lose_power_together() {
+/// Runs seeds with `options`, which the command line knows as `flag`.
+fn all_hold(seeds: u64, options: Options, flag: &str) {
     let broken = Mutex::new(BTreeMap::new());
-    run_many(0, SYNCHRONOUS_SEEDS, 2, Options { synchronous: true, ..Options::default() }, |outcome| {
+    run_many(0, seeds, 2, options, |outcome| {
         if outcome.ending != Ending::Well {
             broken.lock().expect("nobody panics with it").insert(outcome.seed, outcome.ending);
         }
         true
     });
     let broken = broken.into_inner().expect("nobody panicked with it");
-    assert!(broken.is_empty(), "run `sim --synchronous --seed N --trace` to see how: {broken:#?}");
+    assert!(broken.is_empty(), "run `sim {flag} --seed N --trace` to see how: {broken:#?}");
+}
+
+#[test]
+fn synchronous_clusters_hold_while_machines_lose_power_together() {
+    all_hold(SYNCHRONOUS_SEEDS, Options { synchronous: true, ..Options::default() }, "--synchronous");
+}
+
+#[test]
+fn clusters_hold_while_an_operator_changes_the_mode() {
+    all_hold(CHANGING_SEEDS, Options { changing: true, ..Options::default() }, "--changing");
 }
 
 #[test]

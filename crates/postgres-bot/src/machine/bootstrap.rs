@@ -8,8 +8,9 @@ use bots_core::{
 
 use super::{
     event::{Job, JobResult},
+    phase::{Bootstrap, Phase, Primary, Recovery, Suspect},
     postgres::{DataDir, Postgres, Running},
-    state::{Bootstrap, Phase, Primary, Recovery, Suspect, Timer},
+    state::Timer,
     turn::{Happened, Turn},
 };
 

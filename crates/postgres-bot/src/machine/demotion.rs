@@ -4,8 +4,9 @@ use bots_core::{dcs::Write, machine::Span, membership::RETRY_AFTER, wire::Postgr
 
 use super::{
     event::{Action, Job, JobResult, StopMode},
+    phase::{DemoteStep, DemoteWhy, Phase, Suspect},
     postgres::DataDir,
-    state::{DemoteStep, DemoteWhy, Phase, Suspect, Timer},
+    state::Timer,
     turn::{Happened, STOP_PATIENCE, Turn},
 };
 

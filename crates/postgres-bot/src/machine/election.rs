@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use bots_core::{
     dcs::Compare,
     machine::{Span, Time},
-    wire::{FailoverRequest, Lsn, Member, PostgresFacts, PostgresStatus, Timeline, config::SyncMode, tags},
+    wire::{FailoverRequest, Lsn, Member, PostgresFacts, PostgresStatus, Timeline, tags},
 };
 
 use super::{
     event::{Action, Job, JobResult, PeerAnswer, ProbeId},
-    state::{DemoteStep, DemoteWhy, Phase, Primary, Timer},
+    phase::{DemoteStep, DemoteWhy, Phase, Primary},
+    state::Timer,
     turn::{Happened, Turn},
 };
 
@@ -163,12 +164,14 @@ impl Turn {
 
     /// Asks everybody, ourselves included: positions are final only once the leader is gone.
     pub(super) fn open_candidacy(&mut self) {
+        let mode = self.s.dynamic.synchronous_mode;
         let Phase::Candidate(candidate) = &mut self.s.phase else { return };
         self.s.probes += 1;
         let id = ProbeId(self.s.probes);
         candidate.probe = Some(id);
         candidate.answers = None;
         candidate.observed = false;
+        candidate.mode = mode;
         let api = |head: bots_core::wire::MemberHead| head.api_url;
         let peers: BTreeMap<String, String> =
             self.s.peers().map(|(name, member)| (name.to_owned(), api(member.head))).collect();
@@ -192,6 +195,10 @@ impl Turn {
                 // The lock goes to who can use it.
                 return self.become_phase(Phase::Replica { following: None });
             }
+            if self.s.asked_in != self.s.dynamic.synchronous_mode {
+                // The lock was not won by the rules that hold now.
+                return self.yield_after_stop(None);
+            }
             if !self.s.is_supported(self.now) {
                 return self.renew_support();
             }
@@ -207,7 +214,12 @@ impl Turn {
         if self.s.leadership.deadline().is_some_and(|ask_again| ask_again.at <= self.now) {
             return self.ask_for_the_lock();
         }
+        let mode = self.s.dynamic.synchronous_mode;
         let Phase::Candidate(candidate) = &mut self.s.phase else { return };
+        if candidate.mode != mode && !self.s.leadership.is_busy() {
+            candidate.seeking = false;
+            return self.open_candidacy();
+        }
         if candidate.seeking {
             return self.mind_support();
         }
@@ -221,7 +233,7 @@ impl Turn {
             // The lock shall hang on a lease of its length, which was asked for along with the peers.
             return;
         }
-        if candidate.probe.is_some() && self.holds_all() {
+        if candidate.probe.is_some() && (self.holds_all() || self.is_sole_heir()) {
             return self.seek_support();
         }
         let Phase::Candidate(candidate) = &mut self.s.phase else { return };
@@ -321,10 +333,9 @@ impl Turn {
                 None => Compare::Absent(key),
             });
         }
-        if self.s.dynamic.synchronous_mode != SyncMode::Off || self.s.view.get(&self.s.settings.scope.sync()).is_some()
-        {
-            extra.push(self.s.sync_unchanged());
-        }
+        // Another mode or another key asks for more, or for less.
+        extra.extend(self.s.mode_unchanged());
+        self.s.asked_in = self.s.dynamic.synchronous_mode;
         // The members that vouch for a primary, or support us, are counted by this roll.
         extra.push(self.s.same_roll());
         self.s.leadership.acquire(self.now, &mut self.s.membership, &self.s.view, extra, &mut out);

@@ -15,9 +15,10 @@ use serde::Serialize;
 
 use super::{
     event::{Action, Ask, AskId},
+    phase::{Phase, Recovery},
     promise::{PROMISE, SUPPORT},
     roll::Roll,
-    state::{Phase, Recovery, State, Timer},
+    state::{State, Timer},
     turn::Turn,
 };
 

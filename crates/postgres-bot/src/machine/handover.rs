@@ -6,7 +6,8 @@ use bots_core::{dcs::Revision, leadership, machine::Span, wire::EdgeStand};
 
 use super::{
     event::{Job, StopMode},
-    state::{DemoteStep, DemoteWhy, Phase, State, Timer},
+    phase::{DemoteStep, DemoteWhy, Phase},
+    state::{State, Timer},
     turn::{Happened, STOP_PATIENCE, Turn},
 };
 

@@ -7,11 +7,7 @@ use bots_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    settings::Live,
-    state::{State, Suspect},
-    turn::Turn,
-};
+use super::{phase::Suspect, settings::Live, state::State, turn::Turn};
 
 /// So many answers are kept for those who asked; an operator reads his at once.
 const ANSWERS_MAX: usize = 16;

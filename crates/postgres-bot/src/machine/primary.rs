@@ -10,8 +10,9 @@ use bots_core::{
 
 use super::{
     event::{Job, JobResult},
+    phase::{DemoteStep, DemoteWhy, Phase, Primary, Recovery, Suspect, Writing},
     postgres::{DataDir, Postgres},
-    state::{DemoteStep, DemoteWhy, Phase, Primary, Recovery, Suspect, Timer, Writing},
+    state::Timer,
     turn::{Happened, STOP_PATIENCE, Turn},
 };
 

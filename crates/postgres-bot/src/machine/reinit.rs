@@ -6,7 +6,8 @@ use bots_core::wire::CopyProgress;
 use super::{
     event::{Action, Job},
     operator::{Answer, Refusal, Reinit},
-    state::{Phase, Suspect, Timer},
+    phase::{Phase, Suspect},
+    state::Timer,
     turn::Turn,
 };
 

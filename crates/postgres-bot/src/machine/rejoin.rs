@@ -5,8 +5,9 @@ use bots_core::machine::Span;
 
 use super::{
     event::Job,
+    phase::{Phase, Recovery, Suspect},
     postgres::{DataDir, Upstream},
-    state::{Phase, Recovery, Suspect, Timer},
+    state::Timer,
     turn::{Happened, Turn},
 };
 

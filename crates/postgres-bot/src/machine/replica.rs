@@ -6,8 +6,9 @@ use bots_core::{machine::Span, wire::Lsn};
 
 use super::{
     event::{Action, Job, JobResult, PeerAnswer, ProbeId, StopMode},
+    phase::{Candidate, DemoteStep, DemoteWhy, Phase, Suspect},
     postgres::{Postgres, Upstream},
-    state::{Candidate, DemoteStep, DemoteWhy, Phase, Stall, Suspect, Timer},
+    state::{Stall, Timer},
     turn::{Happened, Turn},
 };
 

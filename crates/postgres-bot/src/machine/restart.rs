@@ -6,7 +6,8 @@ use bots_core::machine::{Span, Time};
 use super::{
     event::{Job, JobResult, StopMode},
     operator::{Answer, CommandId, Ongoing, Refusal, Restart},
-    state::{Phase, Recovery, RestartStep, Timer},
+    phase::{Phase, Recovery, RestartStep},
+    state::Timer,
     turn::{Happened, STOP_PATIENCE, Turn},
 };
 

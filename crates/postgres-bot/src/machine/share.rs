@@ -7,8 +7,9 @@ use bots_core::{
 };
 
 use super::{
+    phase::{Bootstrap, DemoteWhy, Phase, Suspect},
     postgres::Postgres,
-    state::{Bootstrap, DemoteWhy, Phase, State, Suspect},
+    state::State,
     turn::Turn,
 };
 

@@ -15,8 +15,9 @@ use serde_json::{Map, Value};
 
 use super::{
     event::{Action, SlotChange},
+    phase::Phase,
     postgres::{ReplicationSlot, Server, SlotKind},
-    state::{Phase, State, Timer},
+    state::{State, Timer},
     turn::Turn,
 };
 

@@ -3,29 +3,28 @@
 use bots_core::{
     dcs::{Revision, View},
     leadership::Leadership,
-    machine::{Deadline, Span, Time, Timers},
+    machine::{Deadline, Time, Timers},
     membership::Membership,
-    wire::{Lsn, Member, PostgresFacts, Timeline, tags},
+    wire::{Lsn, Member, PostgresFacts, Timeline, config::SyncMode, tags},
 };
 use serde::Serialize;
 
 use super::{
     dynamic::Dynamic,
-    event::{Job, JobId, ProbeId, StopMode},
+    event::{Job, JobId, ProbeId},
     failsafe::Failsafe,
     hung::Health,
     operator::Operator,
     pause::Pause,
+    phase::{Bootstrap, DemoteWhy, Phase, Recovery},
     postgres::{DataDir, Postgres, Running as Runs, Server, Upstream},
     promise::Word,
-    quorum::Voters,
     release::Release,
     role::Role,
     settings::{Rules, Settings},
     slots::Slots,
     synchrony::Synchrony,
     takeover::Promise,
-    turn::DYING_MAX,
     watchdog::Device,
 };
 
@@ -71,169 +70,6 @@ pub(super) struct Running {
     pub(super) since: Time,
 }
 
-/// The steps of making a new cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) enum Bootstrap {
-    /// Asking for the `initialize` key.
-    Racing(bots_core::dcs::RequestId),
-    /// `initdb`, first start, roles: in this order, one job after the other.
-    Working { won: Revision, system_id: Option<String> },
-    /// Recording identifier, configuration and lock in one transaction.
-    Recording { won: Revision, request: bots_core::dcs::RequestId, system_id: String },
-    /// Recorded; taking the mark off the data directory.
-    Completing,
-}
-
-/// Why Postgres is made unwritable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) enum DemoteWhy {
-    /// The lock is gone, or its lease runs out: at once.
-    Fenced(String),
-    /// The server cannot be made to run here: another shall lead.
-    Unfit(String),
-    /// An operator asked for it.
-    Switchover { to: Option<String> },
-}
-
-/// The steps of a demotion.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(super) enum DemoteStep {
-    /// A checkpoint first, so that the stop is short.
-    Checkpointing,
-    /// Waiting for the edges to hold new connections.
-    Holding,
-    /// Waiting for running transactions to end.
-    Draining,
-    /// Stopping the server.
-    Stopping,
-    /// The server is down: giving the lock to whoever comes.
-    Yielding,
-}
-
-/// The steps of restarting a crashed primary in place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(super) enum Recovery {
-    /// The lock is our own from before a restart of the bot: binding it to the new lease. The server may run, in its
-    /// guard's care, under the old one.
-    Reclaiming,
-    /// The server has run on since before the restart: taking it over as it is.
-    Adopting,
-    /// Starting the server.
-    Starting,
-}
-
-/// What a stopped member with suspect data does next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(super) enum Suspect {
-    /// Nothing: it was stopped cleanly and handed over.
-    No,
-    /// It may hold writes that the new leader lacks.
-    Maybe,
-    /// Rewinding failed: only a new clone helps.
-    Hopeless,
-}
-
-/// The steps down of a restart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(super) enum RestartStep {
-    /// A checkpoint first, so that the stop is short.
-    Checkpointing,
-    /// Stopping the server.
-    Stopping,
-}
-
-/// The phase: the role, with what belongs to it alone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) enum Phase {
-    Initializing,
-    Waiting,
-    Bootstrapping(Bootstrap),
-    Cloning {
-        source: String,
-    },
-    Starting {
-        attempts: u32,
-    },
-    Replica {
-        following: Option<Upstream>,
-    },
-    Candidate(Candidate),
-    Promoting {
-        from: Lsn,
-        /// The timeline that it is promoted to.
-        timeline: Timeline,
-    },
-    Primary(Primary),
-    Restarting {
-        /// It holds the lock, and its server takes writes until it is down.
-        primary: bool,
-        step: RestartStep,
-    },
-    Recovering {
-        step: Recovery,
-    },
-    Demoting {
-        why: DemoteWhy,
-        step: DemoteStep,
-        shutdown_checkpoint: Option<Lsn>,
-    },
-    Rejoining {
-        suspect: Suspect,
-        failures: u32,
-    },
-    Stopping {
-        /// The lock was given back; the answer is awaited for a moment.
-        yielded: bool,
-        /// The server may have accepted writes when the stop began.
-        writable: bool,
-    },
-}
-
-/// What a candidate has found out so far.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub(super) struct Candidate {
-    /// The question to the peers that is under way.
-    pub(super) probe: Option<ProbeId>,
-    /// Their answers.
-    pub(super) answers: Option<std::collections::BTreeMap<String, super::event::PeerAnswer>>,
-    /// Our own server was asked after the leader was gone: its position is final.
-    pub(super) observed: bool,
-    /// Who stands in the way, for the report.
-    pub(super) behind: Option<String>,
-    /// The members of the failsafe key are being asked for their support.
-    pub(super) seeking: bool,
-    /// The lock is ours, and a number for the new timeline has been asked for.
-    pub(super) reservation: Option<Reservation>,
-}
-
-/// A number that etcd was asked to keep for the timeline to be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Reservation {
-    pub(super) request: bots_core::dcs::RequestId,
-    /// The lock that it was asked for under.
-    pub(super) fence: bots_core::leadership::Fence,
-    pub(super) timeline: Timeline,
-    /// The `sync` key that was written with it, if the mode wants one.
-    pub(super) voters: Option<Voters>,
-}
-
-/// What a primary keeps track of.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub(super) struct Primary {
-    /// The first checkpoint after the promotion is still to come: who rewinds must wait for it.
-    pub(super) checkpoint_due: bool,
-    /// The `status` key as we wrote it last.
-    pub(super) shared: Option<String>,
-    /// Started in place, perhaps after a promotion that nobody recorded.
-    pub(super) restarted: bool,
-    /// The key that a write under the lock is under way for.
-    pub(super) writing: Option<(bots_core::dcs::RequestId, Writing)>,
-    /// The request of an operator that was answered last, by its revision: the watch may still show it.
-    pub(super) answered: Option<Revision>,
-    /// The request that waits for a replica to be ready, and until when.
-    pub(super) unready: Option<(Revision, Time)>,
-}
-
 /// What is known of how a replica follows its leader.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub(super) struct Stall {
@@ -247,15 +83,6 @@ pub(super) struct Stall {
     pub(super) probe: Option<ProbeId>,
     /// A rewind has ended well while this was the cluster's timeline, and nothing was streamed for long after it.
     pub(super) rewound: Option<Timeline>,
-}
-
-/// Which of a primary's keys is being written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) enum Writing {
-    History,
-    Status(String),
-    Failover(Revision),
-    Initialize,
 }
 
 /// Everything that the bot knows.
@@ -308,6 +135,8 @@ pub struct State {
     pub(super) pause: Pause,
     /// Which standbys commits wait for, and who may lead because of that.
     pub(super) synchrony: Synchrony,
+    /// The mode that the lock was asked for in last.
+    pub(super) asked_in: SyncMode,
     /// A stop that waits until no commit waits for this standby.
     pub(super) release: Option<Release>,
     /// What this member promises, or is about to, while it sees its leader gone.
@@ -359,6 +188,7 @@ impl State {
             slots: Slots::default(),
             pause: Pause::default(),
             synchrony: Synchrony::default(),
+            asked_in: dynamic.synchronous_mode,
             release: None,
             promise: None,
             copy_leader: false,
@@ -476,132 +306,6 @@ impl State {
     #[must_use]
     pub fn leads(&self, now: Time) -> bool {
         self.leadership.fence(now, &self.membership).is_some() || self.is_vouched_for(now)
-    }
-
-    /// Whether a server that this bot started may accept writes by what it was told to do.
-    pub(super) const fn may_be_writable(&self) -> bool {
-        match &self.phase {
-            Phase::Promoting { .. }
-            | Phase::Primary(_)
-            | Phase::Recovering { step: Recovery::Starting | Recovery::Adopting } => true,
-            Phase::Restarting { primary, .. } => *primary,
-            Phase::Demoting { why, step, .. } => {
-                !matches!(why, DemoteWhy::Fenced(_)) && !matches!(step, DemoteStep::Yielding)
-            }
-            Phase::Stopping { writable, .. } => {
-                *writable || matches!(&self.postgres, Postgres::Up(s) if !s.in_recovery)
-            }
-            Phase::Initializing
-            | Phase::Waiting
-            | Phase::Bootstrapping(_)
-            | Phase::Cloning { .. }
-            | Phase::Starting { .. }
-            | Phase::Replica { .. }
-            | Phase::Candidate(_)
-            | Phase::Recovering { step: Recovery::Reclaiming }
-            | Phase::Rejoining { .. } => false,
-        }
-    }
-
-    /// When a server that may accept writes must be stopped unless the lease is renewed before.
-    pub(super) fn fence_at(&self) -> Option<Time> {
-        if !self.may_be_writable() || self.postgres == Postgres::Down && self.job.is_none() {
-            return None;
-        }
-        if self.is_stopping_at_once() {
-            return None;
-        }
-        let by_lease = self.lease_ends();
-        Some(match self.word_ends() {
-            None => by_lease,
-            Some(by_word) if self.leadership.is_held() => by_lease.max(by_word),
-            // The lease that we have now, if we have one, does not hold the lock.
-            Some(by_word) => by_word,
-        })
-    }
-
-    /// The server is being stopped, by force if need be.
-    pub(super) const fn is_stopping_at_once(&self) -> bool {
-        matches!(&self.job, Some(Running { job: Job::Stop { mode: StopMode::Immediate { .. } }, .. }))
-    }
-
-    /// When a server that is being killed under the lock will have been at it for too long.
-    fn dies_until(&self) -> Option<Time> {
-        match &self.job {
-            Some(Running { job: Job::Stop { mode: StopMode::Immediate { kill_after } }, since, .. })
-                if self.leadership.is_held() =>
-            {
-                Some(*since + *kill_after + DYING_MAX)
-            }
-            Some(_) | None => None,
-        }
-    }
-
-    /// The server's processes have been killed, and do not go: none of them takes a write any more, and the lock that was theirs
-    /// goes to others with the lease.
-    pub(super) fn will_not_die(&self, now: Time) -> bool {
-        self.dies_until().is_some_and(|until| until <= now)
-    }
-
-    /// The end of the lease, as far as anything may be begun under it: what is not stopped by then is stopped by force.
-    fn lease_ends(&self) -> Time {
-        self.membership.valid_until().unwrap_or(Time::ZERO) - self.fence_margin()
-    }
-
-    /// The lease lives, and the fence is not about to fall.
-    pub(super) fn has_ample_lease(&self, now: Time) -> bool {
-        now < self.lease_ends() && self.membership.lease(now).is_some()
-    }
-
-    /// The lock is held, and the fence is not about to fall: a server may be made writable.
-    pub(super) fn may_use_lock(&self, now: Time) -> bool {
-        self.has_ample_lease(now) && self.leadership.fence(now, &self.membership).is_some()
-    }
-
-    /// Whether nothing hangs on the lease but our place among the members: a replica whose leader lives, once the dust of a
-    /// failover has settled. Its death is seen by who streams to it and by who connects to it. Nothing where it does not matter.
-    pub(super) fn rests(&self, now: Time) -> Option<bool> {
-        match &self.phase {
-            Phase::Replica { .. } => {
-                let led = self.leader().is_some_and(|leader| leader != self.settings.name);
-                let settled = self.membership.is_resting() || now.since(self.since) >= self.dynamic.ttl;
-                Some(led && settled)
-            }
-            Phase::Restarting { primary, .. } => (*primary).then_some(false),
-            // No lock is asked for from here.
-            Phase::Cloning { .. } | Phase::Starting { .. } | Phase::Rejoining { .. } | Phase::Stopping { .. } => None,
-            Phase::Initializing
-            | Phase::Waiting
-            | Phase::Bootstrapping(_)
-            | Phase::Candidate(_)
-            | Phase::Promoting { .. }
-            | Phase::Primary(_)
-            | Phase::Recovering { .. }
-            | Phase::Demoting { .. } => Some(false),
-        }
-    }
-
-    /// Before the fence falls, this much of the lease is left: what stopping Postgres may take, and any drift of clocks.
-    #[must_use]
-    pub fn fence_margin(&self) -> Span {
-        self.membership.lease_ttl().divided_by(5)
-    }
-
-    /// The guard acts this long before the lease may have run out: what killing a server may take on a busy machine, and
-    /// any drift of clocks. Half of [`Self::fence_margin`], so that a bot that lives acts first, and more gently.
-    #[must_use]
-    pub fn guard_margin(&self) -> Span {
-        self.fence_margin().divided_by(2)
-    }
-
-    /// Where the guard's fence belongs as long as this server may take writes.
-    pub(super) fn guard_at(&self) -> Time {
-        let by_lease = self.membership.valid_until().unwrap_or(Time::ZERO) - self.guard_margin();
-        match self.guard_by_word() {
-            None => by_lease,
-            Some(by_word) if self.leadership.is_held() => by_lease.max(by_word),
-            Some(by_word) => by_word,
-        }
     }
 
     pub(super) fn deadline(&self) -> Option<Deadline> {

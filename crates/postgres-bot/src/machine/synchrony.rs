@@ -16,9 +16,10 @@ use serde::Serialize;
 
 use super::{
     event::Action,
+    phase::Phase,
     postgres::{Server, Standby},
     quorum::{Acks, Change, Known, Past, Voters, is_safe},
-    state::{Phase, State, Timer},
+    state::{State, Timer},
     turn::{Happened, Turn},
 };
 
@@ -147,6 +148,20 @@ impl State {
         }
     }
 
+    /// The condition that the mode and the key are as the view shows them: what an election goes by. Without either there is none:
+    /// who brings a key leads.
+    pub(super) fn mode_unchanged(&self) -> Vec<Compare> {
+        if self.dynamic.synchronous_mode == SyncMode::Off && self.view.get(&self.settings.scope.sync()).is_none() {
+            return Vec::new();
+        }
+        let config = self.settings.scope.config();
+        let config = match self.view.get(&config) {
+            Some(kv) => Compare::ModifiedAt(config, kv.modified),
+            None => Compare::Absent(config),
+        };
+        vec![self.sync_unchanged(), config]
+    }
+
     /// Whether losing the leader loses nothing if `name` leads: the key names it.
     pub(super) fn is_voter(&self, name: &str) -> bool {
         self.sync_record()
@@ -201,6 +216,8 @@ impl Turn {
             self.out.push(Action::Observe);
         }
         let Some(server) = self.s.server().filter(|server| !server.in_recovery).cloned() else { return };
+        // The leader of a new cluster has taken nothing over: from here on, it goes by its own key like any other.
+        self.s.synchrony.taken_up = true;
         self.note_in_force(&server);
         self.mind_foreign_names(&server);
         self.note_missing(&server);

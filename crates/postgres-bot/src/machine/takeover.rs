@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     event::{Action, Job, ProbeId},
-    state::{Phase, State, Timer},
+    phase::Phase,
+    state::{State, Timer},
     turn::{Happened, Turn},
 };
 

@@ -8,7 +8,8 @@ use bots_core::{
 };
 
 use super::{
-    state::{Phase, Reservation, State, Timer},
+    phase::{Phase, Reservation},
+    state::{State, Timer},
     synchrony::Synchrony,
     turn::{Happened, Turn},
 };
@@ -88,6 +89,9 @@ impl Turn {
         let Phase::Candidate(candidate) = &mut self.s.phase else { return None };
         let asked = candidate.reservation.take_if(|asked| asked.request == *id)?;
         if let Outcome::Done(revision) = outcome {
+            if asked.forgets_key {
+                self.s.synchrony.removed = *revision;
+            }
             if let Some(voters) = &asked.voters {
                 let strict = self.s.dynamic.synchronous_mode_strict;
                 self.s.synchrony = Synchrony::reign(voters.clone(), strict, *revision);
@@ -123,12 +127,17 @@ impl Turn {
         let voters = self.key_for_reign();
         if let Some(voters) = &voters {
             // With the number: whoever dies from here on leaves a key by which the right ones may lead.
-            compare.push(self.s.sync_unchanged());
             puts.push(self.sync_put(voters));
         }
+        let forgets_key = voters.is_none() && self.s.view.get(&self.s.settings.scope.sync()).is_some();
+        if forgets_key {
+            // Its voters know nothing of this reign, and the mode may be switched on again at any moment.
+            puts.push(Write::delete(self.s.settings.scope.sync()));
+        }
+        compare.extend(self.s.mode_unchanged());
         let request = self.transact(compare, puts);
         if let Phase::Candidate(candidate) = &mut self.s.phase {
-            candidate.reservation = Some(Reservation { request, fence, timeline, voters });
+            candidate.reservation = Some(Reservation { request, fence, timeline, voters, forgets_key });
         }
     }
 

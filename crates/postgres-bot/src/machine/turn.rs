@@ -15,9 +15,10 @@ use super::{
     PostgresBot,
     dynamic::{STANDBY_NAMES, effective_parameters, effective_rules},
     event::{Action, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, StopMode},
+    phase::{Bootstrap, DemoteStep, DemoteWhy, Phase},
     postgres::{DataDir, Postgres, Running as Runs, Server},
     share,
-    state::{Bootstrap, DemoteStep, DemoteWhy, Phase, Running, Stall, State, Timer},
+    state::{Running, Stall, State, Timer},
 };
 
 /// A turn may pass through this many roles; more is a loop, which the tests would show.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use bots_core::wire::config::SyncMode;
+use bots_core::wire::{SyncRecord, config::SyncMode};
 
 use super::{event::PeerAnswer, quorum::Voters, turn::Turn};
 
@@ -41,6 +41,13 @@ impl Turn {
     /// Whether a member that is ahead stands in the way: not one that may not lead.
     pub(super) fn counts_as_rival(&self, name: &str) -> bool {
         self.s.sync_record().is_none() || self.s.is_voter(name) && !self.takes_losses()
+    }
+
+    /// The key names this member alone besides a leader that is gone, and asks for no votes: it has all that was acknowledged, and no
+    /// answer could put another before it.
+    pub(super) fn is_sole_heir(&self) -> bool {
+        let heir = |record: SyncRecord| record.quorum == 0 && self.s.is_voter(&self.s.settings.name);
+        self.s.sync_record().is_some_and(heir) && !self.s.peers().any(|(name, _)| self.s.is_voter(name))
     }
 
     /// An operator has named this member, whatever it lacks: at once if the key does not name it, and else once the voters have

@@ -4,11 +4,7 @@
 use bots_core::machine::{Span, Time};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    promise::PROMISE,
-    state::{Phase, State},
-    turn::Turn,
-};
+use super::{phase::Phase, promise::PROMISE, state::State, turn::Turn};
 
 /// What was refused is not tried again for this long: a device that another program holds is seldom free a moment later.
 const REFUSED_FOR: Span = Span::from_secs(60);

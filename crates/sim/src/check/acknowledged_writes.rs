@@ -1,4 +1,5 @@
-//! S2, in a synchronous mode: no acknowledged write is ever lost. Asynchronous: a planned switchover loses no acknowledged write. A failover loses none that lay further back than
+//! S2, in a synchronous mode: no acknowledged write is ever lost ([`super::protection`] says which ones that are while the mode changes).
+//! Asynchronous: a planned switchover loses no acknowledged write. A failover loses none that lay further back than
 //! `maximum_lag_on_failover` behind the last position that the old leader shared.
 
 use std::collections::BTreeSet;
@@ -9,7 +10,7 @@ use bots_core::{
     wire::{Kind, Lsn, PostgresStatus},
 };
 
-use super::{Check, Seen};
+use super::{Check, Seen, protection::Protection};
 use crate::world::{Applied, Node, NodeId, World};
 
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub(super) struct AcknowledgedWrites {
     handed_over: Option<HandOver>,
     /// Acknowledged writes that an asynchronous failover was allowed to lose, by their place in the ledger.
     lost: BTreeSet<usize>,
+    /// Which ones it was not.
+    protection: Protection,
 }
 
 impl AcknowledgedWrites {
@@ -53,37 +56,12 @@ impl AcknowledgedWrites {
             }
         }
     }
-}
 
-impl Check for AcknowledgedWrites {
-    fn requirement(&self) -> &'static str {
-        "S2 no acknowledged write is lost: none at all in a synchronous mode or a switchover, else none beyond the lag allowed"
-    }
-
-    fn see(&mut self, world: &World, seen: &Seen<'_>) -> Result<(), String> {
-        let node = match seen {
-            Seen::Applied(applied) => {
-                self.applied(world, applied);
-                return Ok(());
-            }
-            Seen::Moment => {
-                self.look_after_old_leader(world);
-                return Ok(());
-            }
-            Seen::Writable { node } => *node,
-            Seen::TimerFired { .. }
-            | Seen::PostgresStep { .. }
-            | Seen::JobStarted { .. }
-            | Seen::SetAside { .. }
-            | Seen::Response { .. } => return Ok(()),
-        };
+    /// What a member lacks that takes the lead: whether it may lack that is decided by the election that it won, also if it dies before
+    /// its server takes writes.
+    fn begins_to_reign(&mut self, world: &World, node: NodeId) -> Result<(), String> {
         let n = &world.nodes[node.0];
         let Some(body) = n.postgres() else { return Ok(()) };
-        let holder = world.store.value(&Node::scope_of(Kind::Postgres).leader()).and_then(|name| world.named(name));
-        if world.plan.takeover && holder != Some(node) && !world.can_acknowledge(node) {
-            // Deposed while it was on its way up: it takes nothing over. That it acknowledges nothing is S6's to see.
-            return Ok(());
-        }
         let status = world.store.value(&Node::scope_of(Kind::Postgres).status());
         let shared: PostgresStatus = status.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
         let needed = Lsn(shared.optime.0.saturating_sub(world.plan.lag_max));
@@ -92,7 +70,7 @@ impl Check for AcknowledgedWrites {
             if self.lost.contains(&at) || body.disk.wal.has(ack.index, ack.serial) {
                 continue;
             }
-            if world.plan.sync.is_some() {
+            if self.protection.demands(node, at) {
                 let (by, end) = (&world.nodes[ack.node.0].name, ack.end);
                 return Err(format!("{} takes over without the write that {by} acknowledged up to {end}", n.name));
             }
@@ -113,5 +91,51 @@ impl Check for AcknowledgedWrites {
             self.lost.insert(at);
         }
         Ok(())
+    }
+}
+
+/// Whether a number for a new timeline was taken, and with it the key written by which whoever took it may lead again, if it dies
+/// before its promotion.
+fn begins_with_key(applied: &Applied<'_>) -> bool {
+    let scope = Node::scope_of(Kind::Postgres);
+    let puts = |wanted: &str| {
+        applied.transaction.then.iter().any(|write| matches!(write, Write::Put { key, .. } if key == wanted))
+    };
+    matches!(applied.outcome, Outcome::Done(_)) && puts(&scope.timelines()) && puts(&scope.sync())
+}
+
+impl Check for AcknowledgedWrites {
+    fn requirement(&self) -> &'static str {
+        "S2 no acknowledged write is lost: none at all in a synchronous mode or a switchover, else none beyond the lag allowed"
+    }
+
+    fn see(&mut self, world: &World, seen: &Seen<'_>) -> Result<(), String> {
+        self.protection.note(world);
+        let node = match seen {
+            Seen::Applied(applied) => {
+                self.protection.applied(applied);
+                self.applied(world, applied);
+                if begins_with_key(applied) {
+                    return self.begins_to_reign(world, applied.node);
+                }
+                return Ok(());
+            }
+            Seen::Moment => {
+                self.look_after_old_leader(world);
+                return Ok(());
+            }
+            Seen::Writable { node } => *node,
+            Seen::TimerFired { .. }
+            | Seen::PostgresStep { .. }
+            | Seen::JobStarted { .. }
+            | Seen::SetAside { .. }
+            | Seen::Response { .. } => return Ok(()),
+        };
+        let holder = world.store.value(&Node::scope_of(Kind::Postgres).leader()).and_then(|name| world.named(name));
+        if world.plan.takeover && holder != Some(node) && !world.can_acknowledge(node) {
+            // Deposed while it was on its way up: it takes nothing over. That it acknowledges nothing is S6's to see.
+            return Ok(());
+        }
+        self.begins_to_reign(world, node)
     }
 }

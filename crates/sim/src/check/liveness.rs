@@ -1,11 +1,11 @@
 //! After the last fault the fleet converges: one primary that accepts writes, all others streaming from it; the branch's
 //! commit live on every serving bot; as many bots serving as the load asks for.
 
-use bots_core::wire::{ContentRevision, Kind, SyncRecord};
+use bots_core::wire::{ContentRevision, Kind, SyncRecord, config::SyncMode};
 use postgres_bot::machine::Role;
 use web_bot::machine as web;
 
-use crate::world::{Body, Node, World};
+use crate::world::{Body, Node, World, mode_in};
 
 pub(super) const REQUIREMENT: &str = "after the last fault the fleet converges within the stated bound";
 
@@ -35,8 +35,12 @@ fn postgres(world: &World) -> Option<String> {
         }
     }
     let primary = primary?;
-    if world.plan.sync.is_some() && members.len() > 1 {
-        let key = world.store.value(&scope.sync()).and_then(|text| serde_json::from_str::<SyncRecord>(text).ok());
+    let key = world.store.value(&scope.sync()).and_then(|text| serde_json::from_str::<SyncRecord>(text).ok());
+    if world.store.value(&scope.config()).map_or(SyncMode::Off, mode_in) == SyncMode::Off {
+        if let Some(key) = key.filter(SyncRecord::binds) {
+            return Some(format!("without a synchronous mode there is the key {key:?}"));
+        }
+    } else if members.len() > 1 {
         let key = key.unwrap_or_default();
         if key.leader.as_deref() != Some(leader) || key.voters().is_empty() {
             return Some(format!("no commit of {leader} waits for a standby: {key:?}"));

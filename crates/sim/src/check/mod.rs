@@ -11,6 +11,7 @@ mod one_cluster;
 mod one_owner;
 mod one_revision;
 mod one_writer;
+mod protection;
 mod quiet;
 mod rewinds;
 mod steady_count;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bots_core::{
     machine::{Span, Time},
-    wire::Lsn,
+    wire::{Lsn, config::SyncMode},
 };
 use postgres_bot::machine::{Server, Standby, WaitsFor};
 
@@ -93,14 +93,30 @@ impl World {
         self.server_after(node, delay + late, ServerItem::Reload { run, life });
     }
 
+    /// What the processes find in their files.
+    fn names_on_disk(&self, node: NodeId) -> &str {
+        let state = self.nodes[node.0].postgres_state();
+        let off = state.is_some_and(|state| state.dynamic().synchronous_mode == SyncMode::Off);
+        let body = self.body(node);
+        let too_early = self.plant == Some(Plant::NamesGoBeforeKey) && off && body.accepts_writes();
+        if too_early { "" } else { &body.commits.wanted }
+    }
+
+    /// For a mistake that is made without the machine.
+    pub(crate) fn reload_if_names_differ(&mut self, node: NodeId) {
+        if self.names_on_disk(node) != self.body(node).commits.names.text {
+            self.reload(node);
+        }
+    }
+
     pub(super) fn reloaded(&mut self, node: NodeId, run: u64, life: u64) {
         let current = self.nodes[node.0].life == life;
         let now = self.now;
+        let names = Names::read(self.names_on_disk(node));
         let body = self.body_mut(node);
         if body.run != run || !current || body.process == Process::Down {
             return;
         }
-        let names = Names::read(&body.commits.wanted);
         if names != body.commits.names {
             (body.commits.names, body.commits.since) = (names, now);
         }

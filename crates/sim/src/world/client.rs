@@ -10,7 +10,7 @@ use bots_core::{
 };
 
 use super::{BotEvent, Item, NodeId, World};
-use crate::plant::{self, Plant};
+use crate::plant::{self, About, Plant};
 
 /// How long etcd may take to answer.
 const REQUEST_DEADLINE: Span = Span::from_secs(2);
@@ -48,7 +48,7 @@ pub(crate) enum Reply {
 /// What the client remembers of a request that is under way.
 #[derive(Debug, Clone)]
 enum Asked {
-    Transaction { id: RequestId, takes_lock: bool },
+    Transaction { id: RequestId, about: About },
     Revocation,
     Grant { task: u64, sent: Time },
     Renewal { task: u64, sent: Time },
@@ -171,9 +171,7 @@ impl World {
         let Some(request) = client.jobs.pop_front() else { return };
         client.busy = true;
         let asked = match &request {
-            Request::Transact { id, transaction } => {
-                Asked::Transaction { id: *id, takes_lock: plant::takes_lock(transaction) }
-            }
+            Request::Transact { id, transaction } => Asked::Transaction { id: *id, about: About::of(transaction) },
             Request::Grant { .. } | Request::KeepAlive { .. } | Request::Revoke { .. } | Request::List { .. } => {
                 Asked::Revocation
             }
@@ -216,8 +214,8 @@ impl World {
         let Some(asked) = self.nodes[node.0].client.asked.remove(&rpc) else { return };
         let local = self.local(node);
         match (asked, reply) {
-            (Asked::Transaction { takes_lock, .. }, Reply::Answered { id, outcome }) => {
-                self.answered(node, id, takes_lock, outcome);
+            (Asked::Transaction { about, .. }, Reply::Answered { id, outcome }) => {
+                self.answered(node, id, about, outcome);
             }
             (Asked::Revocation, _) => self.job_done(node),
             (Asked::Grant { task, sent }, Reply::Granted { lease, ttl }) => {
@@ -240,8 +238,8 @@ impl World {
     /// etcd has not answered in time.
     pub(super) fn gave_up(&mut self, node: NodeId, rpc: u64) {
         match self.nodes[node.0].client.asked.remove(&rpc) {
-            Some(Asked::Transaction { id, takes_lock }) => {
-                self.answered(node, id, takes_lock, Outcome::Unknown(String::from("no answer in 2 s")));
+            Some(Asked::Transaction { id, about }) => {
+                self.answered(node, id, about, Outcome::Unknown(String::from("no answer in 2 s")));
             }
             Some(Asked::Revocation) => self.job_done(node),
             Some(Asked::Grant { task, .. } | Asked::Renewal { task, .. }) => {
@@ -256,9 +254,9 @@ impl World {
         }
     }
 
-    fn answered(&mut self, node: NodeId, id: RequestId, takes_lock: bool, outcome: Outcome) {
+    fn answered(&mut self, node: NodeId, id: RequestId, about: About, outcome: Outcome) {
         self.job_done(node);
-        let outcome = plant::alter_outcome(self.plant, takes_lock, outcome);
+        let outcome = plant::alter_outcome(self.plant, about, outcome);
         self.hear(node, DcsEvent::Answered { id, outcome });
     }
 

@@ -20,6 +20,7 @@ pub(crate) enum ChaosItem {
     OriginUp,
     SpeakAgain(NodeId),
     DiskGoesOn(NodeId),
+    TakeBackMode(String),
 }
 
 impl World {
@@ -49,6 +50,7 @@ impl World {
             ChaosItem::OriginUp => self.origin.down = false,
             ChaosItem::SpeakAgain(node) => self.silence_server(node, false),
             ChaosItem::DiskGoesOn(node) => self.stall_disk(node, false),
+            ChaosItem::TakeBackMode(mode) => self.take_back_mode(mode),
         }
     }
 
@@ -92,6 +94,7 @@ impl World {
             }),
             Fault::Switchover => self.ask_for_switchover(),
             Fault::Operator => self.operate(),
+            Fault::ChangeMode => self.change_mode(),
             Fault::ForcePush => {
                 self.origin.force_push(&mut self.rng);
                 self.call_webhook();
@@ -284,11 +287,7 @@ impl World {
 
     /// Writes the cluster's `pause`, if etcd answers and the cluster has settings.
     pub(super) fn set_pause(&mut self, pause: bool) {
-        let key = Node::scope_of(Kind::Postgres).config();
-        let found = self.store.value(&key).and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
-        let Some(mut config) = found.filter(|_| self.store.answers()) else { return };
-        config["pause"] = serde_json::json!(pause);
-        self.write_by_hand(key, config.to_string());
+        self.set_in_config("pause", serde_json::json!(pause));
     }
 
     /// Everything is mended, and everybody is started again.

@@ -8,6 +8,7 @@ mod driver;
 mod edges;
 mod faults;
 mod life;
+mod modes;
 mod network;
 mod node;
 mod store;
@@ -26,6 +27,7 @@ pub use self::{
 pub(crate) use self::{
     client::{Reply, Request},
     faults::ChaosItem,
+    modes::mode_in,
     users::UserItem,
 };
 use crate::{
@@ -140,6 +142,8 @@ pub struct Options {
     pub plant: Option<Plant>,
     /// Whatever the seed says, there is a synchronous Postgres cluster and nothing else.
     pub synchronous: bool,
+    /// The same, and the mode changes all the time.
+    pub changing: bool,
     /// Do not look at the requirements that begin with this: to see what else would catch a mistake.
     pub skip: Option<&'static str>,
 }
@@ -188,7 +192,9 @@ impl World {
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(&mut rng.fork());
         let synchronous = options.synchronous || options.plant.is_some_and(Plant::wants_synchronous);
-        let plan = if synchronous { plan.made_synchronous() } else { plan };
+        let changing = options.changing || options.plant.is_some_and(Plant::wants_changing);
+        let plan = if synchronous || changing { plan.made_synchronous() } else { plan };
+        let plan = if changing { plan.made_changing() } else { plan };
         let nodes = node::cast(&plan, &mut rng.fork());
         let mut world = Self {
             now: Time::ZERO,
