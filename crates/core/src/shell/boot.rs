@@ -227,25 +227,31 @@ fn configure_all<B: Bot>(path: Option<&Path>) -> Result<Vec<B::Config>, Exit> {
 /// # Errors
 /// Code 2, with one line that names the field and the fix.
 pub fn read<B: Bot>(path: Option<&Path>, env: &config::Env) -> Result<Vec<B::Config>, Exit> {
-    let configs: Vec<B::Config> =
-        config::load_all(path, env, B::SITES.as_ref()).map_err(|e| Exit::usage(e.to_string()))?;
+    // Whatever a file says is quoted on one line.
+    checked::<B>(path, env).map_err(|why| Exit::usage(why.split_whitespace().collect::<Vec<_>>().join(" ")))
+}
+
+fn checked<B: Bot>(path: Option<&Path>, env: &config::Env) -> Result<Vec<B::Config>, String> {
+    let configs: Vec<B::Config> = config::load_all(path, env, B::SITES.as_ref()).map_err(|e| e.to_string())?;
     let has_several = configs.len() > 1;
+    let of_site = |index: usize, why: String| match B::SITES {
+        Some(rules) if has_several && !rules.shares(&why) => format!("sites.{index}.{why}"),
+        Some(_) | None => why,
+    };
     for (index, config) in configs.iter().enumerate() {
         let common = B::common(config);
-        common.etcd3.endpoints().and_then(|_| common.etcd3.user()).map_err(Exit::usage)?;
+        common.etcd3.endpoints().and_then(|_| common.etcd3.user())?;
         if let Some(credentials) = &common.restapi.authentication {
-            credentials.secret("restapi.authentication").map_err(Exit::usage)?;
+            credentials.secret("restapi.authentication")?;
         }
         if let Some(twin) = configs.iter().take(index).position(|other| B::common(other).scope == common.scope) {
             let scope = &common.scope;
-            return Err(Exit::usage(format!(
-                "sites.{index}.scope: {scope} is the scope of sites.{twin}: give it another"
-            )));
+            return Err(format!("sites.{index}.scope: {scope} is the scope of sites.{twin}: give it another"));
         }
-        B::check(config).map_err(|e| Exit::usage(if has_several { format!("sites.{index}.{e}") } else { e }))?;
+        B::check(config).map_err(|why| of_site(index, why))?;
     }
     if has_several {
-        B::check_together(&configs).map_err(Exit::usage)?;
+        B::check_together(&configs)?;
     }
     Ok(configs)
 }

@@ -144,7 +144,7 @@ pub fn load_all<T: DeserializeOwned>(
         // `flatten` loses the paths of the common fields, so they are read on their own first.
         let read = |part: &sites::Part| {
             let read = typed::<Common>(&part.document).and_then(|_common| typed::<T>(&part.document));
-            read.map_err(|(field, message)| (part.field(&field), field, message))
+            read.map_err(|(field, message)| (part.field(&field, rules), field, message))
         };
         let (place, field, message) = match parts.iter().map(read).collect() {
             Ok(configs) => return Ok(configs),

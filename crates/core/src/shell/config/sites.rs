@@ -19,6 +19,15 @@ pub struct SiteRules {
     pub folders: &'static [&'static str],
 }
 
+impl SiteRules {
+    /// Whether a field, or what a message begins with, belongs to the process.
+    #[must_use]
+    pub fn shares(&self, field: &str) -> bool {
+        let first = field.split(['.', ':', ' ']).next().unwrap_or_default();
+        self.shared.contains(&first)
+    }
+}
+
 /// One bot's document, and how errors name it.
 pub(super) struct Part {
     /// Empty, or `sites.0.`.
@@ -28,8 +37,9 @@ pub(super) struct Part {
 
 impl Part {
     /// A field of this document, as its place in the whole.
-    pub(super) fn field(&self, field: &str) -> String {
+    pub(super) fn field(&self, field: &str, rules: Option<&SiteRules>) -> String {
         match field {
+            _ if rules.is_some_and(|rules| rules.shares(field)) => field.to_owned(),
             "." if !self.prefix.is_empty() => self.prefix.trim_end_matches('.').to_owned(),
             _ => format!("{}{field}", self.prefix),
         }
