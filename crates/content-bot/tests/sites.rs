@@ -239,8 +239,9 @@ async fn sites_of_one_process_have_nothing_to_do_with_each_other() {
     for site in SITES {
         until("c2 stands by", async || (other.report(site).await["role"] == "follower").then_some(())).await;
     }
-    bot.kill();
+    // Nobody is told of these pushes: the new leader's first look finds them.
     let lasts = [docs.push(&[("index.html", b"docs three")]), shop.push(&[("index.html", b"shop three")])];
+    bot.kill();
     for (site, last) in SITES.iter().zip(&lasts) {
         until("c2 leads", async || (bench.leader(site).await.as_deref() == Some("c2")).then_some(())).await;
         bench.wait_for_live(site, last).await;
