@@ -2,9 +2,10 @@
 # Installs what the build, the tests and the demo need and this machine lacks, from the distribution's own packages:
 # Debian 12 and 13, Ubuntu 22.04 and 24.04. Silent, and done in milliseconds, when nothing lacks.
 #
-# usage: setup.sh [--packages] [--with-nginx]
+# usage: setup.sh [--packages] [--with-nginx] [--with-varnish]
 #   --packages: leave Rust alone (for root, on behalf of an ordinary user)
 #   --with-nginx: nginx and wrk too, which `make bench-web` compares with
+#   --with-varnish: Varnish too, which one test of `make test` purges
 #
 # As root, or with a sudo that asks nothing, it installs; otherwise it prints the one command to run. It never starts a
 # system service, never creates a Postgres cluster, and leaves those that exist alone.
@@ -15,17 +16,17 @@ set -euo pipefail
 readonly RUST_MIN_MINOR=90
 self=$(readlink -f "${BASH_SOURCE[0]}")
 readonly self
-# Set by --with-nginx.
-with_nginx=
+# What else was asked for: --with-nginx, --with-varnish.
+extras=()
 
 main() {
     local packages_only='' argument
     for argument in "$@"; do
         case "$argument" in
         --packages) packages_only=yes ;;
-        --with-nginx) with_nginx=--with-nginx ;;
+        --with-nginx | --with-varnish) extras+=("$argument") ;;
         *)
-            echo "usage: setup.sh [--packages] [--with-nginx]" >&2
+            echo "usage: setup.sh [--packages] [--with-nginx] [--with-varnish]" >&2
             exit 2
             ;;
         esac
@@ -38,7 +39,7 @@ main() {
             # shellcheck disable=SC2086 # a list of names
             install_packages $missing
         elif sudo -n true 2>/dev/null; then
-            sudo -n "$self" --packages ${with_nginx:+"$with_nginx"}
+            sudo -n "$self" --packages "${extras[@]}"
         else
             ask_for_packages "$missing"
         fi
@@ -67,10 +68,16 @@ missing_packages() {
     need etcd-server command etcd
     need etcd-client command etcdctl
     need haproxy command haproxy
-    if [[ -n $with_nginx ]]; then
-        need nginx command nginx
-        need wrk command wrk
-    fi
+    local extra
+    for extra in "${extras[@]}"; do
+        case "$extra" in
+        --with-nginx)
+            need nginx command nginx
+            need wrk command wrk
+            ;;
+        --with-varnish) need varnish command varnishd ;;
+        esac
+    done
     command -v postgres >/dev/null || need postgresql file /usr/lib/postgresql/*/bin/postgres
 }
 
@@ -90,8 +97,8 @@ need() {
 one_line() { tr '\n' ' ' <<<"$1" | sed 's/ *$//'; }
 
 ask_for_packages() {
-    local how="sudo $self --packages${with_nginx:+ $with_nginx}"
-    command -v sudo >/dev/null || how="su -c '$self --packages${with_nginx:+ $with_nginx}'"
+    local how="$self --packages${extras[*]:+ ${extras[*]}}"
+    if command -v sudo >/dev/null; then how="sudo $how"; else how="su -c '$how'"; fi
     command -v apt-get >/dev/null || how="install, with this system's package manager, what Debian calls: $(one_line "$1")"
     {
         echo "setup: missing: $(one_line "$1")"
@@ -120,9 +127,10 @@ install_packages() {
         mapfile -t packages < <(rename "$@")
         apt_install "${packages[@]}"
     fi
-    for service in etcd haproxy nginx; do
+    for service in etcd haproxy nginx varnish; do
         [[ " ${packages[*]} " != *" $service"* ]] || stay_down_at_boot "$service.service"
     done
+    [[ " ${packages[*]} " != *" varnish "* ]] || stay_down_at_boot varnishncsa.service
     restore
     trap - EXIT
 }

@@ -26,6 +26,7 @@ pub mod steps;
 pub mod store;
 pub mod torture;
 pub mod usage;
+pub mod varnish;
 pub mod wait;
 pub mod writers;
 

@@ -17,11 +17,13 @@ pub(crate) struct Status {
     pub(crate) version: String,
 }
 
-/// The status address of the bot behind `api_url`: its origin and `/status`.
+/// The status address of the bot behind `api_url`: its origin and `/status`, or the address itself if it is one. A bot that
+/// shares its API with others has a path of its own there.
 pub(crate) fn status_url(api_url: &str) -> Option<String> {
     let (scheme, rest) = api_url.split_once("://")?;
-    let host = rest.split(['/', '?', '#']).next().filter(|h| !h.is_empty())?;
-    Some(format!("{scheme}://{host}/status"))
+    let (host, path) = rest.find(['/', '?', '#']).map_or((rest, ""), |at| rest.split_at(at));
+    let path = if path.ends_with("/status") { path } else { "/status" };
+    (!host.is_empty()).then(|| format!("{scheme}://{host}{path}"))
 }
 
 /// The report of a bot that answers.
@@ -117,6 +119,8 @@ mod tests {
     fn the_status_stands_at_the_origin() {
         assert_eq!(status_url("http://127.0.0.1:8008/patroni").as_deref(), Some("http://127.0.0.1:8008/status"));
         assert_eq!(status_url("http://[::1]:8008").as_deref(), Some("http://[::1]:8008/status"));
+        let of_a_site = "http://127.0.0.1:8008/sites/docs/status";
+        assert_eq!(status_url(of_a_site).as_deref(), Some(of_a_site));
         assert_eq!(status_url("127.0.0.1:8008"), None);
         assert_eq!(status_url("http:///patroni"), None);
     }

@@ -8,12 +8,16 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
     time::Duration,
 };
+
+use axum::{Router, body::Bytes, extract::State, http::StatusCode};
 
 use content_bot::{
     machine::{FetchResult, Reference, Trees},
     shell::{
+        callers::Call,
         export::{Exporter, Hook, Plan},
         gates::Check,
         guard::Stop,
@@ -175,4 +179,50 @@ async fn a_hook_runs_in_the_tree_and_its_failure_is_told() {
     assert!(error.contains("export.exec_hook") && error.contains("no such host"), "{error}");
     let error = check("sleep 60", Duration::from_millis(300)).await.expect_err("too late");
     assert!(error.contains("not done within"), "{error}");
+}
+
+type Heard = Arc<Mutex<Vec<String>>>;
+
+/// Takes down what it is told, and says no the first time.
+async fn listen(
+    State(heard): State<Heard>,
+    method: hyper::Method,
+    uri: hyper::Uri,
+    headers: hyper::HeaderMap,
+    body: Bytes,
+) -> StatusCode {
+    let key = headers.get("x-key").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let mut heard = heard.lock().expect("not poisoned");
+    heard.push(format!("{method} {uri} {key} {}", String::from_utf8_lossy(&body)));
+    if heard.len() == 1 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::NO_CONTENT }
+}
+
+#[tokio::test]
+async fn a_webhook_is_told_which_commit_is_linked_and_its_refusal_is_told() {
+    let bench = Bench::new();
+    let sha = bench.push(&[("index.html", b"one")]);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let heard = Heard::default();
+    let app = Router::new().fallback(listen).with_state(Arc::clone(&heard));
+    let server = tokio::spawn(async move { axum::serve(listener, app).await });
+    fs::write(bench.path("key"), "a secret\n").expect("write");
+    let call = Call {
+        method: hyper::Method::POST,
+        url: format!("http://{address}/reload?commit={{sha}}"),
+        headers: Vec::new(),
+        header_files: vec![(String::from("x-key"), bench.path("key"))],
+        body: String::from("now {sha}"),
+    };
+    let plan = Plan { hook: Hook { program: None, call: Some(call) }, ..bench.plan() };
+    let exporter = Exporter::open(plan).expect("an exporter");
+    exporter.put(&bench.mirror, &sha).expect("exported");
+    let error = exporter.call(&sha).await.expect_err("it says no");
+    assert!(error.contains("export.webhook") && error.contains("503") && !error.contains("a secret"), "{error}");
+    exporter.call(&sha).await.expect("it says yes");
+    server.abort();
+    let expected = format!("POST /reload?commit={sha} a secret now {sha}");
+    assert_eq!(*heard.lock().expect("not poisoned"), [expected.clone(), expected]);
+    let error = exporter.call(&sha).await.expect_err("nobody listens");
+    assert!(error.contains("export.webhook"), "{error}");
 }

@@ -7,9 +7,10 @@ mod repo;
 use std::{
     fs,
     io::Write,
-    path::PathBuf,
+    net::SocketAddr,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -28,9 +29,10 @@ use content_bot::{
         mirror::Mirror,
         origin::{Credentials, Limits, Origin},
         source::Source,
+        submodules::Submodules,
     },
 };
-use repo::Repo;
+use repo::{Repo, git};
 use tempfile::TempDir;
 
 const LIMITS: Limits =
@@ -44,10 +46,7 @@ async fn credentials_are_shown_and_rotate() {
     let scratch = TempDir::new().expect("scratch");
     let repo = Repo::new(scratch.path());
     let sha = repo.push(&[("page", b"behind a door")]);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("bound");
-    let app = Router::new().fallback(serve).with_state(Arc::new(scratch.path().to_path_buf()));
-    let server = tokio::spawn(async move { axum::serve(listener, app).await });
+    let (address, _shown) = server(scratch.path()).await;
 
     let data = scratch.path().join("data");
     let token = scratch.path().join("token");
@@ -91,12 +90,87 @@ async fn credentials_are_shown_and_rotate() {
         assert_eq!(in_url.origin().look(Stop::default(), LIMITS.look), PollResult::Found { sha });
     });
     checks.await.expect("the checks hold");
-    server.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_submodule_at_another_host_is_shown_no_credentials() {
+    let scratch = TempDir::new().expect("scratch");
+    let [site, theme] = ["site", "theme"].map(|name| {
+        let dir = scratch.path().join(name);
+        fs::create_dir(&dir).expect("mkdir");
+        Repo::new(&dir)
+    });
+    let style = theme.push(&[("theme.css", b"a style")]);
+    // One serves the site, and the theme too; to the other the credentials are none of its business.
+    let (own, shown_own) = server(scratch.path()).await;
+    let (other, shown_other) = server(scratch.path()).await;
+    let with_theme_at = |url: &str| {
+        let text = format!("[submodule \"theme\"]\n\tpath = theme\n\turl = {url}\n");
+        fs::write(site.work.join(".gitmodules"), text).expect("write");
+        fs::create_dir_all(site.work.join("theme")).expect("mkdir");
+        git(&site.work, &["update-index", "--add", "--cacheinfo", &format!("160000,{style},theme")]);
+        site.push(&[("index.html", url.as_bytes())])
+    };
+    let elsewhere = with_theme_at(&format!("http://{other}/theme/origin.git"));
+    let in_its_address = with_theme_at(&format!("http://{own}@{other}/theme/origin.git"));
+    let beside = with_theme_at("../../theme/origin.git");
+    let data = scratch.path().join("data");
+    let checks = tokio::task::spawn_blocking(move || {
+        let mirrors = std::cell::Cell::new(0);
+        // A mirror for each: one that has the theme already would not ask for it.
+        let fetch = |url: &str, credentials: Credentials, sha: &str| {
+            mirrors.set(mirrors.get() + 1);
+            let data = data.join(mirrors.get().to_string());
+            let origin = Origin::new(Source::parse(url).expect("url"), Reference::parse("main"), credentials);
+            let mirror = Mirror::open(&data, origin, LIMITS, Stop::default()).expect("a mirror");
+            mirror.following(Submodules::Recursive).fetch(sha)
+        };
+        let nobody = || Credentials {
+            username: None,
+            password: None,
+            password_file: None,
+            ssh_key_file: None,
+            ssh_key_passphrase: None,
+            known_hosts_file: None,
+        };
+        let bot =
+            || Credentials { username: Some(String::from("bot")), password: Some(Secret::new("s3cret")), ..nobody() };
+        let (plain, with_password) =
+            (format!("http://{own}/site/origin.git"), format!("http://bot:s3cret@{own}/site/origin.git"));
+        for (url, credentials) in [(&plain, bot()), (&with_password, nobody())] {
+            for sha in [&elsewhere, &in_its_address] {
+                let result = fetch(url, credentials.clone(), sha);
+                assert!(!matches!(result, FetchResult::Complete), "the other asks for a password: {result:?}");
+                assert!(!format!("{result:?}").contains("s3cret"), "{result:?}");
+            }
+            assert_eq!(fetch(url, credentials, &beside), FetchResult::Complete, "at the same host they count");
+        }
+    });
+    checks.await.expect("the checks hold");
+    let shown = shown_other.lock().expect("not poisoned").clone();
+    assert!(!shown.is_empty(), "it was asked");
+    assert!(shown.iter().all(|value| value.as_deref() != Some(AUTHORIZATION)), "{shown:?}");
+    assert!(shown_own.lock().expect("not poisoned").iter().any(|value| value.as_deref() == Some(AUTHORIZATION)));
+}
+
+/// What a server was shown as `Authorization`, request by request.
+type Shown = Arc<Mutex<Vec<Option<String>>>>;
+
+/// A server of all repositories below `root`, which ends with the test.
+async fn server(root: &Path) -> (SocketAddr, Shown) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let shown = Shown::default();
+    let app = Router::new().fallback(serve).with_state((Arc::new(root.to_path_buf()), Arc::clone(&shown)));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    (address, shown)
 }
 
 /// git's CGI program behind basic authentication.
-async fn serve(State(root): State<Arc<PathBuf>>, request: Request) -> Response {
+async fn serve(State((root, shown)): State<(Arc<PathBuf>, Shown)>, request: Request) -> Response {
     let (head, body) = request.into_parts();
+    let authorization = head.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    shown.lock().expect("not poisoned").push(authorization);
     if head.headers.get(header::AUTHORIZATION).is_none_or(|v| v != AUTHORIZATION) {
         return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"git\"")]).into_response();
     }

@@ -61,6 +61,8 @@ pub enum PushDoor {
 pub struct Front {
     /// The scope whose content this is.
     pub site: String,
+    /// Whether the API is this site's alone, so that an announcement need not name it.
+    pub is_alone: bool,
     /// What is published.
     pub reference: Reference,
     /// Who may announce a push.
@@ -99,13 +101,20 @@ impl Doors {
     }
 }
 
-/// `POST /push`, with or without the site's and the sender's names behind it; it looks after its own authentication.
+/// `POST /push/<site>`, with or without the sender's name behind it, and `POST /push` where there is one site; it looks after
+/// its own authentication.
 pub fn push_routes(doors: Arc<Doors>) -> Router {
-    Router::new()
-        .route("/push", post(push))
-        .route("/push/{site}", post(push_to_site))
-        .route("/push/{site}/{sender}", post(push_by_sender))
-        .with_state(doors)
+    let site = if doors.front.is_alone { "{site}" } else { &doors.front.site };
+    let (to_site, by_sender) = (format!("/push/{site}"), format!("/push/{site}/{{sender}}"));
+    let routes = if doors.front.is_alone {
+        Router::new()
+            .route("/push", post(push))
+            .route(&to_site, post(push_to_site))
+            .route(&by_sender, post(push_by_sender))
+    } else {
+        Router::new().route(&to_site, post(push)).route(&by_sender, post(push_here_by_sender))
+    };
+    routes.with_state(doors)
 }
 
 /// `GET /pack/<sha>` and `GET /leader`.
@@ -126,9 +135,20 @@ async fn push_by_sender(
     Path((site, sender)): Path<(String, String)>,
     request: Request,
 ) -> Response {
+    if site == doors.front.site {
+        push_here_by_sender(State(doors), Path(sender), request).await
+    } else {
+        not_here(&doors)
+    }
+}
+
+async fn push_here_by_sender(
+    State(doors): State<Arc<Doors>>,
+    Path(sender): Path<String>,
+    request: Request,
+) -> Response {
     match Sender::named(&sender) {
-        Some(only) if site == doors.front.site => announce(&doors, Some(only), request).await,
-        Some(_) => not_here(&doors),
+        Some(only) => announce(&doors, Some(only), request).await,
         None => refusal(StatusCode::NOT_FOUND, "senders are github, gitlab, gitea, forgejo, bitbucket and standard"),
     }
 }
@@ -164,7 +184,7 @@ async fn announce(doors: &Doors, only: Option<Sender>, request: Request) -> Resp
                 judge(&head.headers, &body, &secrets, only, &doors.front.reference, Clock::unix_ms() / 1_000)
             }
             Err(error) => {
-                tracing::error!(error, "an announcement cannot be checked");
+                tracing::error!(site = doors.front.site, error, "an announcement cannot be checked");
                 return refusal(StatusCode::INTERNAL_SERVER_ERROR, "the secret cannot be read: see the log");
             }
         },
@@ -206,13 +226,13 @@ async fn pack(State(doors): State<Arc<Doors>>, Path(sha): Path<String>) -> Respo
                 response
             }
             Err(error) => {
-                tracing::warn!(%error, sha, "a pack cannot be read");
+                tracing::warn!(site = doors.front.site, %error, sha, "a pack cannot be read");
                 refusal(StatusCode::SERVICE_UNAVAILABLE, "the pack cannot be read: try again")
             }
         },
         Ok(Ok(None)) => refusal(StatusCode::NOT_FOUND, "this bot does not hold the commit"),
         Ok(Err(fault)) => {
-            tracing::warn!(%fault, sha, "a commit of the mirror cannot be packed");
+            tracing::warn!(site = doors.front.site, %fault, sha, "a commit of the mirror cannot be packed");
             doors.events.send(Event::CommitDamaged { sha }).await;
             refusal(StatusCode::SERVICE_UNAVAILABLE, "the commit is damaged and will be fetched again")
         }

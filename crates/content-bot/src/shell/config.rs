@@ -1,6 +1,7 @@
 //! The configuration: read into types, checked, and made into the machine's settings and the shell's limits.
 
 mod export;
+mod together;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +16,7 @@ use bots_core::{
 };
 use serde::Deserialize;
 
-pub use self::export::Export;
+pub use self::{export::Export, together::check_together};
 use super::{
     callers::Call,
     gates::{Check, Gates, Signers},
@@ -381,12 +382,12 @@ impl Config {
         }
     }
 
-    /// The machine's settings.
+    /// The machine's settings. `api_path` stands before the paths of the bot's API.
     ///
     /// # Errors
     /// One line that names the field and the fix.
-    pub fn settings(&self, instance: &str) -> Result<Settings, String> {
-        let api = self.common.api_url();
+    pub fn settings(&self, instance: &str, api_path: &str) -> Result<Settings, String> {
+        let api = format!("{}{api_path}", self.common.api_url());
         Ok(Settings {
             scope: self.common.scope(),
             web_scopes: self.web()?,
@@ -571,9 +572,12 @@ mod tests {
     #[test]
     fn a_short_configuration_is_enough() {
         let config = read("git: {url: 'https://u:s3cret@git.example/a.git'}").expect("good");
-        let settings = config.settings("i").expect("good");
+        let settings = config.settings("i", "").expect("good");
         assert_eq!(settings.origin, "https://git.example/a.git");
         assert_eq!(settings.pack_url, "http://127.0.0.1:8008");
+        let among_others = config.settings("i", "/sites/site").expect("good");
+        assert_eq!(among_others.pack_url, "http://127.0.0.1:8008/sites/site");
+        assert_eq!(among_others.api_url, "http://127.0.0.1:8008/sites/site/status");
         assert!(!format!("{config:?}{settings:?}").contains("s3cret"), "no password in any output");
     }
 

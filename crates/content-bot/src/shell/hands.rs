@@ -12,7 +12,8 @@ use bots_core::{
     shell::{Clock, DcsHandle, Events, Exit, Shell, probe_instance},
 };
 use prometheus_client::metrics::counter::Counter;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, task::JoinHandle};
+use tracing::Instrument;
 
 use super::{
     callers::{self, Purging},
@@ -101,7 +102,7 @@ impl Hands {
         let (mirror, commit) = (Arc::clone(&self.mirror), sha.clone());
         let put = self.blocking(self.limits.fetch, move || exporter.put(&mirror, &commit));
         let (events, metrics) = (self.events.clone(), self.metrics.clone());
-        tokio::spawn(async move {
+        spawn(async move {
             let (damaged, result) = match put.await {
                 Ok(Ok(())) => (false, Ok(())),
                 Ok(Err(fault)) => (matches!(fault, Fault::Damaged(_)), Err(fault.to_string())),
@@ -128,7 +129,7 @@ impl Hands {
         let (commit, teller) = (sha.clone(), Arc::clone(&exporter));
         let ran = self.blocking(exporter.tell_deadline(), move || teller.run_hook(&commit, stop));
         let events = self.events.clone();
-        tokio::spawn(async move {
+        spawn(async move {
             let result = match ran.await {
                 Ok(Ok(())) => exporter.call(&sha).await,
                 Ok(Err(why)) | Err(why) => Err(why),
@@ -144,7 +145,7 @@ impl Hands {
         let (mirror, stop, patience) = (Arc::clone(&self.mirror), self.stop.clone(), self.limits.look);
         let looked = self.blocking(patience, move || mirror.origin().look(stop, patience));
         let (events, metrics) = (self.events.clone(), self.metrics.clone());
-        tokio::spawn(async move {
+        spawn(async move {
             let result = looked.await.unwrap_or_else(|why| PollResult::Failed { why });
             metrics.looks.inc();
             match &result {
@@ -168,12 +169,12 @@ impl Hands {
         });
         let (events, metrics, mirror) = (self.events.clone(), self.metrics.clone(), Arc::clone(&self.mirror));
         let tidied = Arc::clone(&self.mirror);
-        tokio::spawn(async move {
+        spawn(async move {
             let began = Clock::now();
             let (holds, result) = match fetched.await {
                 Ok(ended) => ended,
                 Err(why) => {
-                    let holds = tokio::task::spawn_blocking(move || mirror.holds()).await;
+                    let holds = spawn_blocking(move || mirror.holds()).await;
                     (holds.unwrap_or_default(), FetchResult::Failed { why })
                 }
             };
@@ -189,7 +190,7 @@ impl Hands {
                 metrics.fetches_failed.inc();
             }
             events.send(Event::FetchEnded { job, holds, result }).await;
-            tokio::task::spawn_blocking(move || tidied.tidy());
+            let _tidied = spawn_blocking(move || tidied.tidy()).await;
         });
     }
 
@@ -201,7 +202,7 @@ impl Hands {
     {
         let place = Arc::clone(&self.work).try_acquire_owned();
         let task = place.map(|place| {
-            tokio::task::spawn_blocking(move || {
+            spawn_blocking(move || {
                 let _place = place;
                 work()
             })
@@ -223,6 +224,17 @@ impl Drop for Hands {
     }
 }
 
+/// Work beside the loop, which the log names the site of as it does for the loop.
+fn spawn(work: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(work.in_current_span());
+}
+
+/// The same for work that blocks.
+fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work))
+}
+
 /// Brings a counter to what the machine has counted.
 fn count_up(counter: &Counter, counted: u64) {
     counter.inc_by(counted.saturating_sub(counter.get()));
@@ -236,7 +248,7 @@ impl Shell for Hands {
             Action::Dcs(action) => self.dcs.perform(action),
             Action::ProbeName { api_url } => {
                 let events = self.events.clone();
-                tokio::spawn(async move {
+                spawn(async move {
                     let instance = probe_instance(&api_url).await;
                     events.send(Event::NameProbed { instance }).await;
                 });
@@ -245,18 +257,18 @@ impl Shell for Hands {
             Action::FetchCommit { job, sha } => self.fetch(job, sha),
             Action::ForgetCommit { sha } => {
                 let mirror = Arc::clone(&self.mirror);
-                tokio::task::spawn_blocking(move || mirror.forget(&sha));
+                let _on_its_own = spawn_blocking(move || mirror.forget(&sha));
             }
             Action::ReadCanary { job, url, sha } => {
                 let (events, callees) = (self.events.clone(), Arc::clone(&self.callees));
-                tokio::spawn(async move {
+                spawn(async move {
                     let (asked, failed, why) = callers::read_pages(&url, &callees.canary_paths, &sha).await;
                     events.send(Event::CanaryRead { job, asked, failed, why }).await;
                 });
             }
             Action::PurgeCaches { job, sha } => {
                 let (events, callees, metrics) = (self.events.clone(), Arc::clone(&self.callees), self.metrics.clone());
-                tokio::spawn(async move {
+                spawn(async move {
                     let result = callees.purging.purge(&sha, &callees.scratch).await;
                     match &result {
                         Ok(()) => metrics.purges.inc(),
@@ -272,7 +284,7 @@ impl Shell for Hands {
             Action::TellOfTree { job, sha } => self.tell(job, sha),
             Action::RemoveTree { sha } => {
                 if let Some(exporter) = self.exporter.clone() {
-                    tokio::task::spawn_blocking(move || exporter.remove(&sha));
+                    let _on_its_own = spawn_blocking(move || exporter.remove(&sha));
                 }
             }
             Action::Exit { code, message } => return ControlFlow::Break(Exit { code, message }),

@@ -42,44 +42,24 @@ impl ContentMetrics {
     /// Counters that stand in the bot's registry.
     #[must_use]
     pub fn registered(metrics: &Metrics) -> Self {
-        let own = Self::default();
-        metrics.with(|r| {
-            r.register("content_pushes", "Push announcements accepted", own.pushes.clone());
-            r.register(
-                "content_pushes_refused",
-                "Push announcements with a wrong signature or none",
-                own.pushes_refused.clone(),
-            );
-            r.register(
-                "content_pushes_ignored",
-                "Push announcements of other branches or events",
-                own.pushes_ignored.clone(),
-            );
-            r.register(
-                "content_pushes_replayed",
-                "Push announcements that came a second time",
-                own.pushes_replayed.clone(),
-            );
-            r.register(
-                "webhook_missed",
-                "Pushes that the poll found and that no webhook had announced",
-                own.webhook_missed.clone(),
-            );
-            r.register("content_looks", "Looks at the origin", own.looks.clone());
-            r.register("content_looks_failed", "Looks at the origin that failed", own.looks_failed.clone());
-            r.register(
-                "content_origin_last_answer_seconds",
-                "When the origin answered last, in seconds since 1970",
-                own.last_answer_seconds.clone(),
-            );
-            r.register("content_fetches", "Fetches from the origin", own.fetches.clone());
-            r.register("content_fetches_failed", "Fetches that brought nothing", own.fetches_failed.clone());
-            r.register("content_packs", "Packs handed out", own.packs.clone());
-            r.register("content_purges", "Rounds in which the caches in front were purged", own.purges.clone());
-            r.register("content_purges_failed", "Rounds of purging that failed", own.purges_failed.clone());
-            r.register("content_exports", "Commits put on disk as files", own.exports.clone());
-            r.register("content_exports_failed", "Exports that failed", own.exports_failed.clone());
-        });
-        own
+        let counter = |name, help| metrics.counter(name, help);
+        Self {
+            pushes: counter("content_pushes", "Push announcements accepted"),
+            pushes_refused: counter("content_pushes_refused", "Push announcements with a wrong signature or none"),
+            pushes_ignored: counter("content_pushes_ignored", "Push announcements of other branches or events"),
+            pushes_replayed: counter("content_pushes_replayed", "Push announcements that came a second time"),
+            webhook_missed: counter("webhook_missed", "Pushes that the poll found and that no webhook had announced"),
+            looks: counter("content_looks", "Looks at the origin"),
+            looks_failed: counter("content_looks_failed", "Looks at the origin that failed"),
+            last_answer_seconds: metrics
+                .gauge("content_origin_last_answer_seconds", "When the origin answered last, in seconds since 1970"),
+            fetches: counter("content_fetches", "Fetches from the origin"),
+            fetches_failed: counter("content_fetches_failed", "Fetches that brought nothing"),
+            packs: counter("content_packs", "Packs handed out"),
+            purges: counter("content_purges", "Rounds in which the caches in front were purged"),
+            purges_failed: counter("content_purges_failed", "Rounds of purging that failed"),
+            exports: counter("content_exports", "Commits put on disk as files"),
+            exports_failed: counter("content_exports_failed", "Exports that failed"),
+        }
     }
 }

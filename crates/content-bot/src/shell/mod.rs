@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex};
 use bots_core::{
     dcs::DcsEvent,
     machine::Time,
-    shell::{Assembled, Bot, Common, Context, Exit, Health},
+    shell::{Assembled, Bot, Common, Context, Exit, Health, SiteRules},
 };
 
 use self::{
@@ -55,12 +55,19 @@ impl Bot for ContentBot {
     type Machine = ContentMachine;
     type Shell = Hands;
 
+    const SITES: Option<SiteRules> =
+        Some(SiteRules { shared: &["name", "namespace", "etcd3", "etcd", "restapi", "log"], folders: &["data_dir"] });
+
     fn common(config: &Config) -> &Common {
         &config.common
     }
 
     fn check(config: &Config) -> Result<(), String> {
         config.check()
+    }
+
+    fn check_together(sites: &[Config]) -> Result<(), String> {
+        config::check_together(sites)
     }
 
     fn dcs_event(event: DcsEvent) -> Event {
@@ -72,12 +79,13 @@ impl Bot for ContentBot {
     }
 
     async fn assemble(config: Config, context: Context<Event>) -> Result<Assembled<Self>, Exit> {
-        let settings = config.settings(&context.instance).map_err(Exit::usage)?;
+        let settings = config.settings(&context.instance, &context.api_path).map_err(Exit::usage)?;
         let source = config.source().map_err(Exit::usage)?;
         let credentials = config.credentials().map_err(Exit::usage)?;
         let door = push_door(&config).map_err(Exit::usage)?;
         let reference = Reference::parse(&config.git.reference);
-        let front = Front { site: config.common.scope.clone(), reference, door };
+        let (site, is_alone) = (config.common.scope.clone(), context.api_path.is_empty());
+        let front = Front { site, is_alone, reference, door };
         let callees = config.callees().map_err(Exit::usage)?;
         let (limits, stop) = (config.limits(), Stop::default());
         let origin = Origin::new(source, Reference::parse(&config.git.reference), credentials).reached(config.reach());

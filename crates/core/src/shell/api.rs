@@ -153,6 +153,28 @@ pub fn router(hub: &StatusHub, metrics: &Metrics) -> Router {
         .with_state(hub.clone())
 }
 
+/// The routes at the top where several bots share the API: each of them has those of [`router`] below a path of its own.
+pub fn overview(hubs: Vec<StatusHub>, metrics: &Metrics) -> Router {
+    let metrics = metrics.clone();
+    let all = |holds: fn(&StatusHub) -> bool| {
+        get(move |State(hubs): State<Arc<[StatusHub]>>| async move {
+            let good = hubs.iter().all(holds);
+            (if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, statuses(&hubs))
+        })
+    };
+    Router::new()
+        .route("/status", get(|State(hubs): State<Arc<[StatusHub]>>| async move { statuses(&hubs) }))
+        .route("/health", all(|hub| hub.health().healthy))
+        .route("/liveness", all(|hub| hub.health().alive))
+        .route("/readiness", all(|hub| hub.health().ready))
+        .route("/metrics", get(|| async move { ([(header::CONTENT_TYPE, OPENMETRICS)], metrics.text()) }))
+        .with_state(Arc::from(hubs))
+}
+
+fn statuses(hubs: &[StatusHub]) -> Json<serde_json::Value> {
+    Json(serde_json::json!({ "sites": hubs.iter().map(StatusHub::status).collect::<Vec<_>>() }))
+}
+
 fn check(holds: fn(&StatusHub) -> bool) -> MethodRouter<StatusHub> {
     let asked = move |State(hub): State<StatusHub>| async move { answer(&hub, holds(&hub)) };
     get(asked).options(asked)

@@ -1,18 +1,26 @@
 //! One `main` for every bot: arguments, configuration, logs, etcd, API, signals, the loop, and a clean end.
 
-use std::{future::Future, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
+use axum::Router;
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::Instrument;
 
 use super::{
     api::{self, Api},
     clock::Clock,
-    config::{self, Common},
-    dcs::{DcsHandle, DcsSink},
+    config::{self, Common, SiteRules},
+    dcs::{DcsHandle, DcsLine, DcsSink},
     entropy,
     metrics::Metrics,
-    runtime::{Driver, Events, Exit, Pulse, Shell, queue},
+    runtime::{Driver, Events, Exit, Pulse, Queue, Shell, queue},
     status::{Health, Identity, StateCell, StatusHub},
     step_log::StepLog,
     telemetry,
@@ -38,6 +46,9 @@ pub trait Bot: Sized {
     /// The hands.
     type Shell: Shell<Machine = Self::Machine>;
 
+    /// For a kind of bot that may have several sites in one process.
+    const SITES: Option<SiteRules> = None;
+
     /// The common part of the configuration.
     fn common(config: &Self::Config) -> &Common;
 
@@ -46,6 +57,14 @@ pub trait Bot: Sized {
     /// # Errors
     /// One line that names the field and the fix.
     fn check(_config: &Self::Config) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Checks whether these can be sites of one process: what none of them can see alone. Their scopes differ.
+    ///
+    /// # Errors
+    /// One line that names the field and the fix.
+    fn check_together(_sites: &[Self::Config]) -> Result<(), String> {
         Ok(())
     }
 
@@ -67,6 +86,8 @@ pub trait Bot: Sized {
 pub struct Context<E> {
     /// The common part of the configuration.
     pub common: Common,
+    /// What stands before the paths of the bot's routes: nothing, unless it shares the API with others.
+    pub api_path: String,
     /// The file or directory that the configuration was read from, if any.
     pub config_path: Option<PathBuf>,
     /// What tells this process from any other of the same name.
@@ -91,10 +112,11 @@ pub struct Assembled<B: Bot> {
     pub shell: B::Shell,
     /// The prefixes to watch in etcd.
     pub prefixes: Vec<String>,
-    /// The bot's own routes, merged into the API. Verbs that change something are behind basic authentication.
-    pub routes: axum::Router,
-    /// Routes that check a signature of their own, such as webhooks: no basic authentication.
-    pub self_authenticated: axum::Router,
+    /// The bot's own routes, below its path of the API. Verbs that change something are behind basic authentication.
+    pub routes: Router,
+    /// Routes that check a signature of their own, such as webhooks: no basic authentication. They are merged into the API as
+    /// they are: where several bots share it, each names its own.
+    pub self_authenticated: Router,
     /// What the health checks answer, asked at every request.
     pub health: fn(&<B::Machine as Machine>::State, Time) -> Health,
 }
@@ -107,19 +129,19 @@ impl<B: Bot> Assembled<B> {
         prefixes: Vec<String>,
         health: fn(&<B::Machine as Machine>::State, Time) -> Health,
     ) -> Self {
-        Self { state, shell, prefixes, routes: axum::Router::new(), self_authenticated: axum::Router::new(), health }
+        Self { state, shell, prefixes, routes: Router::new(), self_authenticated: Router::new(), health }
     }
 
     /// Adds routes; verbs that change something are behind basic authentication.
     #[must_use]
-    pub fn routes(mut self, routes: axum::Router) -> Self {
+    pub fn routes(mut self, routes: Router) -> Self {
         self.routes = self.routes.merge(routes);
         self
     }
 
     /// Adds routes that check a signature of their own.
     #[must_use]
-    pub fn self_authenticated(mut self, routes: axum::Router) -> Self {
+    pub fn self_authenticated(mut self, routes: Router) -> Self {
         self.self_authenticated = self.self_authenticated.merge(routes);
         self
     }
@@ -139,15 +161,15 @@ pub fn run<B: Bot>() -> ExitCode {
             println!("{text}");
             return ExitCode::SUCCESS;
         }
-        Ok(Command::Check(path)) => match configure::<B>(path) {
-            Ok(_config) => {
+        Ok(Command::Check(path)) => match configure_all::<B>(path.as_deref()) {
+            Ok(_configs) => {
                 println!("{}: the configuration is good", B::PROGRAM);
                 return ExitCode::SUCCESS;
             }
             Err(exit) => exit,
         },
         Ok(Command::Run(path)) => {
-            configure::<B>(path.clone()).and_then(|config| start::<B>(config, path)).unwrap_or_else(|exit| exit)
+            configure_all::<B>(path.as_deref()).and_then(|all| start::<B>(all, path)).unwrap_or_else(|exit| exit)
         }
         Err(exit) => exit,
     };
@@ -186,94 +208,203 @@ fn help<B: Bot>() -> String {
     )
 }
 
-/// Reads and checks the configuration: at the start, and whenever it is to be read again.
+/// Reads and checks the configuration of a bot that has one site: whenever it is to be read again.
 ///
 /// # Errors
 /// Code 2, with one line that names the field and the fix.
 pub fn configure<B: Bot>(path: Option<PathBuf>) -> Result<B::Config, Exit> {
-    let config: B::Config =
-        config::load(path.as_deref(), &config::process_env()).map_err(|e| Exit::usage(e.to_string()))?;
-    let common = B::common(&config);
-    common.etcd3.endpoints().and_then(|_| common.etcd3.user()).map_err(Exit::usage)?;
-    if let Some(credentials) = &common.restapi.authentication {
-        credentials.secret("restapi.authentication").map_err(Exit::usage)?;
-    }
-    B::check(&config).map_err(Exit::usage)?;
-    Ok(config)
+    let mut all = configure_all::<B>(path.as_deref())?;
+    all.pop().filter(|_| all.is_empty()).ok_or_else(|| Exit::usage("sites: there are several where one is expected"))
 }
 
-fn start<B: Bot>(config: B::Config, path: Option<PathBuf>) -> Result<Exit, Exit> {
-    telemetry::init(&B::common(&config).log);
+/// Reads and checks the configuration of every site.
+fn configure_all<B: Bot>(path: Option<&Path>) -> Result<Vec<B::Config>, Exit> {
+    read::<B>(path, &config::process_env())
+}
+
+/// Reads and checks a configuration, with these variables as its environment.
+///
+/// # Errors
+/// Code 2, with one line that names the field and the fix.
+pub fn read<B: Bot>(path: Option<&Path>, env: &config::Env) -> Result<Vec<B::Config>, Exit> {
+    // Whatever a file says is quoted on one line.
+    checked::<B>(path, env).map_err(|why| Exit::usage(why.split_whitespace().collect::<Vec<_>>().join(" ")))
+}
+
+fn checked<B: Bot>(path: Option<&Path>, env: &config::Env) -> Result<Vec<B::Config>, String> {
+    let configs: Vec<B::Config> = config::load_all(path, env, B::SITES.as_ref()).map_err(|e| e.to_string())?;
+    let has_several = configs.len() > 1;
+    let of_site = |index: usize, why: String| match B::SITES {
+        Some(rules) if has_several && !rules.shares(&why) => format!("sites.{index}.{why}"),
+        Some(_) | None => why,
+    };
+    for (index, config) in configs.iter().enumerate() {
+        let common = B::common(config);
+        common.etcd3.endpoints().and_then(|_| common.etcd3.user())?;
+        if let Some(credentials) = &common.restapi.authentication {
+            credentials.secret("restapi.authentication")?;
+        }
+        if let Some(twin) = configs.iter().take(index).position(|other| B::common(other).scope == common.scope) {
+            let scope = &common.scope;
+            return Err(format!("sites.{index}.scope: {scope} is the scope of sites.{twin}: give it another"));
+        }
+        B::check(config).map_err(|why| of_site(index, why))?;
+    }
+    if has_several {
+        B::check_together(&configs)?;
+    }
+    Ok(configs)
+}
+
+fn start<B: Bot>(configs: Vec<B::Config>, path: Option<PathBuf>) -> Result<Exit, Exit> {
+    let Some(common) = configs.first().map(|config| B::common(config).clone()) else {
+        return Err(Exit::usage("sites: there is none"));
+    };
+    telemetry::init(&common.log);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Exit::failure(format!("cannot start the runtime: {e}")))?;
-    let exit = runtime.block_on(Box::pin(live::<B>(config, path)));
+    let exit = runtime.block_on(Box::pin(live::<B>(common, configs, path)));
     // Blocking work that is still under way must not keep a bot from ending.
     runtime.shutdown_background();
     exit
 }
 
-/// From the configuration to the end.
-async fn live<B: Bot>(config: B::Config, config_path: Option<PathBuf>) -> Result<Exit, Exit> {
-    let common = B::common(&config).clone();
-    for field in common.unknown.keys() {
-        tracing::warn!(field, "a configuration field that this bot does not know is ignored");
+/// One site before it is assembled.
+struct Seat<B: Bot> {
+    config: B::Config,
+    scope: String,
+    api_path: String,
+    step_log: Option<PathBuf>,
+    events: Events<<B::Machine as Machine>::Event>,
+    queue: Queue<<B::Machine as Machine>::Event>,
+    hub: StatusHub,
+    pulse: Pulse,
+    metrics: Metrics,
+    /// Names the site in the log.
+    span: tracing::Span,
+}
+
+/// One site at work.
+struct Site<B: Bot> {
+    driver: Driver<B::Shell>,
+    dcs: DcsHandle,
+    routes: Router,
+    self_authenticated: Router,
+    prefixes: Vec<String>,
+}
+
+impl<B: Bot> Seat<B> {
+    /// The seat of a site that has the process for itself.
+    fn alone(config: B::Config, instance: &str, metrics: Metrics) -> Self {
+        let common = B::common(&config);
+        let (scope, step_log) = (common.scope.clone(), common.log.step_log.clone());
+        let identity = Identity {
+            name: common.name.clone(),
+            scope: scope.clone(),
+            namespace: common.namespace.clone(),
+            kind: B::Machine::KIND.to_owned(),
+            instance: instance.to_owned(),
+            version: B::VERSION.to_owned(),
+        };
+        let ((events, queue), hub, pulse) = (queue(), StatusHub::new(identity), Pulse::new());
+        let (api_path, span) = (String::new(), tracing::Span::none());
+        Self { config, scope, api_path, step_log, events, queue, hub, pulse, metrics, span }
     }
+
+    /// The seat of one among several.
+    fn among_others(config: B::Config, instance: &str, metrics: &Metrics) -> Self {
+        let metrics = metrics.of_site(&B::common(&config).scope);
+        let seat = Self::alone(config, instance, metrics);
+        let (api_path, step_log) = (format!("/sites/{}", seat.scope), seat.step_log.as_deref());
+        let step_log = step_log.map(|path| path.with_extension(format!("{}.jsonl", seat.scope)));
+        Self { span: tracing::info_span!("site", scope = seat.scope), api_path, step_log, ..seat }
+    }
+
+    async fn assembled(self, line: &DcsLine, config_path: Option<PathBuf>) -> Result<Site<B>, Exit> {
+        let Self { config, api_path, events, queue, hub, pulse, metrics, .. } = self;
+        let common = B::common(&config).clone();
+        for field in common.unknown.keys() {
+            tracing::warn!(field, "a configuration field that this bot does not know is ignored");
+        }
+        let dcs = line.handle(DcsSink::new(events.clone(), B::dcs_event), pulse.clone());
+        let context = Context {
+            common,
+            api_path,
+            config_path,
+            instance: hub.identity().instance.clone(),
+            epoch_unix_ms: Clock::epoch_unix_ms(),
+            events,
+            dcs: dcs.clone(),
+            status: hub.clone(),
+            metrics: metrics.clone(),
+        };
+        let Assembled { state, shell, prefixes, routes, self_authenticated, health } =
+            B::assemble(config, context).await?;
+        let log = self.step_log.map(|path| step_log(&path, &state)).transpose()?;
+        let cell = StateCell::new(state);
+        hub.attach::<B::Machine>(cell.clone(), health);
+        let driver = Driver { cell, shell, queue, pulse, hub, metrics, log };
+        Ok(Site { driver, dcs, routes, self_authenticated, prefixes })
+    }
+}
+
+/// From the configuration to the end.
+async fn live<B: Bot>(common: Common, configs: Vec<B::Config>, config_path: Option<PathBuf>) -> Result<Exit, Exit> {
     let api = Api::bind(&common.restapi).await?;
-    let instance = entropy::instance_id();
-    let identity = Identity {
-        name: common.name.clone(),
-        scope: common.scope.clone(),
-        namespace: common.namespace.clone(),
-        kind: B::Machine::KIND.to_owned(),
-        instance: instance.clone(),
-        version: B::VERSION.to_owned(),
+    let (instance, metrics) = (entropy::instance_id(), Metrics::new());
+    let is_alone = configs.len() == 1;
+    let seat = |config: B::Config| {
+        if is_alone {
+            Seat::<B>::alone(config, &instance, metrics.clone())
+        } else {
+            Seat::<B>::among_others(config, &instance, &metrics)
+        }
     };
-    tracing::info!(
-        program = B::PROGRAM,
-        version = B::VERSION,
-        scope = common.scope,
-        name = common.name,
-        instance,
-        "starting"
-    );
-    let (events, queue) = queue();
-    let (hub, metrics, pulse) = (StatusHub::new(identity), Metrics::new(), Pulse::new());
-    let sink = DcsSink::new(events.clone(), B::dcs_event);
-    let dcs = DcsHandle::start(&common.etcd3, sink, pulse.clone(), hub.clone(), metrics.clone())
-        .map_err(|e| Exit::usage(e.to_string()))?;
-    let context = Context {
-        common: common.clone(),
-        config_path,
-        instance,
-        epoch_unix_ms: Clock::epoch_unix_ms(),
-        events: events.clone(),
-        dcs: dcs.clone(),
-        status: hub.clone(),
-        metrics: metrics.clone(),
+    let seats: Vec<Seat<B>> = configs.into_iter().map(seat).collect();
+    for seat in &seats {
+        let (program, version, scope, name) = (B::PROGRAM, B::VERSION, &seat.scope, &common.name);
+        tracing::info!(program, version, scope, name, instance, "starting");
+    }
+    let hubs: Vec<StatusHub> = seats.iter().map(|seat| seat.hub.clone()).collect();
+    let events: Vec<_> = seats.iter().map(|seat| seat.events.clone()).collect();
+    let line = DcsLine::open(&common.etcd3, hubs.clone(), metrics.clone()).map_err(|e| Exit::usage(e.to_string()))?;
+    let (mut shared, mut own, mut signed) = (Router::new(), Router::new(), Router::new());
+    if !is_alone {
+        shared = api::overview(hubs, &metrics);
+    }
+    let (mut drivers, mut ways) = (Vec::new(), Vec::new());
+    for seat in seats {
+        let (path, span) = (seat.api_path.clone(), seat.span.clone());
+        let site = Box::pin(seat.assembled(&line, config_path.clone())).instrument(span.clone()).await?;
+        let routes = api::router(&site.driver.hub, &metrics);
+        if is_alone {
+            (shared, own) = (routes, site.routes);
+        } else {
+            (shared, own) = (shared.nest(&path, routes), own.nest(&path, site.routes));
+        }
+        signed = signed.merge(site.self_authenticated);
+        ways.push((site.dcs, site.prefixes));
+        drivers.push((site.driver, span));
+    }
+    let server = api.serve(shared, own, signed);
+    let watch = |(dcs, prefixes): (DcsHandle, Vec<String>)| {
+        dcs.watch(prefixes);
+        dcs
     };
-    let assembled = B::assemble(config, context).await?;
-    let log = match &common.log.step_log {
-        Some(path) => Some(step_log(path, &assembled.state)?),
-        None => None,
-    };
-    let cell = StateCell::new(assembled.state);
-    hub.attach::<B::Machine>(cell.clone(), assembled.health);
-    let server = api.serve(api::router(&hub, &metrics), assembled.routes, assembled.self_authenticated);
-    dcs.watch(assembled.prefixes);
+    let ways: Vec<DcsHandle> = ways.into_iter().map(watch).collect();
     notify(&[sd_notify::NotifyState::Ready]);
-    let driver = Driver::<B::Shell> { cell, shell: assembled.shell, queue, pulse, hub, metrics, log };
     let signals = signals::<B>(&events);
     tokio::pin!(signals);
     // Whoever asks twice does not want to wait, neither for the machine nor for the goodbye.
     let exit = tokio::select! {
-        exit = driver.run() => exit.unwrap_or_else(|e| Exit::failure(format!("the event loop: {e}"))),
+        exit = Box::pin(ended::<B>(drivers, &events)) => exit,
         exit = &mut signals => return Ok(exit),
     };
     let goodbye = async {
         notify(&[sd_notify::NotifyState::Stopping]);
-        dcs.drain(GOODBYE_DEADLINE).await;
+        join_all(ways.iter().map(|dcs| dcs.drain(GOODBYE_DEADLINE))).await;
         server.stop().await;
     };
     tokio::select! {
@@ -284,13 +415,36 @@ async fn live<B: Bot>(config: B::Config, config_path: Option<PathBuf>) -> Result
     Ok(exit)
 }
 
+/// Turns all loops until the last has ended. One that fails takes the others with it, each with its goodbye: whoever
+/// supervises the process must learn of it.
+async fn ended<B: Bot>(
+    drivers: Vec<(Driver<B::Shell>, tracing::Span)>,
+    events: &[Events<<B::Machine as Machine>::Event>],
+) -> Exit {
+    let mut loops: FuturesUnordered<_> =
+        drivers.into_iter().map(|(driver, span)| driver.run().instrument(span)).collect();
+    let mut first_failure = None;
+    let mut last = Exit::clean("there was nothing to do");
+    while let Some(exit) = loops.next().await {
+        last = exit.unwrap_or_else(|e| Exit::failure(format!("the event loop: {e}")));
+        if last.code != 0 && first_failure.is_none() {
+            first_failure = Some(last.clone());
+            for events in events {
+                let events = events.clone();
+                tokio::spawn(async move { events.send(B::shutdown_requested()).await });
+            }
+        }
+    }
+    first_failure.unwrap_or(last)
+}
+
 fn step_log<S: Serialize>(path: &std::path::Path, state: &S) -> Result<StepLog, Exit> {
     StepLog::create(path, state)
         .map_err(|e| Exit::usage(format!("log.step_log: cannot write {}: {e}: choose another path", path.display())))
 }
 
 /// The first signal asks the machine to end; the second ends the process.
-async fn signals<B: Bot>(events: &Events<<B::Machine as Machine>::Event>) -> Exit {
+async fn signals<B: Bot>(events: &[Events<<B::Machine as Machine>::Event>]) -> Exit {
     let both = signal(SignalKind::terminate()).and_then(|t| Ok((t, signal(SignalKind::interrupt())?)));
     let (mut terminate, mut interrupt) = match both {
         Ok(both) => both,
@@ -299,7 +453,7 @@ async fn signals<B: Bot>(events: &Events<<B::Machine as Machine>::Event>) -> Exi
     either(&mut terminate, &mut interrupt).await;
     tracing::info!("a signal asks for the end");
     notify(&[sd_notify::NotifyState::Stopping]);
-    events.send(B::shutdown_requested()).await;
+    join_all(events.iter().map(|events| events.send(B::shutdown_requested()))).await;
     either(&mut terminate, &mut interrupt).await;
     Exit::failure("a second signal: ended without a goodbye")
 }

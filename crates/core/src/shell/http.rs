@@ -127,7 +127,9 @@ pub async fn request(
 /// The `instance` of the bot whose member key shows this `api_url`, or nothing if no bot answers there in time.
 pub async fn probe_instance(api_url: &str) -> Option<String> {
     let uri: Uri = api_url.parse().ok()?;
-    let status_url = format!("http://{}/status", uri.authority()?);
+    // A bot that shares its API with others has a path of its own there.
+    let path = Some(uri.path()).filter(|path| path.ends_with("/status")).unwrap_or("/status");
+    let status_url = format!("http://{}{path}", uri.authority()?);
     let (status, body) = get(&status_url, PROBE_DEADLINE).await.ok()?;
     let answer: serde_json::Value = serde_json::from_slice(&body).ok().filter(|_| status == 200)?;
     Some(answer.get("instance")?.as_str()?.to_owned())
@@ -155,8 +157,11 @@ async fn exchange(
     *request.method_mut() = method;
     *request.uri_mut() = path.parse().map_err(|_invalid| bad_url())?;
     *request.headers_mut() = headers;
-    let host_header = header::HeaderValue::from_str(&authority).map_err(|_invalid| bad_url())?;
-    request.headers_mut().insert(header::HOST, host_header);
+    // Whoever is asked may be meant under another name: a cache holds pages by the name that visitors use.
+    if !request.headers().contains_key(header::HOST) {
+        let host_header = header::HeaderValue::from_str(&authority).map_err(|_invalid| bad_url())?;
+        request.headers_mut().insert(header::HOST, host_header);
+    }
     let answered = async {
         let (head, body) = sender.send_request(request).await.map_err(protocol)?.into_parts();
         let body = Limited::new(body, body_limit).collect().await.map_err(|source| {

@@ -1,6 +1,9 @@
 //! Metrics in Prometheus' form: one registry a bot, none global, so that many bots fit in one test process.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -15,10 +18,27 @@ pub struct Op {
     pub op: &'static str,
 }
 
+/// A label set of one site's name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Site {
+    /// The site's scope.
+    pub site: String,
+}
+
+/// Figures of the same name, one a site.
+#[derive(Debug, Default)]
+struct OfSites {
+    counters: BTreeMap<&'static str, Family<Site, Counter>>,
+    gauges: BTreeMap<&'static str, Family<Site, Gauge>>,
+}
+
 /// The registry of one bot, with what every bot counts. Clones share.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
+    /// The label of what is registered from now on; nothing where a process has one site.
+    site: Option<Site>,
+    of_sites: Arc<Mutex<OfSites>>,
     /// Requests sent to etcd, by operation.
     pub etcd_requests: Family<Op, Counter>,
     /// Steps that the machine has taken.
@@ -41,6 +61,8 @@ impl Metrics {
     pub fn new() -> Self {
         let metrics = Self {
             registry: Arc::new(Mutex::new(Registry::default())),
+            site: None,
+            of_sites: Arc::default(),
             etcd_requests: Family::default(),
             steps: Counter::default(),
             role_changes: Counter::default(),
@@ -53,6 +75,44 @@ impl Metrics {
             r.register("bots_event_queue_length", "Events that wait for the machine", metrics.queue_length.clone());
         });
         metrics
+    }
+
+    /// The same registry, for the figures of one site among others.
+    #[must_use]
+    pub fn of_site(&self, scope: &str) -> Self {
+        Self { site: Some(Site { site: scope.to_owned() }), ..self.clone() }
+    }
+
+    /// A new counter of the bot; `help` says what it counts.
+    pub fn counter(&self, name: &'static str, help: &'static str) -> Counter {
+        let Some(site) = &self.site else {
+            let counter = Counter::default();
+            self.with(|r| r.register(name, help, counter.clone()));
+            return counter;
+        };
+        let mut of_sites = self.of_sites.lock().unwrap_or_else(PoisonError::into_inner);
+        let family = of_sites.counters.entry(name).or_insert_with(|| {
+            let family = Family::default();
+            self.with(|r| r.register(name, help, family.clone()));
+            family
+        });
+        family.get_or_create(site).clone()
+    }
+
+    /// A new gauge of the bot; `help` says what it shows.
+    pub fn gauge(&self, name: &'static str, help: &'static str) -> Gauge {
+        let Some(site) = &self.site else {
+            let gauge = Gauge::default();
+            self.with(|r| r.register(name, help, gauge.clone()));
+            return gauge;
+        };
+        let mut of_sites = self.of_sites.lock().unwrap_or_else(PoisonError::into_inner);
+        let family = of_sites.gauges.entry(name).or_insert_with(|| {
+            let family = Family::default();
+            self.with(|r| r.register(name, help, family.clone()));
+            family
+        });
+        family.get_or_create(site).clone()
     }
 
     /// Registers a bot's own metrics.

@@ -18,7 +18,7 @@ pub mod testing;
 
 pub use boot::{Assembled, Bot, Context, run};
 pub use clock::Clock;
-pub use config::{Common, Secret};
+pub use config::{Common, Secret, SiteRules};
 pub use dcs::{DcsHandle, Etcd};
 pub use entropy::{instance_id, jitter};
 pub use http::probe_instance;

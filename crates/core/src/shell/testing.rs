@@ -1,5 +1,7 @@
 //! Real etcd servers for tests, the demo and the benchmarks: on free loopback ports, in a directory of the caller's,
-//! stopped by pid when dropped.
+//! stopped by pid when dropped. And configurations as nobody should write them.
+
+mod documents;
 
 use std::{
     fs::File,
@@ -14,6 +16,8 @@ use rustix::process::Signal;
 
 use super::{clock::Clock, config, dcs::Etcd, process::send_signal};
 use crate::machine::Span;
+
+pub use documents::{mutated, refusal};
 
 /// How long a member may take until it answers. A cold disk on a busy machine needs seconds.
 const READY_DEADLINE: Span = Span::from_secs(30);

@@ -232,7 +232,8 @@ impl Walk {
             let clean = !self.random.one_in(4);
             self.world.job_done(self.disk.timeline, self.disk.position, clean);
         } else {
-            self.world.job_failed("no such luck");
+            let elsewhere = self.random.one_in(2);
+            self.world.job_failed(if elsewhere { "the source failed" } else { "no such luck" });
         }
     }
 

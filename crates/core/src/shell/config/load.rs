@@ -9,7 +9,7 @@ use std::{
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::Common;
+use super::{Common, sites};
 
 /// Environment variables, as names and values.
 pub type Env = [(String, String)];
@@ -108,6 +108,18 @@ pub fn process_env() -> Vec<(String, String)> {
 /// # Errors
 /// One line that names the file or the field, and the fix.
 pub fn load<T: DeserializeOwned>(path: Option<&Path>, env: &Env) -> Result<T, ConfigError> {
+    load_all(path, env, None).map(|mut all| all.pop().expect("a document without sites is one bot's"))
+}
+
+/// The same for a document that may hold several bots, as a list of `sites`.
+///
+/// # Errors
+/// One line that names the file or the field, and the fix.
+pub fn load_all<T: DeserializeOwned>(
+    path: Option<&Path>,
+    env: &Env,
+    rules: Option<&sites::SiteRules>,
+) -> Result<Vec<T>, ConfigError> {
     let mut document = Value::Object(Map::new());
     for file in path.map(files).transpose()?.unwrap_or_default() {
         let text = read(&file)?;
@@ -128,10 +140,14 @@ pub fn load<T: DeserializeOwned>(path: Option<&Path>, env: &Env) -> Result<T, Co
     loop {
         let mut whole = document.clone();
         overlay.iter().for_each(|o| o.apply(&mut whole));
+        let parts = sites::parts(&whole, rules)?;
         // `flatten` loses the paths of the common fields, so they are read on their own first.
-        let read = typed::<Common>(&whole).and_then(|_common| typed::<T>(&whole));
-        let (field, message) = match read {
-            Ok(config) => return Ok(config),
+        let read = |part: &sites::Part| {
+            let read = typed::<Common>(&part.document).and_then(|_common| typed::<T>(&part.document));
+            read.map_err(|(field, message)| (part.field(&field, rules), field, message))
+        };
+        let (place, field, message) = match parts.iter().map(read).collect() {
+            Ok(configs) => return Ok(configs),
             Err(bad) => bad,
         };
         // A name such as `123` or `no` was meant as text; the type knows better than YAML.
@@ -139,7 +155,7 @@ pub fn load<T: DeserializeOwned>(path: Option<&Path>, env: &Env) -> Result<T, Co
             Some(misread) => misread.as_text = true,
             None => {
                 let fix = fix_for(&field, &message);
-                return Err(ConfigError::Field { field, message, fix });
+                return Err(ConfigError::Field { field: place, message, fix });
             }
         }
     }
@@ -258,7 +274,7 @@ fn parse(place: &str, text: &str) -> Result<Value, ConfigError> {
 }
 
 /// Lays `over` on `base`: mappings are merged, anything else is replaced.
-fn merge(base: &mut Value, over: Value) {
+pub(super) fn merge(base: &mut Value, over: Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
             for (key, value) in over {

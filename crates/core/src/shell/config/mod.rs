@@ -2,14 +2,16 @@
 
 mod load;
 mod secret;
+mod sites;
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Value};
 
-pub use load::{ConfigError, Env, load, process_env};
+pub use load::{ConfigError, Env, load, load_all, process_env};
 pub use secret::Secret;
+pub use sites::{SITES_MAX, SiteRules};
 
 use crate::dcs::{DEFAULT_NAMESPACE, Scope, check_name};
 

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use etcd::{Etcd, EtcdError};
 
-use self::renewal::Renewal;
+use self::renewal::{Renewal, Renewals};
 use super::{
     config,
     metrics::Metrics,
@@ -65,6 +65,35 @@ pub struct DcsHandle {
     renewal: Renewal,
 }
 
+/// The way to etcd that several machines of one process share: its connections, and the thread that renews leases.
+#[derive(Clone)]
+pub struct DcsLine {
+    etcd: Etcd,
+    renewals: Renewals,
+}
+
+impl DcsLine {
+    /// A way to the configured members; `hubs` are told when they stop or begin to answer.
+    ///
+    /// # Errors
+    /// If the configuration names no usable member, or the renewal thread cannot be started.
+    pub fn open(config: &config::Etcd, hubs: Vec<StatusHub>, metrics: Metrics) -> Result<Self, EtcdError> {
+        let tell = move |trouble: Option<String>| hubs.iter().for_each(|hub| hub.set_store_trouble(trouble.clone()));
+        let etcd = Etcd::for_bot(config, metrics, tell)?;
+        let renewals = Renewals::start(etcd.on_another_thread())
+            .map_err(|e| EtcdError::Config(format!("cannot start the renewal thread: {e}")))?;
+        Ok(Self { etcd, renewals })
+    }
+
+    /// The way of one machine. Must be called inside a runtime.
+    #[must_use]
+    pub fn handle(&self, sink: DcsSink, pulse: Pulse) -> DcsHandle {
+        let (jobs, queue) = mpsc::channel(JOBS_MAX);
+        tokio::spawn(work(self.etcd.clone(), sink.clone(), queue));
+        DcsHandle { etcd: self.etcd.clone(), renewal: self.renewals.of(sink.clone(), pulse), sink, jobs }
+    }
+}
+
 enum Job {
     Transact { id: RequestId, transaction: Transaction },
     Revoke { lease: LeaseId },
@@ -83,12 +112,7 @@ impl DcsHandle {
         hub: StatusHub,
         metrics: Metrics,
     ) -> Result<Self, EtcdError> {
-        let etcd = Etcd::for_bot(config, metrics, move |trouble| hub.set_store_trouble(trouble))?;
-        let renewal = Renewal::start(etcd.on_another_thread(), sink.clone(), pulse)
-            .map_err(|e| EtcdError::Config(format!("cannot start the renewal thread: {e}")))?;
-        let (jobs, queue) = mpsc::channel(JOBS_MAX);
-        tokio::spawn(work(etcd.clone(), sink.clone(), queue));
-        Ok(Self { etcd, sink, jobs, renewal })
+        Ok(DcsLine::open(config, vec![hub], metrics)?.handle(sink, pulse))
     }
 
     /// Performs an action; never waits. Answers arrive through the sink.

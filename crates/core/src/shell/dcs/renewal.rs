@@ -9,13 +9,14 @@ use tokio::{
     sync::{broadcast, mpsc, watch},
     task::JoinSet,
 };
+use tracing::Instrument;
 
 use super::{DcsSink, Etcd};
 use crate::{
     dcs::{DcsEvent, LeaseId},
     machine::{Span, Time},
     membership::renewal,
-    shell::{clock::Clock, entropy::jitter, runtime::Pulse},
+    shell::{clock::Clock, config::SITES_MAX, entropy::jitter, runtime::Pulse},
 };
 
 /// The least time that one try may take: below this, a busy machine fails by itself.
@@ -25,45 +26,66 @@ const GRANT_PAUSE_MIN: Span = Span::from_millis(100);
 const GRANT_PAUSE_MAX: Span = Span::from_millis(2_000);
 /// The first pause between rounds of tries to renew a lease.
 const RENEW_PAUSE_MIN: Span = Span::from_millis(50);
-/// Orders that may wait. A machine has one lease, and for a moment two, when one takes the place of the other.
-const ORDERS_MAX: usize = 64;
+/// Orders that may wait. A machine has one lease, and for a moment two, when one takes the place of the other; and a process
+/// has [`SITES_MAX`] machines at most.
+const ORDERS_MAX: usize = 2 * SITES_MAX;
 /// How often the loop is looked at again while it owes a sign of life.
 const PULSE_PAUSE: Span = Span::from_millis(5);
 
 /// The way to the renewal thread. Clones share it; it ends with the last of them.
 #[derive(Clone)]
-pub(super) struct Renewal {
+pub(super) struct Renewals {
     orders: mpsc::Sender<Order>,
+    etcd: Etcd,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// The way of one machine to it.
+#[derive(Clone)]
+pub(super) struct Renewal {
+    orders: mpsc::Sender<Order>,
+    hands: Hands,
+}
+
 enum Order {
-    Grant { ttl: Span },
+    Grant { ttl: Span, hands: Hands },
+    About(About),
+}
+
+/// An order about a lease that there is.
+#[derive(Debug, Clone, Copy)]
+enum About {
     Pace { lease: LeaseId, every: Span },
     Forget { lease: LeaseId },
 }
 
-impl Renewal {
-    pub(super) fn start(etcd: Etcd, sink: DcsSink, pulse: Pulse) -> io::Result<Self> {
+impl Renewals {
+    pub(super) fn start(etcd: Etcd) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
-        let renewer = Renewer { hands: Hands { etcd, sink, pulse }, orders };
+        let renewer = Renewer { orders };
         thread::Builder::new().name(String::from("lease")).spawn(move || runtime.block_on(renewer.run()))?;
-        Ok(Self { orders: sender })
+        Ok(Self { orders: sender, etcd })
     }
 
+    pub(super) fn of(&self, sink: DcsSink, pulse: Pulse) -> Renewal {
+        let span = tracing::Span::current();
+        Renewal { orders: self.orders.clone(), hands: Hands { etcd: self.etcd.clone(), sink, pulse, span } }
+    }
+}
+
+impl Renewal {
     pub(super) fn grant(&self, ttl: Span) {
-        self.order(Order::Grant { ttl });
+        self.order(Order::Grant { ttl, hands: self.hands.clone() });
     }
 
     /// Renews `lease` this often from now on.
     pub(super) fn pace(&self, lease: LeaseId, every: Span) {
-        self.order(Order::Pace { lease, every });
+        self.order(Order::About(About::Pace { lease, every }));
     }
 
     /// Stops renewing `lease`, at once.
     pub(super) fn forget(&self, lease: LeaseId) {
-        self.order(Order::Forget { lease });
+        self.order(Order::About(About::Forget { lease }));
     }
 
     fn order(&self, order: Order) {
@@ -74,7 +96,6 @@ impl Renewal {
 }
 
 struct Renewer {
-    hands: Hands,
     orders: mpsc::Receiver<Order>,
 }
 
@@ -84,6 +105,8 @@ struct Hands {
     etcd: Etcd,
     sink: DcsSink,
     pulse: Pulse,
+    /// Whose lease it is, in the log.
+    span: tracing::Span,
 }
 
 /// A lease as the store granted it.
@@ -109,12 +132,13 @@ impl Renewer {
         loop {
             tokio::select! {
                 order = self.orders.recv() => match order {
-                    Some(Order::Grant { ttl }) => {
-                        leases.spawn(self.hands.clone().hold(ttl, about_leases.subscribe()));
+                    Some(Order::Grant { ttl, hands }) => {
+                        let span = hands.span.clone();
+                        leases.spawn(hands.hold(ttl, about_leases.subscribe()).instrument(span));
                     }
-                    Some(order @ (Order::Pace { .. } | Order::Forget { .. })) => {
+                    Some(Order::About(about)) => {
                         // Nobody listens if the lease that it is about is lost.
-                        let _heard = about_leases.send(order);
+                        let _heard = about_leases.send(about);
                     }
                     None => return,
                 },
@@ -126,7 +150,7 @@ impl Renewer {
 
 impl Hands {
     /// Gets a lease and renews it until it is lost or given back.
-    async fn hold(self, ttl: Span, mut orders: broadcast::Receiver<Order>) {
+    async fn hold(self, ttl: Span, mut orders: broadcast::Receiver<About>) {
         let lease = get(&self.etcd, ttl).await;
         let id = lease.id;
         self.sink.send(DcsEvent::LeaseGranted { lease: id, valid_until: lease.valid_until() }).await;
@@ -140,12 +164,12 @@ impl Hands {
                     return self.sink.send(DcsEvent::LeaseLost { lease: id, why }).await;
                 }
                 order = orders.recv() => match order {
-                    Ok(Order::Pace { lease, every: wanted }) if lease == id => {
+                    Ok(About::Pace { lease, every: wanted }) if lease == id => {
                         every.send_replace(wanted);
                     }
-                    Ok(Order::Forget { lease }) if lease == id => return,
+                    Ok(About::Forget { lease }) if lease == id => return,
                     // About another lease, or missed while this one was asked for: those cannot be about it.
-                    Ok(Order::Pace { .. } | Order::Forget { .. } | Order::Grant { .. })
+                    Ok(About::Pace { .. } | About::Forget { .. })
                     | Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
