@@ -85,12 +85,10 @@ pub enum Plant {
     PromiseUncompared,
     /// Once a synchronous mode is switched off, Postgres waits for nobody before the `sync` key is gone.
     NamesGoBeforeKey,
-    /// A deletion of the `sync` key whose answer is lost is taken to be refused.
-    DeletionForgotten,
 }
 
 /// All that are known to be caught, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 35] = [
+pub const PLANTS: [(Plant, &str); 34] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -125,7 +123,6 @@ pub const PLANTS: [(Plant, &str); 35] = [
     (Plant::PromiseNotKept, "promise-not-kept"),
     (Plant::PromiseUncompared, "promise-uncompared"),
     (Plant::NamesGoBeforeKey, "names-go-before-key"),
-    (Plant::DeletionForgotten, "deletion-forgotten"),
 ];
 
 impl Plant {
@@ -138,7 +135,7 @@ impl Plant {
     /// Whether it can do harm only where the mode changes, and seldom there: it is made in no other cluster.
     #[must_use]
     pub const fn wants_changing(self) -> bool {
-        matches!(self, Self::NamesGoBeforeKey | Self::DeletionForgotten)
+        matches!(self, Self::NamesGoBeforeKey)
     }
 
     /// Whether it can do harm in a synchronous cluster only, and seldom there: it is made in no other.
@@ -169,29 +166,19 @@ fn puts(transaction: &Transaction, which: &str) -> bool {
 pub(crate) enum About {
     /// A leader lock is taken.
     Lock,
-    /// The `sync` key is deleted.
-    NoSyncKey,
     /// Anything else.
     Other,
 }
 
 impl About {
     pub(crate) fn of(transaction: &Transaction) -> Self {
-        let deletes = |write: &Write| matches!(write, Write::Delete { key } if key.ends_with("/sync"));
-        match transaction.then.iter().any(deletes) {
-            true => Self::NoSyncKey,
-            false if takes_lock(transaction) => Self::Lock,
-            false => Self::Other,
-        }
+        if takes_lock(transaction) { Self::Lock } else { Self::Other }
     }
 }
 
 /// What etcd's answer turns into on its way.
 pub(crate) fn alter_outcome(plant: Option<Plant>, about: About, outcome: Outcome) -> Outcome {
     match (plant, outcome) {
-        (Some(Plant::DeletionForgotten), Outcome::Unknown(_)) if about == About::NoSyncKey => {
-            Outcome::Refused { revision: Revision(0), found: Vec::new() }
-        }
         (Some(Plant::UnknownIsDone), Outcome::Unknown(_)) => Outcome::Done(Revision(u64::MAX)),
         (Some(Plant::PromoteWithoutLock), Outcome::Refused { revision, .. }) if about == About::Lock => {
             Outcome::Done(revision)

@@ -4,7 +4,7 @@
 use bots_core::machine::Span;
 
 use super::{
-    event::Job,
+    event::{Job, StopMode},
     phase::{Phase, Recovery, Suspect},
     postgres::{DataDir, Upstream},
     state::Timer,
@@ -22,7 +22,7 @@ impl Turn {
         let Phase::Rejoining { suspect, failures } = self.s.phase else { return };
         match happened {
             Happened::JobEnded { job: Job::Rewind { .. }, result: Ok(_) } => {
-                self.s.stall.rewound = Some(self.s.timelines().current);
+                self.s.stall.rewound = self.s.stall.rewinding.take();
                 return self.become_phase(Phase::Starting { attempts: 0 });
             }
             Happened::JobEnded { job: Job::Rewind { .. }, result: Err(error) } => {
@@ -45,6 +45,12 @@ impl Turn {
             | Happened::Probed { .. }
             | Happened::Answered { .. }
             | Happened::Due(_) => {}
+        }
+        let stops = self.s.job.as_ref().is_some_and(|running| running.job == Job::Stop { mode: StopMode::Fast });
+        if stops && self.s.server().is_some_and(|server| !server.in_recovery) {
+            // Somebody has promoted it meanwhile.
+            let mode = self.stop_at_once();
+            return self.run(Job::Stop { mode });
         }
         if self.s.job.is_some() || self.s.timers.armed(Timer::Retry).is_some() || self.s.asks_for_release() {
             return;
@@ -78,7 +84,10 @@ impl Turn {
             (Suspect::No, _) | (Suspect::Maybe, None) if (leaderless && failures == 0) || suspect == Suspect::No => {
                 self.become_phase(Phase::Starting { attempts: 0 });
             }
-            (Suspect::Maybe, Some(source)) if self.s.uses_rewind() => self.run(Job::Rewind { source }),
+            (Suspect::Maybe, Some(source)) if self.s.uses_rewind() => {
+                self.s.stall.rewinding = Some(self.s.timelines().current);
+                self.run(Job::Rewind { source });
+            }
             (Suspect::Maybe | Suspect::Hopeless, Some(_)) => {
                 let remove = self.s.may_remove_data();
                 self.commit_to_reinit();

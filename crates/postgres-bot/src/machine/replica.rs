@@ -7,7 +7,7 @@ use bots_core::{machine::Span, wire::Lsn};
 use super::{
     event::{Action, Job, JobResult, PeerAnswer, ProbeId, StopMode},
     phase::{Candidate, DemoteStep, DemoteWhy, Phase, Suspect},
-    postgres::{Postgres, Upstream},
+    postgres::{DataDir, Postgres, Upstream},
     state::{Stall, Timer},
     turn::{Happened, Turn},
 };
@@ -18,6 +18,10 @@ const STARTS_BEFORE_SUSPECT: u32 = 3;
 /// A replica that has not followed a living leader for this long will not do so by itself: the leader has removed the log
 /// that it lacks, or its own log is not a part of the leader's, though nobody has recorded where they parted. Connecting anew takes a fraction of a second, `wal_receiver_timeout` is five.
 const STALLED_AFTER: Span = Span::from_secs(20);
+
+/// A start on data of another timeline than the leader's, of which nothing more is known, is looked into after this long. It may
+/// have much to replay, and then does so once more.
+const START_PATIENCE: Span = Span::from_secs(60);
 
 /// A stream that lasts this long proves that the data is on the leader's path. A shorter one proves nothing: where two logs
 /// differ, it begins, breaks off at the first record, and begins again.
@@ -64,10 +68,10 @@ impl Turn {
                 self.run(Job::StartStandby { upstream });
             }
             // Nor with a leader that has not all of the log of the one that the data was rewound to.
-            Some((Job::StartStandby { .. }, since)) if upstream.is_some() && self.is_rewound_to_another() => {
-                let due = since + STALLED_AFTER;
-                if self.now < due {
-                    return self.s.timers.arm(Timer::Stalled, due);
+            Some((Job::StartStandby { .. }, since)) if upstream.is_some() => {
+                let Some(patience) = self.start_patience() else { return };
+                if self.now < since + patience {
+                    return self.s.timers.arm(Timer::Stalled, since + patience);
                 }
                 self.become_phase(Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 });
                 // In good order, for a rewind asks for that.
@@ -177,9 +181,15 @@ impl Turn {
         self.s.stall.rewound == Some(self.s.timelines().current)
     }
 
-    /// A rewind was to an earlier timeline than the cluster's.
-    fn is_rewound_to_another(&self) -> bool {
-        self.s.stall.rewound.is_some_and(|to| to != self.s.timelines().current)
+    /// How long a start may take; nothing if as long as it likes, for the leader is known to have all that the data needs.
+    fn start_patience(&self) -> Option<Span> {
+        let current = self.s.timelines().current;
+        match (self.s.stall.rewound, &self.s.data) {
+            (Some(to), _) => (to != current).then_some(STALLED_AFTER),
+            // An earlier life of the bot may have rewound it.
+            (None, Some(DataDir::Present { timeline, .. })) => (*timeline != current).then_some(START_PATIENCE),
+            (None, _) => None,
+        }
     }
 
     /// It streams: if that lasts, or brings it on, the data is proven to follow.

@@ -81,7 +81,9 @@ pub(super) struct Stall {
     pub(super) streaming_since: Option<Time>,
     /// The question whether we can reach the leader at all.
     pub(super) probe: Option<ProbeId>,
-    /// A rewind has ended well while this was the cluster's timeline, and nothing was streamed for long after it.
+    /// The cluster's timeline when the rewind that runs was begun.
+    pub(super) rewinding: Option<Timeline>,
+    /// A rewind that was begun while this was the cluster's timeline has ended well, and nothing was streamed for long after it.
     pub(super) rewound: Option<Timeline>,
 }
 

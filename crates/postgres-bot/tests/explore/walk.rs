@@ -427,7 +427,10 @@ impl Walk {
     fn nonsense(&mut self) {
         let id = self.random.below(20);
         let event = match self.random.below(7) {
-            0 => Event::JobEnded { id: JobId(1_000 + id), result: Err(JobError { why: String::from("what job?"), elsewhere: false }) },
+            0 => Event::JobEnded {
+                id: JobId(1_000 + id),
+                result: Err(JobError { why: String::from("what job?"), elsewhere: false }),
+            },
             1 => Event::PeersProbed { id: ProbeId(1_000 + id), answers: BTreeMap::new() },
             2 => Event::NameProbed { instance: self.random.pick(&[None, Some(String::from("pg1-a"))]) },
             3 => Event::TimerFired,

@@ -65,8 +65,8 @@ impl Board {
     }
 
     /// Whether nobody has taken a place.
-    pub(super) fn is_unclaimed(&self) -> bool {
-        self.places.values().all(|p| p.claim.is_none())
+    pub(super) fn is_unclaimed_but_by(&self, name: &str) -> bool {
+        self.places.values().filter_map(|p| p.claim.as_ref()).all(|claim| claim.name == name)
     }
 
     /// The slots that have a message, lowest first.

@@ -81,7 +81,8 @@ impl State {
     /// Nobody serves and nobody has to: the first request is held while the site wakes.
     pub(super) fn is_asleep(&self) -> bool {
         let sleeps = self.role == Role::Idle && self.effective().scaling.min == 0 && self.may_serve(self.stepped_at);
-        sleeps && Board::read(&self.view, &self.settings.scope).is_unclaimed()
+        // A claim of our own may show before the answer to it: whoever waits here waits for that.
+        sleeps && Board::read(&self.view, &self.settings.scope).is_unclaimed_but_by(&self.settings.name)
     }
 
     /// Whether to send requests here: this bot serves, or holds them until it does while nobody else would answer them sooner.
