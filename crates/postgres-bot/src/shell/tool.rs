@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::AsyncReadExt,
     process::{Child, ChildStderr, Command},
@@ -67,13 +67,14 @@ impl Tools {
     /// If it cannot be started or says that it failed.
     pub async fn run_telling(&self, command: Command, told: impl FnMut(&str)) -> anyhow::Result<()> {
         let name = name_of(&command);
-        let mut child = self.spawn(command)?;
+        let (mut child, family) = self.spawn(command)?;
         let pid = child.id().map(u32::cast_signed);
         let said = match child.stderr.take() {
             Some(stderr) => listen(stderr, told).await,
             None => Vec::new(),
         };
         let status = child.wait().await.with_context(|| format!("wait for {name}"))?;
+        family.has_ended();
         if let Some(pid) = pid {
             self.running().remove(&pid);
         }
@@ -87,21 +88,23 @@ impl Tools {
     pub async fn run_to_any_end(&self, mut command: Command) -> anyhow::Result<Output> {
         let name = name_of(&command);
         command.stdout(Stdio::piped());
-        let child = self.spawn(command)?;
+        let (child, family) = self.spawn(command)?;
         let pid = child.id().map(u32::cast_signed);
         let output = child.wait_with_output().await.with_context(|| format!("wait for {name}"))?;
+        family.has_ended();
         if let Some(pid) = pid {
             self.running().remove(&pid);
         }
         Ok(output)
     }
 
-    fn spawn(&self, mut command: Command) -> anyhow::Result<Child> {
-        command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    fn spawn(&self, mut command: Command) -> anyhow::Result<(Child, Family)> {
+        command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).process_group(0);
         die_with_bot(&mut command, Signal::KILL);
         let child = command.spawn().with_context(|| format!("start {}", name_of(&command)))?;
-        self.running().extend(child.id().map(u32::cast_signed));
-        Ok(child)
+        let pid = child.id().map(u32::cast_signed);
+        self.running().extend(pid);
+        Ok((child, Family(pid.and_then(Pid::from_raw))))
     }
 
     /// Waits until no program of a job that was given up is left: it might still write.
@@ -117,6 +120,24 @@ impl Tools {
 
     fn running(&self) -> std::sync::MutexGuard<'_, BTreeSet<i32>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A program with all that it starts, in a process group of its own: `initdb` runs a shell that runs Postgres. Killed if it is dropped
+/// before the program has ended.
+struct Family(Option<Pid>);
+
+impl Family {
+    fn has_ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Family {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            let _already_gone = kill_process_group(group, Signal::KILL);
+        }
     }
 }
 
