@@ -130,6 +130,7 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
             let start = a.does(Job::StartStandby { upstream: Some(b.as_upstream()) });
             let (up, ()) = tokio::join!(start, reload);
             started(up);
+            a.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
         }
 
         let JobResult::Stopped { shutdown_checkpoint } = b.does(Job::Stop { mode: StopMode::Fast }).await else {
