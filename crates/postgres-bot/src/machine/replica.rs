@@ -181,8 +181,12 @@ impl Turn {
         self.s.stall.rewound == Some(self.s.timelines().current)
     }
 
-    /// How long a start may take; nothing if as long as it likes, for the leader is known to have all that the data needs.
+    /// How long a start may take; nothing if as long as it likes, for the leader is known to have all that the data needs, or another
+    /// rewind, which would be the answer, is not to be made.
     fn start_patience(&self) -> Option<Span> {
+        if self.s.dynamic.pause || !self.s.uses_rewind() {
+            return None;
+        }
         let current = self.s.timelines().current;
         match (self.s.stall.rewound, &self.s.data) {
             (Some(to), _) => (to != current).then_some(STALLED_AFTER),
