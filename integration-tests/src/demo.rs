@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     bots::Serves,
+    cache::Cache,
     fleet::{Fleet, MAIN, SITE, UP_DEADLINE, WEB, sample_site},
     http::Http,
     store::Serving,
@@ -34,8 +35,9 @@ pub async fn start(mut say: impl FnMut(&str)) -> Result<Fleet> {
     fleet.store.put(WEB, "config", WEB_CONFIG).await?;
     say(&format!("{POSTGRES_BOTS} Postgres bots: one makes the cluster, the others clone it"));
     fleet.add_postgres(POSTGRES_BOTS)?;
-    say("a git repository with the sample site, and a content bot that watches it");
-    fleet.add_content(&sample_site()).await?;
+    say("a git repository with the sample site, a content bot that watches it, and a cache that it purges");
+    let purge = fleet.cache.insert(Cache::start().await?).purge();
+    fleet.add_content_with(&sample_site(), &purge).await?;
     announce_pushes(&fleet)?;
     fleet.postgres_up(UP_DEADLINE).await?;
     fleet.create_guestbook_database().await?;
@@ -43,6 +45,7 @@ pub async fn start(mut say: impl FnMut(&str)) -> Result<Fleet> {
     fleet.add_web(WEB_BOTS, &Serves::Guestbook(fleet.guestbook()))?;
     say("an edge bot with a HAProxy: clients find the primary, the replicas and the guestbook at one port each");
     fleet.add_edge()?;
+    cache(&fleet)?.put_before(edge_page(&fleet)?.trim_end_matches('/'));
     healthy(&mut fleet).await?;
     Ok(fleet)
 }
@@ -93,6 +96,14 @@ pub async fn serving_pages(fleet: &Fleet) -> Result<Vec<String>> {
 /// If there is no edge.
 pub fn edge_page(fleet: &Fleet) -> Result<String> {
     Ok(format!("http://127.0.0.1:{}/", fleet.edge()?.web))
+}
+
+/// The cache in front of the edge.
+///
+/// # Errors
+/// If there is none.
+pub fn cache(fleet: &Fleet) -> Result<&Cache> {
+    fleet.cache.as_ref().context("this fleet has no cache")
 }
 
 /// Writes an entry into the guestbook, at whichever bot takes it, as a patient visitor does.
@@ -151,6 +162,8 @@ pub fn introduction(fleet: &Fleet) -> Result<String> {
 guestbook   {page}
             (through the edge; the bots behind it: {urls}
             an idle one answers 503 until load wakes it)
+cache       {cache}/
+            (in front of the edge: it keeps every page until the content bot purges it, after each push)
 database    psql '{primary}'    who accepts writes, wherever that is
             psql '{replicas}'    who follows
 push        cd {work} && $EDITOR index.html && git commit -am 'New words' && git push
@@ -163,6 +176,7 @@ logs        {logs}/
 revisions   {botctl} history {SITE}
 ",
         page = edge_page(fleet)?,
+        cache = cache(fleet)?.url,
         primary = fleet.guestbook().at(edge.primary).url(),
         replicas = fleet.guestbook().at(edge.replicas).plain_url(),
         work = fleet.origin()?.work().display(),

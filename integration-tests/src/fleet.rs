@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     bots::{API_USER, Bot, ContentBot, EdgeBot, Keeper, Passwords, Place, PostgresBot, Serves, WebBot},
+    cache::Cache,
     etcd::{EtcdCluster, member_name},
     git::Origin,
     ground::{Ground, Site},
@@ -48,6 +49,8 @@ pub struct Fleet {
     pub store: Store,
     /// The site's repository.
     pub origin: Option<Origin>,
+    /// A cache in front of the web fleet, if there is one: it ends with the fleet.
+    pub cache: Option<Cache>,
     /// The passwords of the Postgres cluster.
     pub passwords: Passwords,
     /// The guestbook's own password.
@@ -94,6 +97,7 @@ impl Fleet {
             etcd,
             store,
             origin: None,
+            cache: None,
             passwords: Passwords::new(),
             app_password: bots_core::shell::instance_id(),
             api_password: bots_core::shell::instance_id(),
@@ -161,9 +165,17 @@ impl Fleet {
     /// # Errors
     /// If git fails or the bot cannot be started.
     pub async fn add_content(&mut self, seed: &Path) -> Result<()> {
+        self.add_content_with(seed, "").await
+    }
+
+    /// The same, with `more` lines of its configuration.
+    ///
+    /// # Errors
+    /// If git fails or the bot cannot be started.
+    pub async fn add_content_with(&mut self, seed: &Path, more: &str) -> Result<()> {
         let origin = Origin::new(&self.scratch, &self.logs, "site", seed).await?;
         let name = format!("content-{}", self.content.len() + 1);
-        let mut bot = ContentBot::new(&self.place(), SITE, &name, &origin.url(), "")?;
+        let mut bot = ContentBot::new(&self.place(), SITE, &name, &origin.url(), more)?;
         bot.bot.start()?;
         self.content.push(bot);
         self.origin = Some(origin);

@@ -4,6 +4,7 @@
 //! conditions and never for luck, and leaves no process behind.
 
 pub mod bots;
+pub mod cache;
 pub mod chaos;
 pub mod clients;
 pub mod demo;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use fleet::{
     Fleet,
-    demo::{introduction, start},
+    demo::{cache, introduction, start},
     program::{asked_to_stop, print},
     wait::{millis, timed},
 };
@@ -97,7 +97,12 @@ async fn append(fleet: &Fleet, introduction: &str) -> Result<()> {
 
 async fn table(fleet: &Fleet) -> Result<String> {
     let listed = fleet.botctl(["list"]).await?;
-    Ok(listed.stdout + &listed.stderr)
+    let purged = cache(fleet)?.purged();
+    let purges = match purged.last() {
+        Some(sha) => format!("the cache was purged {} times, last for {}\n", purged.len(), sha.get(..7).unwrap_or(sha)),
+        None => String::new(),
+    };
+    Ok(listed.stdout + &listed.stderr + &purges)
 }
 
 /// What each bot is, without what changes all the time.

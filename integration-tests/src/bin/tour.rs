@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -11,9 +12,10 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use fleet::{
     Fleet,
+    cache::was_kept,
     clients::{Clients, Connects},
-    demo::{SERVING_MIN, serving_pages, shown_everywhere, sign, start},
-    fleet::{MAIN, WEB},
+    demo::{SERVING_MIN, cache, serving_pages, shown_everywhere, sign, start},
+    fleet::{MAIN, SITE, WEB},
     http::{Http, Load},
     program::{asked_to_stop, print},
     sql::{Login, Writer},
@@ -128,6 +130,8 @@ async fn tour(args: &Args, steps: &mut Vec<Step>) -> Result<()> {
         t.push_content().await
     })
     .await?;
+    tour.step(steps, "push a bad commit", "from push until it is quarantined", async |t| t.push_bad_commit().await)
+        .await?;
     tour.step(steps, "crash the primary's server", "longest time without a write", async |t| t.crash_server().await)
         .await?;
     tour.step(steps, "lose the primary's node", "longest time without a write", async |t| t.lose_node().await).await?;
@@ -139,6 +143,8 @@ async fn tour(args: &Args, steps: &mut Vec<Step>) -> Result<()> {
     tour.step(steps, "bring the node back", "until it streams and has caught up", async |t| t.bring_back().await)
         .await?;
     tour.step(steps, "load the site", "until an idle bot has woken and serves", async |t| t.load_site().await).await?;
+    tour.step(steps, "push under load", "from push until every bot serves it", async |t| t.push_under_load().await)
+        .await?;
     tour.step(steps, "end the load", "until the woken bots are idle again", async |t| t.end_load().await).await?;
     tour.step(steps, "count what is left", "to read it all", async |t| t.count().await).await?;
     let seen = tour.fleet.stop_and_tell().await.map(|stopped| {
@@ -166,31 +172,92 @@ impl Tour {
         Ok(Seen { milliseconds, note: format!("shown by {count} bots") })
     }
 
+    /// Also what a cache has kept is new: the content bot has purged it.
     async fn push_content(&mut self) -> Result<Seen> {
-        let origin = self.fleet.origin()?;
-        let page = fs::read_to_string(origin.work().join("index.html")).context("read the site's page")?;
-        let words = "These words were pushed by the tour.";
-        ensure!(page.contains("</body>"), "the site's page has a body");
-        origin.write("index.html", &page.replace("</body>", &format!("<p>{words}</p>\n</body>")))?;
+        let page = format!("{}/", cache(&self.fleet)?.url);
+        self.http.page(&page).await?;
+        ensure!(was_kept(&self.http.page(&page).await?), "the cache keeps the page");
         let visitors = Load::start(GENTLE_CLIENTS, GENTLE_PAUSE, serving_pages(&self.fleet).await?);
         let began = Instant::now();
-        let sha = origin.push("The tour's words").await?;
+        let sha = self.push("These words were pushed by the tour.").await?;
+        let count = self.served_by(SERVING_MIN, &sha).await?;
+        let milliseconds = millis(began.elapsed());
         let http = &self.http;
-        let count = until("every serving bot serves the push", STEP_DEADLINE, || async {
-            let pages = serving_pages(&self.fleet).await.map_err(|e| format!("{e:#}"))?;
-            for page in &pages {
-                let answer = http.page(page).await.map_err(|e| format!("{e:#}"))?;
-                if answer.revision() != sha || !answer.text.contains(words) {
-                    return Err(format!("{page} serves {}", answer.revision()));
-                }
-            }
-            if pages.len() < SERVING_MIN { Err(format!("{} serve", pages.len())) } else { Ok(pages.len()) }
+        until("the cache has the push", STEP_DEADLINE, || async {
+            let answer = http.page(&page).await.map_err(|e| format!("{e:#}"))?;
+            if answer.revision() == sha { Ok(()) } else { Err(format!("it has {}", answer.revision())) }
+        })
+        .await?;
+        let in_the_cache = millis(began.elapsed());
+        let tally = visitors.finish().await;
+        ensure!(tally.failed == 0, "visitors met {} failures, the first: {:?}", tally.failed, tally.first_failure);
+        let answered = tally.answered;
+        let note =
+            format!("{count} bots flipped; {answered} visits, none failed; purged from the cache: {in_the_cache} ms");
+        Ok(Seen { milliseconds, note })
+    }
+
+    /// A link out of the site: nobody serves it, everybody can learn why, and the push that mends it goes live.
+    async fn push_bad_commit(&mut self) -> Result<Seen> {
+        let origin = self.fleet.origin()?;
+        let good = self.fleet.store.scope(SITE).await?.live().context("a revision is live")?.sha;
+        let link = origin.work().join("passwords.txt");
+        symlink("../../../etc/passwd", &link).context("make a link")?;
+        let began = Instant::now();
+        let bad = origin.push("A link that leaves the site").await?;
+        let fleet = &self.fleet;
+        let why = until("the commit is quarantined", STEP_DEADLINE, || async {
+            let why = fleet.botctl(["content", "why", SITE, &bad]).await.map_err(|e| format!("{e:#}"))?;
+            if why.stdout.contains("is quarantined") { Ok(why.stdout) } else { Err(why.stdout + &why.stderr) }
         })
         .await?;
         let milliseconds = millis(began.elapsed());
-        let tally = visitors.finish().await;
-        ensure!(tally.failed == 0, "visitors met {} failures, the first: {:?}", tally.failed, tally.first_failure);
-        Ok(Seen { milliseconds, note: format!("{count} bots flipped; {} visits, none failed", tally.answered) })
+        ensure!(why.contains("leaves the site"), "botctl names no reason: {why}");
+        self.served_by(SERVING_MIN, &good).await?;
+        fs::remove_file(&link).context("remove the link")?;
+        let mend = origin.push("Without the link").await?;
+        self.served_by(SERVING_MIN, &mend).await?;
+        Ok(Seen { milliseconds, note: String::from("every bot went on with the commit before; the mend went live") })
+    }
+
+    /// Every bot replaces the app by one of the new commit, while it answers all that it can.
+    async fn push_under_load(&mut self) -> Result<Seen> {
+        let (began, before) = (Instant::now(), self.load()?.tally());
+        let sha = self.push("These words were pushed under load.").await?;
+        let count = self.served_by(self.fleet.web.len(), &sha).await?;
+        let milliseconds = millis(began.elapsed());
+        let seconds = began.elapsed().as_secs_f64();
+        let tally = self.load()?.tally();
+        ensure!(tally.failed == 0, "{} requests failed, the first: {:?}", tally.failed, tally.first_failure);
+        let answered = tally.answered.saturating_sub(before.answered);
+        // Whole requests a second are shown.
+        #[expect(clippy::cast_precision_loss, reason = "far fewer requests than a float can count")]
+        let rate = answered as f64 / seconds;
+        Ok(Seen { milliseconds, note: format!("{count} bots flipped at {rate:.0} requests a second, none failed") })
+    }
+
+    /// Adds a line to the site's page and pushes it; yields the commit.
+    async fn push(&self, words: &str) -> Result<String> {
+        let origin = self.fleet.origin()?;
+        let page = fs::read_to_string(origin.work().join("index.html")).context("read the site's page")?;
+        ensure!(page.contains("</body>"), "the site's page has a body");
+        origin.write("index.html", &page.replace("</body>", &format!("<p>{words}</p>\n</body>")))?;
+        origin.push(words).await
+    }
+
+    /// Waits until all that serve, `min` at least, serve this commit; yields how many that are.
+    async fn served_by(&self, min: usize, sha: &str) -> Result<usize> {
+        until("every serving bot serves the push", STEP_DEADLINE, || async {
+            let pages = serving_pages(&self.fleet).await.map_err(|e| format!("{e:#}"))?;
+            for page in &pages {
+                let answer = self.http.page(page).await.map_err(|e| format!("{e:#}"))?;
+                if answer.revision() != sha {
+                    return Err(format!("{page} serves {}", answer.revision()));
+                }
+            }
+            if pages.len() < min { Err(format!("{} serve", pages.len())) } else { Ok(pages.len()) }
+        })
+        .await
     }
 
     async fn crash_server(&mut self) -> Result<Seen> {
@@ -260,11 +327,8 @@ impl Tour {
         let tally = clients.finish().await?;
         self.visit("after the switchover through the edge").await?;
         self.fleet.postgres_up(STEP_DEADLINE).await?;
-        let failed = match (tally.failed, tally.first_failure) {
-            (0, _) => String::from("none failed"),
-            (failed, first) => format!("{failed} failed, the first: {}", first.unwrap_or_default()),
-        };
-        let note = format!("{new} leads in place of {old}; {} transactions, {failed}", tally.committed);
+        ensure!(tally.failed == 0, "{} transactions failed, the first: {:?}", tally.failed, tally.first_failure);
+        let note = format!("{new} leads in place of {old}; {} transactions, none failed", tally.committed);
         Ok(Seen { milliseconds: tally.longest_ms, note })
     }
 
@@ -348,6 +412,10 @@ impl Tour {
     /// The login of the database at the edge's port for the primary.
     fn at_the_edge(&self) -> Result<Login> {
         Ok(self.fleet.guestbook().at(self.fleet.edge()?.primary))
+    }
+
+    fn load(&self) -> Result<&Load> {
+        self.load.as_ref().context("there is load")
     }
 
     fn writer(&self) -> Result<&Writer> {
