@@ -45,7 +45,7 @@ tour: build ## the fleet is put through its faults; every outcome is checked and
 # Integration tests run the programs that `build` has put into $(BIN), so all is compiled first, in one go.
 .PHONY: test
 test: build ## every test: machines, conformance, simulation, and real servers
-	@deploy/scripts/setup.sh --with-varnish || echo 'test: there is no Varnish: its test stands aside'
+	@deploy/scripts/setup.sh --with-varnish --with-sshd || echo 'test: there is no Varnish or no sshd: its test stands aside'
 	@$(if $(NEXTEST),cargo test $(LOCKED) --workspace --doc --quiet)
 	@RUST_TEST_THREADS=2 cargo $(TEST) $(LOCKED) --workspace
 	@$(MAKE) --silent run-sim

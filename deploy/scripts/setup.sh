@@ -2,10 +2,11 @@
 # Installs what the build, the tests and the demo need and this machine lacks, from the distribution's own packages:
 # Debian 12 and 13, Ubuntu 22.04 and 24.04. Silent, and done in milliseconds, when nothing lacks.
 #
-# usage: setup.sh [--packages] [--with-nginx] [--with-varnish]
+# usage: setup.sh [--packages] [--with-nginx] [--with-varnish] [--with-sshd]
 #   --packages: leave Rust alone (for root, on behalf of an ordinary user)
 #   --with-nginx: nginx and wrk too, which `make bench-web` compares with
 #   --with-varnish: Varnish too, which one test of `make test` purges
+#   --with-sshd: sshd and ssh-keygen too, from which one test of `make test` fetches
 #
 # As root, or with a sudo that asks nothing, it installs; otherwise it prints the one command to run. It never starts a
 # system service, never creates a Postgres cluster, and leaves those that exist alone.
@@ -16,7 +17,7 @@ set -euo pipefail
 readonly RUST_MIN_MINOR=90
 self=$(readlink -f "${BASH_SOURCE[0]}")
 readonly self
-# What else was asked for: --with-nginx, --with-varnish.
+# What else was asked for: --with-nginx, --with-varnish, --with-sshd.
 extras=()
 
 main() {
@@ -24,9 +25,9 @@ main() {
     for argument in "$@"; do
         case "$argument" in
         --packages) packages_only=yes ;;
-        --with-nginx | --with-varnish) extras+=("$argument") ;;
+        --with-nginx | --with-varnish | --with-sshd) extras+=("$argument") ;;
         *)
-            echo "usage: setup.sh [--packages] [--with-nginx] [--with-varnish]" >&2
+            echo "usage: setup.sh [--packages] [--with-nginx] [--with-varnish] [--with-sshd]" >&2
             exit 2
             ;;
         esac
@@ -76,6 +77,7 @@ missing_packages() {
             need wrk command wrk
             ;;
         --with-varnish) need varnish command varnishd ;;
+        --with-sshd) need openssh-server command sshd ;;
         esac
     done
     command -v postgres >/dev/null || need postgresql file /usr/lib/postgresql/*/bin/postgres
@@ -130,6 +132,7 @@ install_packages() {
     for service in etcd haproxy nginx varnish; do
         [[ " ${packages[*]} " != *" $service"* ]] || stay_down_at_boot "$service.service"
     done
+    [[ " ${packages[*]} " != *" openssh-server "* ]] || stay_down_at_boot ssh.service
     [[ " ${packages[*]} " != *" varnish "* ]] || stay_down_at_boot varnishncsa.service
     restore
     trap - EXIT

@@ -27,7 +27,7 @@ use content_bot::{
     shell::{
         guard::Stop,
         mirror::Mirror,
-        origin::{Credentials, Limits, Origin},
+        origin::{Credentials, Limits, Origin, Reach},
         source::Source,
         submodules::Submodules,
     },
@@ -88,6 +88,35 @@ async fn credentials_are_shown_and_rotate() {
 
         let in_url = open(&format!("http://bot:s3cret@{address}/origin.git"), None, None);
         assert_eq!(in_url.origin().look(Stop::default(), LIMITS.look), PollResult::Found { sha });
+    });
+    checks.await.expect("the checks hold");
+}
+
+/// The host is nowhere: only the proxy knows where its repository is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_origin_behind_a_proxy_is_reached_through_it() {
+    let scratch = TempDir::new().expect("scratch");
+    let repo = Repo::new(scratch.path());
+    let sha = repo.push(&[("page", b"behind a proxy")]);
+    let (proxy, _shown) = server(scratch.path()).await;
+    let data = scratch.path().join("data");
+    let checks = tokio::task::spawn_blocking(move || {
+        let source = Source::parse("http://bot:s3cret@git.invalid/origin.git").expect("url");
+        let nobody = Credentials {
+            username: None,
+            password: None,
+            password_file: None,
+            ssh_key_file: None,
+            ssh_key_passphrase: None,
+            known_hosts_file: None,
+        };
+        let reach = Reach { proxy: Some(Secret::new(format!("http://{proxy}"))), depth: 0 };
+        let direct = Origin::new(source, Reference::parse("main"), nobody);
+        let looked = direct.look(Stop::default(), LIMITS.look);
+        assert!(matches!(looked, PollResult::Failed { .. }), "{looked:?}");
+        let mirror = Mirror::open(&data, direct.reached(reach), LIMITS, Stop::default()).expect("a mirror");
+        assert_eq!(mirror.origin().look(Stop::default(), LIMITS.look), PollResult::Found { sha: sha.clone() });
+        assert_eq!(mirror.fetch(&sha), FetchResult::Complete);
     });
     checks.await.expect("the checks hold");
 }

@@ -2,11 +2,38 @@
 
 use std::path::Path;
 
-use super::base64;
+use hmac::{Hmac, KeyInit, Mac};
+use sha1::Sha1;
 
-/// Lines of one host and one key.
+use super::{base64, source::SSH_PORT};
+
+/// What OpenSSH writes before the salt and the hash of a name.
+const HASHED: &str = "|1|";
+
+/// The length of such a hash, in bytes.
+const SHA1_LEN: usize = 20;
+
+/// Hosts, each with one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KnownHosts(Vec<(String, Vec<u8>)>);
+pub struct KnownHosts(Vec<Entry>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    host: Host,
+    key: Vec<u8>,
+    /// Whether whoever shows this key is to be refused.
+    revoked: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Host {
+    Named(String),
+    /// By `ssh-keygen -H`, or where ssh has `HashKnownHosts`: who reads the file does not learn the names.
+    Hashed {
+        salt: Vec<u8>,
+        hash: Vec<u8>,
+    },
+}
 
 impl KnownHosts {
     /// Reads a file.
@@ -28,34 +55,62 @@ impl KnownHosts {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            if line.starts_with('|') || line.starts_with('@') {
-                return Err(format!(
-                    "line {at}: hashed hosts and markers are not read: write it with `ssh-keyscan HOST`"
-                ));
-            }
-            let mut words = line.split_whitespace();
-            let (Some(hosts), Some(_kind), Some(key)) = (words.next(), words.next(), words.next()) else {
-                return Err(format!("line {at}: expected `host type key`: write it with `ssh-keyscan HOST`"));
-            };
-            let key = base64::decode(key).ok_or_else(|| format!("line {at}: the key is not base64"))?;
-            known.extend(hosts.split(',').map(|host| (host.to_owned(), key.clone())));
+            known.extend(entries(line).map_err(|why| format!("line {at}: {why}"))?);
         }
-        if known.is_empty() {
+        if known.iter().all(|entry| entry.revoked) {
             Err(String::from("it holds no host: write it with `ssh-keyscan HOST`"))
         } else {
             Ok(Self(known))
         }
     }
 
-    /// Whether `host` has shown one of its keys. A port other than 22 is written `[host]:port`, and either way is taken.
+    /// Whether `host` has shown one of its keys, and none that is revoked. At another port than ssh's own a host is written
+    /// `[host]:port`; an entry without a port is for every port.
     #[must_use]
-    pub fn knows(&self, host: &str, key: &[u8]) -> bool {
-        let named = |entry: &str| {
-            let bare = entry.strip_prefix('[').and_then(|e| e.split_once(']')).map_or(entry, |(host, _port)| host);
-            bare.eq_ignore_ascii_case(host)
-        };
-        self.0.iter().any(|(entry, known)| named(entry) && known == key)
+    pub fn knows(&self, host: &str, port: u16, key: &[u8]) -> bool {
+        let host = host.to_ascii_lowercase();
+        let with_port = format!("[{host}]:{port}");
+        let names = if port == SSH_PORT { vec![host, with_port] } else { vec![with_port, host] };
+        let mut shown =
+            self.0.iter().filter(|entry| entry.key == key && names.iter().any(|n| entry.host.is(n))).peekable();
+        shown.peek().is_some() && shown.all(|entry| !entry.revoked)
     }
+}
+
+impl Host {
+    fn parse(word: &str) -> Result<Self, String> {
+        let Some(hashed) = word.strip_prefix(HASHED) else { return Ok(Self::Named(word.to_ascii_lowercase())) };
+        let halves = hashed.split_once('|').map(|(salt, hash)| (base64::decode(salt), base64::decode(hash)));
+        match halves {
+            Some((Some(salt), Some(hash))) if hash.len() == SHA1_LEN => Ok(Self::Hashed { salt, hash }),
+            Some(_) | None => Err(String::from("the hashed host is not `|1|salt|hash`")),
+        }
+    }
+
+    fn is(&self, name: &str) -> bool {
+        match self {
+            Self::Named(named) => named == name,
+            Self::Hashed { salt, hash } => Hmac::<Sha1>::new_from_slice(salt)
+                .is_ok_and(|hmac| hmac.chain_update(name.as_bytes()).verify_slice(hash).is_ok()),
+        }
+    }
+}
+
+/// What a line says of each host that it names.
+fn entries(line: &str) -> Result<Vec<Entry>, String> {
+    let (revoked, line) = match line.strip_prefix("@revoked") {
+        Some(rest) => (true, rest),
+        None if line.starts_with('@') => {
+            return Err(String::from("only the marker @revoked is read: give the hosts' own keys, `ssh-keyscan HOST`"));
+        }
+        None => (false, line),
+    };
+    let mut words = line.split_whitespace();
+    let (Some(hosts), Some(_kind), Some(key)) = (words.next(), words.next(), words.next()) else {
+        return Err(String::from("expected `host type key`: write it with `ssh-keyscan HOST`"));
+    };
+    let key = base64::decode(key).ok_or_else(|| String::from("the key is not base64"))?;
+    hosts.split(',').map(|host| Ok(Entry { host: Host::parse(host)?, key: key.clone(), revoked })).collect()
 }
 
 #[cfg(test)]
@@ -67,14 +122,45 @@ mod tests {
         let known =
             KnownHosts::parse("# keys\ngit.example,10.0.0.1 ssh-ed25519 Zm9vYmFy\n[alt.example]:2222 ssh-rsa Zm8=\n")
                 .expect("good");
-        assert!(known.knows("GIT.example", b"foobar") && known.knows("10.0.0.1", b"foobar"));
-        assert!(known.knows("alt.example", b"fo"));
-        assert!(!known.knows("git.example", b"fo") && !known.knows("other", b"foobar"));
+        assert!(known.knows("GIT.example", 22, b"foobar") && known.knows("10.0.0.1", 2222, b"foobar"));
+        assert!(known.knows("alt.example", 2222, b"fo"));
+        assert!(!known.knows("alt.example", 22, b"fo"), "another port is another server");
+        assert!(!known.knows("git.example", 22, b"fo") && !known.knows("other", 22, b"foobar"));
+    }
+
+    /// Written by `ssh-keygen -H` of OpenSSH 9.2.
+    #[test]
+    fn a_hashed_host_is_known() {
+        let known = KnownHosts::parse(
+            "|1|xuuep99oHkYkBvoi7hcEGMSjPiU=|OhfI3XvuRAMQfSw3sdxo0hZJ85w= ssh-ed25519 Zm9vYmFy\n\
+             |1|J1qK+agvt7ZG9hHx8QWCRBpw/dE=|5KkGDNktD4E7uoGaH3kjvkh0vl4= ssh-ed25519 Zm9vYmFy\n",
+        )
+        .expect("good");
+        assert!(known.knows("Git.example", 22, b"foobar") && known.knows("alt.example", 2222, b"foobar"));
+        assert!(!known.knows("git.example", 22, b"fo") && !known.knows("other.example", 22, b"foobar"));
+        assert!(!known.knows("alt.example", 22, b"foobar"));
+    }
+
+    #[test]
+    fn a_revoked_key_is_refused_wherever_else_it_stands() {
+        let lines =
+            ["git.example ssh-rsa Zm8=", "@revoked git.example ssh-rsa Zm8=", "git.example ssh-ed25519 Zm9vYmFy"];
+        let known = KnownHosts::parse(&lines.join("\n")).expect("good");
+        assert!(!known.knows("git.example", 22, b"fo") && known.knows("git.example", 22, b"foobar"));
     }
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for bad in ["", "|1|abc|def ssh-rsa Zm8=", "host only", "host ssh-rsa !!"] {
+        let bad = [
+            "",
+            "|1|abc|def ssh-rsa Zm8=",
+            "|1|Zm8= ssh-rsa Zm8=",
+            "@cert-authority *.example ssh-rsa Zm8=",
+            "@revoked host ssh-rsa Zm8=",
+            "host only",
+            "host ssh-rsa !!",
+        ];
+        for bad in bad {
             assert!(KnownHosts::parse(bad).is_err(), "{bad}");
         }
     }

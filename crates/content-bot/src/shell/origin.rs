@@ -211,16 +211,16 @@ impl Origin {
         callbacks.sideband_progress(|_text| guard.allows());
         if let Some(path) = &self.credentials.known_hosts_file {
             callbacks.certificate_check(move |certificate, host| {
-                let refused = |why: &str| git2::Error::new(ErrorCode::Certificate, git2::ErrorClass::Ssh, why);
                 let Some(shown) = certificate.as_hostkey() else {
                     return Ok(CertificateCheckStatus::CertificatePassthrough);
                 };
-                let known = KnownHosts::read(path).map_err(|e| refused(&format!("git.known_hosts_file: {e}")))?;
-                if shown.hostkey().is_some_and(|key| known.knows(host, key)) {
+                let known = KnownHosts::read(path);
+                let knows = |key| known.as_ref().is_ok_and(|known| known.knows(host, self.source.port(), key));
+                if shown.hostkey().is_some_and(knows) {
                     return Ok(CertificateCheckStatus::CertificateOk);
                 }
-                let why = format!("the key of {host} is not in git.known_hosts_file: add it with `ssh-keyscan {host}`");
-                Err(refused(&why))
+                // libgit2 puts its own words in the place of these.
+                Err(git2::Error::new(ErrorCode::Certificate, git2::ErrorClass::Ssh, "unknown host"))
             });
         }
         callbacks
@@ -273,6 +273,9 @@ impl Origin {
         let shown = self.source.shown();
         match guard.breach() {
             Some(breach) => format!("cannot read {shown}: {}", self.source.censor(&breach.to_string())),
+            None if error.class() == git2::ErrorClass::Ssh && error.code() == ErrorCode::Certificate => {
+                format!("cannot read {shown}: {}", self.unknown_host())
+            }
             None => {
                 let fix = match error.code() {
                     ErrorCode::Owner => ": give it to the user of this bot, or add it to git's safe.directory",
@@ -280,6 +283,19 @@ impl Origin {
                 };
                 format!("cannot read {shown}: {}{fix}", self.source.censor(&self.hide(error.message())))
             }
+        }
+    }
+
+    /// Why the host is not known, and what makes it so.
+    fn unknown_host(&self) -> String {
+        let (host, port) = (self.source.host(), self.source.port());
+        let scan = format!("add it with `ssh-keyscan -p {port} {host}`");
+        match &self.credentials.known_hosts_file {
+            Some(path) => match KnownHosts::read(path) {
+                Ok(_) => format!("the key of {host} is not in git.known_hosts_file: {scan}"),
+                Err(why) => format!("git.known_hosts_file: {why}"),
+            },
+            None => format!("the key of {host} is not in ~/.ssh/known_hosts: {scan}, or set git.known_hosts_file"),
         }
     }
 

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// Where ssh listens if an address does not say.
+pub(super) const SSH_PORT: u16 = 22;
+
 /// How a repository is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
@@ -98,6 +101,26 @@ impl Source {
                 (scheme, authority.rsplit('@').next().unwrap_or_default())
             }
             None => ("ssh", self.url.split(':').next().and_then(|host| host.rsplit('@').next()).unwrap_or_default()),
+        }
+    }
+
+    /// The host's name or address.
+    #[must_use]
+    pub(super) fn host(&self) -> &str {
+        self.host_and_port().0
+    }
+
+    /// The port of ssh: the address's, or the usual one.
+    #[must_use]
+    pub(super) fn port(&self) -> u16 {
+        self.host_and_port().1
+    }
+
+    fn host_and_port(&self) -> (&str, u16) {
+        let place = self.place().1;
+        match place.rsplit_once(':') {
+            Some((host, port)) if self.url.contains("://") => (host, port.parse().unwrap_or(SSH_PORT)),
+            Some(_) | None => (place, SSH_PORT),
         }
     }
 
