@@ -86,6 +86,20 @@ async fn a_body_has_a_limit() {
     assert_eq!(ask(&server, Method::POST, "/change", None, BODY_BYTES_MAX + 1).await.status, 413);
 }
 
+/// The server closes with a part of the head unread, which may take its answer along: what counts is that it takes no such head.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_has_a_limit() {
+    let server = serve("127.0.0.1:0", None).await;
+    let mut stream = connect(&server);
+    let head = format!("GET /status HTTP/1.1\r\nhost: a\r\nx-long: {}\r\n\r\n", "x".repeat(HEAD_TOO_LONG));
+    let _shown_out_early = stream.write_all(head.as_bytes());
+    let mut answer = Vec::new();
+    let _cut_off = stream.read_to_end(&mut answer);
+    let text = String::from_utf8_lossy(&answer);
+    assert!(text.is_empty() || text.starts_with("HTTP/1.1 431"), "{text}");
+    assert_eq!(ask(&server, Method::GET, "/status", None, 0).await.status, 200);
+}
+
 #[tokio::test]
 async fn a_port_in_use_is_named() {
     let server = serve("127.0.0.1:0", None).await;
@@ -110,6 +124,9 @@ async fn the_client_says_what_went_wrong() {
     assert!(matches!(http::get(&url, DEADLINE).await, Err(HttpError::Connect { .. })));
     assert_eq!(http::probe_instance(&url).await, None);
 }
+
+/// Twice what a head may have: hyper's limit is a soft one.
+const HEAD_TOO_LONG: usize = 256 * 1024;
 
 /// More clients than there are places.
 const CROWD: usize = 300;

@@ -233,9 +233,9 @@ pub fn read<B: Bot>(path: Option<&Path>, env: &config::Env) -> Result<Vec<B::Con
 
 fn checked<B: Bot>(path: Option<&Path>, env: &config::Env) -> Result<Vec<B::Config>, String> {
     let configs: Vec<B::Config> = config::load_all(path, env, B::SITES.as_ref()).map_err(|e| e.to_string())?;
-    let has_several = configs.len() > 1;
+    let has_sites = configs.iter().any(|config| B::common(config).among_sites);
     let of_site = |index: usize, why: String| match B::SITES {
-        Some(rules) if has_several && !rules.shares(&why) => format!("sites.{index}.{why}"),
+        Some(rules) if has_sites && !rules.shares(&why) => format!("sites.{index}.{why}"),
         Some(_) | None => why,
     };
     for (index, config) in configs.iter().enumerate() {
@@ -250,7 +250,7 @@ fn checked<B: Bot>(path: Option<&Path>, env: &config::Env) -> Result<Vec<B::Conf
         }
         B::check(config).map_err(|why| of_site(index, why))?;
     }
-    if has_several {
+    if has_sites {
         B::check_together(&configs)?;
     }
     Ok(configs)
@@ -354,7 +354,7 @@ impl<B: Bot> Seat<B> {
 async fn live<B: Bot>(common: Common, configs: Vec<B::Config>, config_path: Option<PathBuf>) -> Result<Exit, Exit> {
     let api = Api::bind(&common.restapi).await?;
     let (instance, metrics) = (entropy::instance_id(), Metrics::new());
-    let is_alone = configs.len() == 1;
+    let is_alone = !common.among_sites;
     let seat = |config: B::Config| {
         if is_alone {
             Seat::<B>::alone(config, &instance, metrics.clone())

@@ -36,6 +36,9 @@ pub struct Common {
     /// What is written down and how.
     #[serde(default)]
     pub log: Log,
+    /// It is an entry of `sites`, be it the only one: set by the reader, and by nobody else.
+    #[serde(default, skip_serializing)]
+    pub among_sites: bool,
     /// Fields at the top that neither the core nor the bot knows: warned of, then ignored, so that a Patroni file works.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,

@@ -6,6 +6,8 @@ use super::load::{ConfigError, merge};
 
 /// The field that holds the list.
 const SITES: &str = "sites";
+/// Set in each entry's document, so that a list of one is a list too: a site that loses its neighbours keeps its addresses.
+const AMONG_SITES: &str = "among_sites";
 
 /// Sites of one process. Each orders a lease from one thread, whose queue holds two orders for each of so many.
 pub const SITES_MAX: usize = 32;
@@ -48,8 +50,11 @@ impl Part {
 
 /// The documents of all bots in `whole`: one, unless there may be sites and are.
 pub(super) fn parts(whole: &Value, rules: Option<&SiteRules>) -> Result<Vec<Part>, ConfigError> {
+    let mut top = whole.as_object().cloned().unwrap_or_default();
+    top.remove(AMONG_SITES);
     let (Some(rules), Some(sites)) = (rules, whole.get(SITES)) else {
-        return Ok(vec![Part { prefix: String::new(), document: whole.clone() }]);
+        let document = if whole.is_object() { Value::Object(top) } else { whole.clone() };
+        return Ok(vec![Part { prefix: String::new(), document }]);
     };
     let list = sites.as_array().filter(|list| !list.is_empty());
     let list = list.ok_or_else(|| bad(SITES, "it is no list of sites", "give one, or remove the field"))?;
@@ -57,7 +62,6 @@ pub(super) fn parts(whole: &Value, rules: Option<&SiteRules>) -> Result<Vec<Part
         let many = format!("{} sites are too many for one process", list.len());
         return Err(bad(SITES, &many, &format!("give each {SITES_MAX} of them a bot of their own")));
     }
-    let mut top = whole.as_object().cloned().unwrap_or_default();
     top.remove(SITES);
     if top.contains_key("scope") {
         let fix = "give every one of `sites` a scope of its own, and remove it at the top";
@@ -76,6 +80,7 @@ fn part(top: &Map<String, Value>, index: usize, site: &Value, rules: &SiteRules)
     }
     let mut document = Value::Object(top.clone());
     merge(&mut document, site.clone());
+    document[AMONG_SITES] = Value::Bool(true);
     let scope = fields.get("scope").and_then(Value::as_str).unwrap_or_default();
     for folder in rules.folders.iter().filter(|folder| !fields.contains_key(**folder)) {
         if let Some(Value::String(path)) = document.get_mut(*folder) {
@@ -109,12 +114,15 @@ mod tests {
             "sites": [{"scope": "a", "git": {"url": "/a"}}, {"scope": "b", "data_dir": "/b", "ttl_s": 9}],
         });
         let expected = [
-            json!({"name": "c", "scope": "a", "data_dir": "/d/a", "ttl_s": 3, "git": {"depth": 1, "ref": "main", "url": "/a"}}),
-            json!({"name": "c", "scope": "b", "data_dir": "/b", "ttl_s": 9, "git": {"depth": 1, "ref": "main"}}),
+            json!({"name": "c", "scope": "a", "data_dir": "/d/a", "ttl_s": 3, "git": {"depth": 1, "ref": "main", "url": "/a"}, "among_sites": true}),
+            json!({"name": "c", "scope": "b", "data_dir": "/b", "ttl_s": 9, "git": {"depth": 1, "ref": "main"}, "among_sites": true}),
         ];
         assert_eq!(documents(&whole).expect("good"), expected);
         let one = json!({"scope": "a", "name": "c"});
         assert_eq!(documents(&one).expect("good"), [one]);
+        let last = json!({"name": "c", "sites": [{"scope": "a"}]});
+        let expected = json!({"name": "c", "scope": "a", "among_sites": true});
+        assert_eq!(documents(&last).expect("good"), [expected], "a list of one is a list");
         // Who has no sites does not know the word either.
         assert_eq!(parts(&whole, None).map_err(|e| e.to_string()).expect("good")[0].document, whole);
     }
