@@ -8,9 +8,11 @@ use bots_core::wire::SyncRecord;
 use fleet::{
     Fleet,
     fleet::MAIN,
+    process::signal_pid,
     wait::{millis, until},
     writers::{Writers, longest_gap, lost, two_writable},
 };
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const STEP: Duration = Duration::from_secs(60);
@@ -130,7 +132,32 @@ async fn a_takeover_does_not_wait_for_the_lease() -> Result<()> {
         loses_the_primarys_node(&mut fleet, &primary, "takeover, ttl 30").await?;
         ensure!(began.elapsed() < Duration::from_secs(25), "it waited for the lease");
     }
+    let primary = fleet.postgres_up(STEP).await?;
+    synchronous(&fleet, &primary, |key| key.voters().len() == 2).await?;
+    loses_touch_with_the_primarys_node(&mut fleet, &primary).await?;
     fleet.stop().await
+}
+
+/// The node of the primary stands still, so that it closes no connection, as one without power: it is missed long before its lease
+/// of 30 s ends. Then it goes on.
+async fn loses_touch_with_the_primarys_node(fleet: &mut Fleet, primary: &str) -> Result<()> {
+    let writers = Writers::start(&fleet.superuser(), STEP).await?;
+    let moment = writers.now();
+    let frozen = fleet.postgres_bot_mut(primary)?.freeze_node()?;
+    let new = fleet.new_primary(primary, STEP).await;
+    let led = writers.now() - moment;
+    // The server first, which is the worst that can be.
+    frozen.iter().rev().for_each(|pid| signal_pid(*pid, Signal::CONT));
+    let port = fleet.postgres_bot(&new?)?.port;
+    writers.acknowledged_by(Some(port), moment, STEP).await?;
+    fleet.postgres_up(STEP).await?;
+    let acknowledged = writers.finish().await?;
+    let gap = longest_gap(&acknowledged, moment);
+    println!("node silent, takeover, ttl 30: another led after {} ms; {} ms without a write", millis(led), millis(gap));
+    ensure!(led < Duration::from_secs(15), "it waited for the lease");
+    ensure!(lost(&fleet.superuser(), &acknowledged).await? == 0, "writes were lost");
+    ensure!(two_writable(&acknowledged) == Duration::ZERO, "two servers took writes");
+    Ok(())
 }
 
 /// Kills the node of the primary, waits for another, and brings the old one back; says who leads.

@@ -307,6 +307,11 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("wal_retrieve_retry_interval", "100ms"),
 ];
 
+/// Where voters take the lock of a leader that is gone, one that falls silent is to be seen soon. Its bot is asked as well before anything
+/// is done, so that a stream that is cut for nothing costs no more than a new connection; and what a sender owes within this time needs
+/// no disk.
+const SILENCE_OF_A_LEADER: (&str, &str) = ("wal_receiver_timeout", "1s");
+
 /// The lines of `pg_hba.conf` and `pg_ident.conf`: the member's, or else the cluster's.
 #[must_use]
 pub(super) fn effective_rules(settings: &Settings, dynamic: &Dynamic) -> Rules {
@@ -323,16 +328,26 @@ pub(super) fn effective_parameters(
     dynamic: &Dynamic,
     standby_names: Option<String>,
 ) -> BTreeMap<String, String> {
-    let own = |list: &[(&str, &str)]| -> Vec<(String, String)> {
-        list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
-    };
-    let mut all: BTreeMap<String, String> = own(DEFAULTS).into_iter().collect();
-    all.extend(dynamic.parameters.clone());
+    let mut all = parameters_of_the_cluster(dynamic);
     all.extend(settings.parameters.clone());
-    all.extend(own(ENFORCED));
+    all.extend(owned(ENFORCED));
     all.extend(standby_names.map(|names| (STANDBY_NAMES.to_owned(), names)));
     all.insert(String::from("cluster_name"), settings.scope.name().to_owned());
     all
+}
+
+/// The defaults, and over them what the dynamic configuration says.
+fn parameters_of_the_cluster(dynamic: &Dynamic) -> BTreeMap<String, String> {
+    let mut all: BTreeMap<String, String> = owned(DEFAULTS).collect();
+    if dynamic.takeover && dynamic.synchronous_mode == SyncMode::Quorum {
+        all.extend(owned(&[SILENCE_OF_A_LEADER]));
+    }
+    all.extend(dynamic.parameters.clone());
+    all
+}
+
+fn owned(list: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
+    list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
 }
 
 #[cfg(test)]
@@ -351,6 +366,17 @@ mod tests {
         assert_eq!(read.primary_start_timeout, Span::from_secs(7));
         assert_eq!(read.complaints.len(), 2);
         assert!(read.complaints.iter().any(|c| c.contains("maximum_lag_on_failover")));
+    }
+
+    #[test]
+    fn a_silent_leader_is_missed_sooner_where_voters_take_over() {
+        let timeout =
+            |config| super::parameters_of_the_cluster(&Dynamic::from_value(&config))["wal_receiver_timeout"].clone();
+        assert_eq!(timeout(json!({"synchronous_mode": "quorum"})), "5s");
+        assert_eq!(timeout(json!({"synchronous_mode": "quorum", "takeover": true})), "1s");
+        let own = json!({"wal_receiver_timeout": "3s"});
+        let config = json!({"synchronous_mode": "quorum", "takeover": true, "postgresql": {"parameters": own}});
+        assert_eq!(timeout(config), "3s");
     }
 
     #[test]

@@ -9,8 +9,9 @@ use crate::world::{NodeId, World};
 pub(super) const CONNECT_EVERY: Span = Span::from_millis(250);
 /// How often a connection without traffic is looked at.
 const SILENCE_LOOK: Span = Span::from_millis(500);
-/// After so many silent looks a standby gives a connection up (`wal_receiver_timeout`, 5 s).
+/// After so many silent looks a standby gives a connection up (`wal_receiver_timeout`: 5 s, and 1 s where voters take over).
 const SILENT_LOOKS_MAX: u32 = 10;
+const SILENT_LOOKS_MAX_OF_VOTERS: u32 = 2;
 
 impl World {
     /// A standby tries to connect to the server that its configuration names.
@@ -82,9 +83,10 @@ impl World {
         let Some(link) = self.body(node).link else { return };
         let there = self.body(link.to).run == link.run && self.body(link.to).process != Process::Down;
         if !self.servers_meet(node, link.to) {
+            let most = if self.plan.takeover { SILENT_LOOKS_MAX_OF_VOTERS } else { SILENT_LOOKS_MAX };
             let body = self.body_mut(node);
             let silent = link.silent + 1;
-            body.link = (silent < SILENT_LOOKS_MAX).then_some(Link { silent, ..link });
+            body.link = (silent < most).then_some(Link { silent, ..link });
             let next = if body.link.is_some() { ServerItem::Stream { run } } else { ServerItem::Connect { run } };
             return self.server_after(node, SILENCE_LOOK, next);
         }

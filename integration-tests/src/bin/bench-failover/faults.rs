@@ -77,6 +77,12 @@ impl Contender {
                 self.fleet.postgres_bot_mut(primary)?.kill_node();
                 Ok(Done { moment, note: self.taken_over(primary, writers).await? })
             }
+            Fault::NodeSilentQuorum => {
+                let _frozen = self.fleet.postgres_bot_mut(primary)?.freeze_node()?;
+                let note = self.taken_over(primary, writers).await;
+                self.fleet.postgres_bot_mut(primary)?.kill_node();
+                Ok(Done { moment, note: note? })
+            }
             Fault::KeeperRestarted => {
                 self.fleet.postgres_bot_mut(primary)?.bot.kill();
                 tokio::time::sleep(SUPERVISOR_PAUSE).await;

@@ -56,8 +56,8 @@ const VERSION_DEADLINE: Duration = Duration::from_secs(10);
 /// Replication is asynchronous unless the row says otherwise. Below is how many acknowledged inserts were gone in the end.
 ///
 /// Patroni is installed from PyPI into the target folder. Where that is impossible, our bots are measured alone. Killed
-/// nodes refuse connections at once, as a machine does that restarts; one without power would be silent instead. No
-/// watchdog device is used.
+/// nodes refuse connections at once, as a machine does that restarts; one without power is silent, which has a row of its own.
+/// No watchdog device is used.
 ///
 /// $BOTS_SCRATCH is where the clusters live (default: the system's temporary folder).
 #[derive(Debug, Parser)]

@@ -32,6 +32,8 @@ pub(crate) enum Fault {
     NodeLost,
     /// The same in a cluster whose commits wait for a quorum
     NodeLostQuorum,
+    /// The same, but the node falls silent and closes no connection, as a machine without power
+    NodeSilentQuorum,
     /// The primary's keeper alone is killed, and started again as a supervisor does
     KeeperRestarted,
     /// The primary's keeper alone is killed, and not started again
@@ -68,12 +70,13 @@ pub(crate) enum Measure {
 }
 
 /// All rows, in the order of the table.
-const ROWS: [Row; 13] = [
+const ROWS: [Row; 14] = [
     Row::Fault(Fault::ServerKilled),
     Row::Fault(Fault::ServerLost),
     Row::Fault(Fault::Switchover),
     Row::Fault(Fault::NodeLost),
     Row::Fault(Fault::NodeLostQuorum),
+    Row::Fault(Fault::NodeSilentQuorum),
     Row::Fault(Fault::KeeperRestarted),
     Row::Fault(Fault::KeeperKilled),
     Row::Fault(Fault::KeeperFrozen),
@@ -105,6 +108,7 @@ impl fmt::Display for Fault {
             Self::Switchover => "switchover",
             Self::NodeLost => "node lost",
             Self::NodeLostQuorum => "node lost, quorum commit",
+            Self::NodeSilentQuorum => "node silent, quorum commit",
             Self::KeeperRestarted => "bot killed and restarted",
             Self::KeeperKilled => "bot killed, not restarted",
             Self::KeeperFrozen => "bot frozen 60 s",
@@ -123,6 +127,7 @@ impl Fault {
             Self::ServerKilled | Self::ServerLost | Self::Switchover => false,
             Self::NodeLost
             | Self::NodeLostQuorum
+            | Self::NodeSilentQuorum
             | Self::KeeperRestarted
             | Self::KeeperKilled
             | Self::KeeperFrozen
@@ -142,6 +147,7 @@ impl Fault {
             | Self::Switchover
             | Self::NodeLost
             | Self::NodeLostQuorum
+            | Self::NodeSilentQuorum
             | Self::KeeperRestarted
             | Self::EtcdDown
             | Self::EtcdDownFailsafe
@@ -153,7 +159,9 @@ impl Fault {
     pub(crate) fn settings(self) -> Settings {
         match self {
             Self::ServerLost => Settings { synchronous: Some("on"), fail_over_at_once: true, ..Settings::default() },
-            Self::NodeLostQuorum => Settings { synchronous: Some("quorum"), takeover: true, ..Settings::default() },
+            Self::NodeLostQuorum | Self::NodeSilentQuorum => {
+                Settings { synchronous: Some("quorum"), takeover: true, ..Settings::default() }
+            }
             Self::EtcdDownFailsafe | Self::EtcdDownFailsafeTwo => Settings { failsafe: true, ..Settings::default() },
             Self::ServerKilled
             | Self::Switchover
