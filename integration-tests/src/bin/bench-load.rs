@@ -40,6 +40,9 @@ const OVERLOAD: usize = 24;
 const STEADY: usize = 64;
 const STEADY_PAUSE: Duration = Duration::from_millis(18);
 
+/// Fewer answers a second than this do not show that none fails under load.
+const STEADY_RPS_MIN: f64 = 1_000.0;
+
 /// How often one fleet is overloaded: three bots are sent to rest after each, and a scaler sends thirty to rest within an hour.
 const TRIALS_PER_FLEET: usize = 8;
 
@@ -169,6 +172,8 @@ async fn run(args: &Args) -> Result<()> {
     fs::write(&args.report, json.clone() + "\n").with_context(|| format!("write {}", args.report.display()))?;
     print(&format!("{json}\n"))?;
     ensure!(report.steady_failed == 0, "{} requests failed: {:?}", report.steady_failed, report.first_failure);
+    let rate = report.steady_rps;
+    ensure!(rate >= STEADY_RPS_MIN, "none failed, of {rate} a second: it takes {STEADY_RPS_MIN} to prove anything");
     Ok(())
 }
 

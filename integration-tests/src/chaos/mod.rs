@@ -151,11 +151,16 @@ pub async fn run(wish: &Wish, mut say: impl FnMut(&str)) -> Result<Outcome> {
     let mut fleet = Fleet::on(Ground::of_its_own(), MEMBERS).await?;
     fleet.dcs = wish.dcs();
     let ended = Box::pin(run_on(&mut fleet, wish, &mut say)).await;
-    if !ended.as_ref().is_ok_and(|outcome| outcome.check().is_ok()) {
-        say(&format!("logs are kept in {}", fleet.keep_logs().display()));
+    let well = ended.as_ref().is_ok_and(|outcome| outcome.check().is_ok());
+    let (logs, folder) = (fleet.keep_logs().to_owned(), fleet.scratch.path().to_owned());
+    let stopped = fleet.stop().await;
+    if well && stopped.is_ok() {
+        std::fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
+    } else {
+        say(&format!("logs are kept in {}", logs.display()));
     }
     let outcome = ended?;
-    fleet.stop().await?;
+    stopped?;
     Ok(outcome)
 }
 
