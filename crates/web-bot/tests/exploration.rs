@@ -351,6 +351,8 @@ impl World {
         if stopping || self.dice.one_in(4) {
             self.bots[n].apps.remove(&instance);
             self.step(n, Event::AppExited { instance, how: String::from("exit code 1") });
+        } else if self.dice.one_in(4) {
+            self.step(n, Event::AppHung { instance, how: String::from("no answer") });
         } else {
             self.step(n, Event::AppReady { instance });
         }

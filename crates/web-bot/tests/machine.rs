@@ -103,6 +103,10 @@ impl Player {
                 let instance = case.take_arg("instance").expect("instance=");
                 self.step(Event::AppExited { instance, how: case.input.trim().to_owned() }, &mut log);
             }
+            "hung" => {
+                let instance = case.take_arg("instance").expect("instance=");
+                self.step(Event::AppHung { instance, how: case.input.trim().to_owned() }, &mut log);
+            }
             "load" => {
                 let in_flight_milli = case.take_arg("milli").expect("milli=");
                 self.step(Event::LoadMeasured(WebLoad { in_flight_milli, rps: 0, p99_us: 0 }), &mut log);

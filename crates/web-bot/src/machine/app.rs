@@ -49,6 +49,8 @@ struct Instance {
     recipe: Recipe,
     /// While it starts: until when it must be healthy. Afterwards: since when it is.
     mark: Time,
+    /// It hangs and is to be replaced.
+    given_up: bool,
 }
 
 /// Failures in a row, and what they were failures of.
@@ -191,7 +193,8 @@ impl App {
     fn must_start(&self, now: Time, wanted: &Recipe) -> bool {
         let Some(current) = &self.current else { return true };
         let settled = self.hosts_since + DATABASE_SETTLE <= now;
-        current.recipe.sha != wanted.sha
+        current.given_up
+            || current.recipe.sha != wanted.sha
             || current.recipe.cdn_url != wanted.cdn_url
             || current.recipe.restart != wanted.restart
             || (current.recipe.database_hosts != wanted.database_hosts && settled)
@@ -199,7 +202,8 @@ impl App {
 
     fn start(&mut self, now: Time, wanted: &Recipe, start_timeout: Span, out: &mut Vec<Action>) {
         self.last_id += 1;
-        self.next = Some(Instance { id: self.last_id, recipe: wanted.clone(), mark: now + start_timeout });
+        self.next =
+            Some(Instance { id: self.last_id, recipe: wanted.clone(), mark: now + start_timeout, given_up: false });
         out.push(Action::StartApp {
             instance: self.last_id,
             sha: wanted.sha.clone(),
@@ -208,11 +212,28 @@ impl App {
         });
     }
 
-    /// An instance answers its health check: it serves from now on.
+    /// An instance answers its health check: it serves from now on, or is well again.
     pub(super) fn ready(&mut self, now: Time, instance: u64) {
+        if let Some(current) = self.current.as_mut().filter(|current| current.id == instance) {
+            current.given_up = false;
+            self.failures = self.failures.take().map(|f| Failures { why: None, ..f });
+        }
         let Some(next) = self.next.take_if(|next| next.id == instance) else { return };
         self.failures = self.failures.take().filter(|f| f.recipe == next.recipe).map(|f| Failures { why: None, ..f });
         self.leaving.extend(self.current.replace(Instance { mark: now, ..next }));
+    }
+
+    /// An instance lives and does not answer: that counts like its death. It serves on until another is healthy, but for one
+    /// of several in a row: then another bot shall try.
+    pub(super) fn hung(&mut self, now: Time, instance: u64, how: &str) {
+        let hung = self.current.as_mut().filter(|current| current.id == instance && !current.given_up);
+        let Some(hung) = hung else { return };
+        hung.given_up = true;
+        let (recipe, healthy_since) = (hung.recipe.clone(), hung.mark);
+        self.failed_at_work(now, recipe, healthy_since, format!("the app hung: {how}"));
+        if self.failures.as_ref().is_some_and(|f| f.hopeless) {
+            self.leaving.extend(self.current.take());
+        }
     }
 
     /// An instance has ended, asked or not.
@@ -222,21 +243,23 @@ impl App {
         if let Some(next) = self.next.take_if(|next| next.id == instance) {
             self.start_failed(now, next.recipe, format!("the app ended before it was healthy: {how}"));
         }
-        if let Some(dead) = self.current.take_if(|current| current.id == instance) {
-            let proven = dead.mark + APP_PROVEN_AFTER <= now;
-            let count = if proven { 1 } else { self.count_for(&dead.recipe) + 1 };
-            let pause = match count {
-                1 => Span::ZERO,
-                more => backoff(RESTART_BACKOFF_MIN, RESTART_BACKOFF_MAX, more - 1),
-            };
-            self.failures = Some(Failures {
-                count,
-                recipe: dead.recipe,
-                retry_at: now + pause,
-                hopeless: count >= CRASHES_HELD_MAX,
-                why: Some(format!("the app died: {how}")),
-            });
+        let dead = self.current.take_if(|current| current.id == instance);
+        // One that was given up is counted already.
+        if let Some(dead) = dead.filter(|dead| !dead.given_up) {
+            self.failed_at_work(now, dead.recipe, dead.mark, format!("the app died: {how}"));
         }
+    }
+
+    /// An instance that was healthy has failed.
+    fn failed_at_work(&mut self, now: Time, recipe: Recipe, healthy_since: Time, why: String) {
+        let proven = healthy_since + APP_PROVEN_AFTER <= now;
+        let count = if proven { 1 } else { self.count_for(&recipe) + 1 };
+        let pause = match count {
+            1 => Span::ZERO,
+            more => backoff(RESTART_BACKOFF_MIN, RESTART_BACKOFF_MAX, more - 1),
+        };
+        let hopeless = count >= CRASHES_HELD_MAX;
+        self.failures = Some(Failures { count, recipe, retry_at: now + pause, hopeless, why: Some(why) });
     }
 
     fn start_failed(&mut self, now: Time, recipe: Recipe, why: String) {

@@ -163,10 +163,18 @@ pub enum Event {
         /// One line: what failed and how to mend it.
         why: String,
     },
-    /// An instance of the app answers its health check.
+    /// An instance of the app answers its health check, for the first time or again after [`Event::AppHung`].
     AppReady {
         /// The instance.
         instance: u64,
+    },
+    /// An instance that was ready has missed several health checks in a row, and its process lives. Said again for as long as
+    /// that goes on.
+    AppHung {
+        /// The instance.
+        instance: u64,
+        /// One line: what came of the last check.
+        how: String,
     },
     /// An instance of the app has ended, or could not be started.
     AppExited {
@@ -213,8 +221,8 @@ pub enum Action {
         /// The commits.
         shas: Vec<String>,
     },
-    /// Start an instance of the app on a prepared commit. Answered by [`Event::AppReady`] once it is healthy and by
-    /// [`Event::AppExited`] when it ends, at whatever time.
+    /// Start an instance of the app on a prepared commit. Answered by [`Event::AppReady`] once it is healthy, by
+    /// [`Event::AppHung`] if it is not any more, and by [`Event::AppExited`] when it ends, at whatever time.
     StartApp {
         /// The instance.
         instance: u64,
@@ -465,6 +473,9 @@ impl State {
             Event::ContentPrepared { id, sha } => self.content.prepared(id, &sha),
             Event::ContentFailed { id, sha, why } => self.content.failed(now, id, &sha, &why),
             Event::AppReady { instance } => self.app.ready(now, instance),
+            // An app that waits for its database is not made better by another start.
+            Event::AppHung { .. } if self.database.is_frozen(now) || self.role != Role::Serving => {}
+            Event::AppHung { instance, how } => self.app.hung(now, instance, &how),
             Event::AppExited { instance, how } => self.app.exited(now, instance, &how),
             Event::LoadMeasured(load) => self.load = Some(load),
             Event::InFlightEnded { id } => {

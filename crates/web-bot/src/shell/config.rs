@@ -60,9 +60,12 @@ pub struct Web {
     /// The app and its arguments.
     #[serde(default)]
     pub command: Vec<String>,
-    /// Asked until the app answers below 500: then it is healthy.
+    /// Asked for as long as the app runs: below 500 it is healthy.
     #[serde(default = "health_path")]
     pub health_path: String,
+    /// How often a healthy app is asked again. One that misses three in a row is replaced.
+    #[serde(default = "health_interval_s")]
+    pub health_interval_s: u64,
     /// How long the app may take to become healthy.
     #[serde(default = "app_start_timeout_s")]
     pub app_start_timeout_s: u64,
@@ -171,6 +174,7 @@ impl WebConfig {
         }
         let bounded = [
             ("ttl_s", self.ttl_s, TTL_S_MIN),
+            ("web.health_interval_s", self.web.health_interval_s, 1),
             ("web.app_start_timeout_s", self.web.app_start_timeout_s, 1),
             ("web.app_answer_timeout_s", self.web.app_answer_timeout_s, 1),
             ("web.drain_timeout_s", self.web.drain_timeout_s, 0),
@@ -273,6 +277,10 @@ fn web_listen() -> String {
 
 fn health_path() -> String {
     String::from("/healthz")
+}
+
+const fn health_interval_s() -> u64 {
+    5
 }
 
 const fn app_start_timeout_s() -> u64 {

@@ -77,6 +77,7 @@ impl Bot for WebBot {
         let recipe = Recipe {
             command: config.web.command.clone(),
             health_path: config.web.health_path.clone(),
+            health_interval: Duration::from_secs(config.web.health_interval_s),
             database: login(&config).map_err(Exit::usage)?,
         };
         let apps = Apps::new(recipe, events.clone());
