@@ -13,12 +13,17 @@ use bots_core::{
     wire::WebLoad,
 };
 use common::Bot;
-use web_bot::machine::{ACTIONS_PER_HOUR_MAX, Action, Event, Mode, Role, Route, ScalingSettings, WebMachine};
+use web_bot::machine::{
+    ACTIONS_PER_HOUR_MAX, Action, ConnectionBudget, Event, Mode, Role, Route, ScalingSettings, Settings, WebMachine,
+};
 
 /// How many fleets are explored, and for how many events each. Enough that rare edges are met many times over.
 const SEEDS: u64 = 200;
 const EVENTS: u32 = 1_000;
 const BOTS: usize = 3;
+/// How many fleets flip within a budget, and for how many quarters of a second each.
+const BUDGET_SEEDS: u64 = 8;
+const BUDGET_TICKS: u32 = 500;
 const MAX: u32 = 2;
 const TTL: Span = Span::from_secs(5);
 
@@ -70,6 +75,48 @@ fn an_oscillating_load_stays_within_the_hourly_budget() {
     }
     assert!((20..=ACTIONS_PER_HOUR_MAX).contains(&changes), "{changes} changes within the hour");
     assert!(posted, "a scaler out of budget leaves the fleet large, not small");
+}
+
+/// Two places, each worth two instances of ten connections.
+const PRIMARY_WITH_CONNECTIONS: &str = r#"{"state":"running","role":"primary","conn_url":"postgres://pg-1:5432/x",
+    "connections":{"max":43,"reserved":3}}"#;
+const INSTANCES_MAX: usize = 4;
+
+#[test]
+fn flips_never_take_more_connections_than_the_database_has() {
+    let mut most = 0;
+    for seed in 0..BUDGET_SEEDS {
+        let mut world = World::new(seed, Mode::App);
+        world.put("main/leader", "pg-1");
+        world.put("main/members/pg-1", PRIMARY_WITH_CONNECTIONS);
+        for (n, bot) in world.bots.iter_mut().enumerate() {
+            let scaling = ScalingSettings { max: 8, stable_window_s: 1, ..ScalingSettings::default() };
+            let connections = Some(ConnectionBudget { per_instance: 10, share_percent: 100 });
+            let settings = common::settings(&format!("web-{n}"), Mode::App, scaling);
+            *bot = Bot::new(Settings { connections, ..settings }, "instance");
+        }
+        for _ in 0..BUDGET_TICKS {
+            world.now += Span::from_millis(250);
+            match world.dice.roll(40) {
+                0 => world.publish(),
+                1 => {
+                    let restart = world.dice.roll(1_000);
+                    world.put("web/config", &format!(r#"{{"scaling":{{"stable_window_s":1}},"restart":{restart}}}"#));
+                }
+                _ => {}
+            }
+            for n in 0..BOTS {
+                let in_flight_milli = world.dice.roll(3) * 12_000;
+                world.serve_meanwhile(n, WebLoad { in_flight_milli, rps: 1, p99_us: 1 });
+                let instances: usize = world.bots.iter().map(|bot| bot.apps.len()).sum();
+                most = most.max(instances);
+                if instances > INSTANCES_MAX {
+                    world.fail(&format!("{instances} instances of the app"));
+                }
+            }
+        }
+    }
+    assert_eq!(most, INSTANCES_MAX, "all bots flip at once where there are connections enough");
 }
 
 /// A small, plain generator (SplitMix64): the same numbers for ever.
@@ -439,7 +486,41 @@ impl World {
         }
     }
 
+    /// Nothing fails but the app, whose instances start, stop, hang and die in their own time.
+    fn serve_meanwhile(&mut self, n: usize, load: WebLoad) {
+        self.answer_everything(n);
+        let apps: Vec<(u64, bool)> = self.bots[n].apps.iter().map(|(i, s)| (*i, *s)).collect();
+        for (instance, stopping) in apps {
+            match self.dice.roll(30) {
+                0 => self.end_app(n, instance),
+                1 if stopping => self.end_app(n, instance),
+                1 => self.step(n, Event::AppHung { instance, how: String::from("no answer") }),
+                2..9 if !stopping => self.step(n, Event::AppReady { instance }),
+                _ => {}
+            }
+        }
+        self.look_at_clock(n, load);
+    }
+
+    fn end_app(&mut self, n: usize, instance: u64) {
+        self.bots[n].apps.remove(&instance);
+        self.step(n, Event::AppExited { instance, how: String::from("exit code 0") });
+    }
+
     fn serve_everything(&mut self, n: usize, load: WebLoad) {
+        self.answer_everything(n);
+        let apps: Vec<(u64, bool)> = self.bots[n].apps.iter().map(|(i, s)| (*i, *s)).collect();
+        for (instance, stopping) in apps {
+            if stopping {
+                self.end_app(n, instance);
+            } else {
+                self.step(n, Event::AppReady { instance });
+            }
+        }
+        self.look_at_clock(n, load);
+    }
+
+    fn answer_everything(&mut self, n: usize) {
         for _ in 0..100 {
             let bot = &mut self.bots[n];
             let event = bot
@@ -454,15 +535,9 @@ impl World {
                 None => break,
             }
         }
-        let apps: Vec<(u64, bool)> = self.bots[n].apps.iter().map(|(i, s)| (*i, *s)).collect();
-        for (instance, stopping) in apps {
-            if stopping {
-                self.bots[n].apps.remove(&instance);
-                self.step(n, Event::AppExited { instance, how: String::from("exit code 0") });
-            } else {
-                self.step(n, Event::AppReady { instance });
-            }
-        }
+    }
+
+    fn look_at_clock(&mut self, n: usize, load: WebLoad) {
         self.renew(n);
         if self.bots[n].role() == Role::Serving {
             self.step(n, Event::LoadMeasured(load));

@@ -13,7 +13,7 @@ use bots_core::{
 };
 use common::Bot;
 use datadriven::TestCase;
-use web_bot::machine::{Action, Event, Mode, Role, Route, ScalingSettings, Settings, WebMachine};
+use web_bot::machine::{Action, ConnectionBudget, Event, Mode, Role, Route, ScalingSettings, Settings, WebMachine};
 
 #[test]
 fn transcripts() {
@@ -51,7 +51,7 @@ impl Player {
     fn play(&mut self, case: &mut TestCase) -> String {
         let mut log = String::new();
         match case.directive.as_str() {
-            // start [app] [min=] [max=] [target=] [window=] [connections=]: a bot called web-1.
+            // start [app] [min=] [max=] [target=] [window=] [connections=] [share=]: a bot called web-1.
             "start" => self.start(case),
             // put [leased]: the input is a key in the scope web, site or main, and its value.
             "put" => self.put(case),
@@ -140,8 +140,10 @@ impl Player {
         take("max", &mut scaling.max);
         take("target", &mut scaling.target_in_flight);
         take("window", &mut scaling.stable_window_s);
-        let connections_per_bot = case.try_take_arg("connections").expect("a number");
-        let settings = Settings { connections_per_bot, ..common::settings("web-1", mode, scaling) };
+        let share_percent = case.try_take_arg("share").expect("a number").unwrap_or(100);
+        let each = case.try_take_arg("connections").expect("a number");
+        let connections = each.map(|per_instance| ConnectionBudget { per_instance, share_percent });
+        let settings = Settings { connections, ..common::settings("web-1", mode, scaling) };
         self.bot = Some(Bot::new(settings, "instance-1"));
     }
 

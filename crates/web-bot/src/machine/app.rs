@@ -33,6 +33,10 @@ pub const CRASHES_HELD_MAX: u32 = 3;
 /// appear one after another.
 pub const DATABASE_SETTLE: Span = Span::from_secs(3);
 
+/// How many processes of the app a bot has at most where connections to the database are counted: one that serves, and one
+/// that comes or goes.
+pub(super) const INSTANCES_MAX: u64 = 2;
+
 /// What an instance is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Recipe {
@@ -68,6 +72,8 @@ struct Failures {
 /// The sub-machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct App {
+    /// How many processes there may be at a time, those that are being stopped included.
+    instances_max: Option<u64>,
     current: Option<Instance>,
     next: Option<Instance>,
     /// Instances that nothing is sent to any more and that are to be stopped, in this step.
@@ -93,8 +99,9 @@ pub(super) enum Condition {
 }
 
 impl App {
-    pub(super) const fn new() -> Self {
+    pub(super) const fn new(instances_max: Option<u64>) -> Self {
         Self {
+            instances_max,
             current: None,
             next: None,
             leaving: Vec::new(),
@@ -113,7 +120,12 @@ impl App {
 
     /// Whether no process of ours is left.
     pub(super) fn is_gone(&self) -> bool {
-        !self.is_kept() && self.leaving.is_empty() && self.retiring.is_empty()
+        !self.is_kept() && !self.has_leavers()
+    }
+
+    /// Whether processes are left that are to end.
+    pub(super) fn has_leavers(&self) -> bool {
+        !self.leaving.is_empty() || !self.retiring.is_empty()
     }
 
     /// Whether an instance runs or starts, other than those that are being stopped.
@@ -180,7 +192,8 @@ impl App {
         // The commit that it was started for is no longer the one to serve.
         self.leaving.extend(self.next.take_if(|next| next.recipe.sha != wanted.sha));
         let hopeless = self.failures.as_ref().is_some_and(|f| f.hopeless && f.recipe == *wanted);
-        if self.next.is_none() && !hopeless && self.may_start(now, wanted) && self.must_start(now, wanted) {
+        let due = self.next.is_none() && !hopeless && self.may_start(now, wanted) && self.must_start(now, wanted);
+        if due && self.has_room() {
             self.start(now, wanted, start_timeout, out);
         }
         match (&self.current, &self.next) {
@@ -188,6 +201,12 @@ impl App {
             (None, None) if hopeless => Condition::Hopeless,
             (None, _) => Condition::Coming,
         }
+    }
+
+    fn has_room(&self) -> bool {
+        let kept = usize::from(self.current.is_some()) + usize::from(self.next.is_some());
+        let all = kept + self.leaving.len() + self.retiring.len();
+        self.instances_max.is_none_or(|max| u64::try_from(all).is_ok_and(|all| all < max))
     }
 
     fn must_start(&self, now: Time, wanted: &Recipe) -> bool {

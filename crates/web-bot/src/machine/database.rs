@@ -11,6 +11,8 @@ use bots_core::{
 };
 use serde::Serialize;
 
+use super::{app::INSTANCES_MAX, settings::ConnectionBudget};
+
 /// How long after a failover requests that had to wait may still look like load.
 pub const FAILOVER_SETTLE: Span = Span::from_secs(3);
 
@@ -63,11 +65,13 @@ impl Database {
         disturbed || self.well_since.is_some_and(|since| now < since + FAILOVER_SETTLE)
     }
 
-    /// How many bots may serve when each takes `each` connections at most; nothing if the database does not say what it
-    /// has. One share is left for the instance that replaces another before that one has ended.
-    pub(super) fn bots_max(&self, each: u32) -> Option<u32> {
+    /// How many bots may serve; nothing if the database does not say what it has. A flip replaces the instances of all bots
+    /// at once, so each counts for as many as it may have by then.
+    pub(super) fn bots_max(&self, budget: ConnectionBudget) -> Option<u32> {
         let Connections { max, reserved } = self.connections?;
-        Some((max.saturating_sub(reserved) / each.max(1)).saturating_sub(1))
+        let given = u64::from(max.saturating_sub(reserved)) * u64::from(budget.share_percent) / 100;
+        let instances = given / u64::from(budget.per_instance.max(1));
+        u32::try_from(instances / INSTANCES_MAX).ok()
     }
 
     /// When the sub-machine wants a step of its own accord.

@@ -49,11 +49,11 @@ pub use self::{
     database::{FAILOVER_SETTLE, FREEZE_MAX},
     roles::DRAIN_NOTICE,
     scaling::{ACTIONS_PER_HOUR_MAX, SCALE_INS_PER_HOUR_MAX, SCALE_INS_PER_WINDOW},
-    settings::{Mode, SLOTS_MAX, ScalingSettings, Settings},
+    settings::{ConnectionBudget, Mode, SLOTS_MAX, ScalingSettings, Settings},
     slots::RECLAIM_GRACE,
 };
 use self::{
-    app::{App, Recipe},
+    app::{App, INSTANCES_MAX, Recipe},
     behind::Behind,
     board::Board,
     content::Content,
@@ -395,7 +395,7 @@ impl State {
             content: Content::new(settings.content.clone(), format!("{}/{}", settings.scope.name(), settings.name)),
             behind: Behind::default(),
             slots: Slots::new(settings.scope.clone()),
-            app: App::new(),
+            app: App::new(settings.connections.map(|_| INSTANCES_MAX)),
             database: Database::default(),
             scaling: Scaling::new(settings.scope.clone()),
             drain: None,
@@ -579,7 +579,7 @@ impl State {
     }
 
     fn effective(&self) -> Effective {
-        let bots_max = self.settings.connections_per_bot.and_then(|each| self.database.bots_max(each));
+        let bots_max = self.settings.connections.and_then(|budget| self.database.bots_max(budget));
         Effective::of(&self.settings, &self.view).within(bots_max)
     }
 
@@ -590,7 +590,14 @@ impl State {
     }
 
     fn sight<'v>(&self, now: Time, board: &'v Board) -> Sight<'v> {
-        Sight { now, board, view: self.seen(), watched: self.view.is_watched(), max: self.effective().scaling.max }
+        Sight {
+            now,
+            board,
+            view: self.seen(),
+            watched: self.view.is_watched(),
+            max: self.effective().scaling.max,
+            vacated: self.settings.connections.is_none() || !self.app.has_leavers(),
+        }
     }
 
     /// What an instance of the app is to be made of, as far as it is known.

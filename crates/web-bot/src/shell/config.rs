@@ -11,7 +11,7 @@ use bots_core::{
 };
 use serde::Deserialize;
 
-use crate::machine::{Mode, ScalingSettings, Settings};
+use crate::machine::{ConnectionBudget, Mode, ScalingSettings, Settings};
 
 /// The shortest lease: etcd counts in whole seconds and rounds up to its own election time.
 const TTL_S_MIN: u64 = 2;
@@ -132,6 +132,9 @@ pub struct Database {
     /// connections for.
     #[serde(default)]
     pub connections_per_bot: Option<u32>,
+    /// The fleet's part of the database's connections, in hundredths: less than all where several fleets share it.
+    #[serde(default = "share_percent")]
+    pub share_percent: u32,
 }
 
 /// The CDN in front.
@@ -140,6 +143,13 @@ pub struct Database {
 pub struct Cdn {
     /// What asset URLs begin with; the key `config` of the scope in etcd wins.
     pub base_url: Option<String>,
+}
+
+impl Database {
+    fn budget(&self) -> Option<ConnectionBudget> {
+        let share_percent = self.share_percent;
+        self.connections_per_bot.map(|per_instance| ConnectionBudget { per_instance, share_percent })
+    }
 }
 
 impl WebConfig {
@@ -161,6 +171,9 @@ impl WebConfig {
                 return Err(String::from(
                     "database.connections_per_bot is 0: use what the app's pool holds, or leave it out",
                 ));
+            }
+            if !(1..=100).contains(&database.share_percent) {
+                return Err(format!("database.share_percent is {}: use 1 to 100", database.share_percent));
             }
         }
         if self.web.mode == Mode::App && self.web.command.first().is_none_or(String::is_empty) {
@@ -254,7 +267,7 @@ impl WebConfig {
             drain_timeout: Span::from_secs(self.web.drain_timeout_s),
             cdn_url: self.cdn.base_url.clone(),
             scaling: self.scaling,
-            connections_per_bot: self.database.as_ref().and_then(|database| database.connections_per_bot),
+            connections: self.database.as_ref().and_then(Database::budget),
         })
     }
 }
@@ -281,6 +294,10 @@ fn health_path() -> String {
 
 const fn health_interval_s() -> u64 {
     5
+}
+
+const fn share_percent() -> u32 {
+    100
 }
 
 const fn app_start_timeout_s() -> u64 {
@@ -344,5 +361,7 @@ mod tests {
         check("data_dir: /tmp/x\n", "", "data_dir");
         let both = "data_dir: /tmp/x\ndatabase: {scope: main, dbname: d, username: u, password: a, password_file: b}";
         check("data_dir: /tmp/x", both, "database.password");
+        let share = "data_dir: /tmp/x\ndatabase: {scope: main, dbname: d, username: u, share_percent: 101}";
+        check("data_dir: /tmp/x", share, "database.share_percent");
     }
 }

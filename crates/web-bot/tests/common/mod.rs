@@ -27,7 +27,7 @@ pub fn settings(name: &str, mode: Mode, scaling: ScalingSettings) -> Settings {
         app_start_timeout: Span::from_secs(10),
         drain_timeout: Span::from_secs(5),
         cdn_url: None,
-        connections_per_bot: None,
+        connections: None,
         scaling,
     }
 }
