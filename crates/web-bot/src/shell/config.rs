@@ -7,7 +7,7 @@ use std::{
 
 use bots_core::{
     machine::Span,
-    shell::{Common, Secret, config::one_secret},
+    shell::{Common, Networks, Secret, config::one_secret},
 };
 use serde::Deserialize;
 
@@ -75,6 +75,9 @@ pub struct Web {
     /// How long the app may take to begin an answer.
     #[serde(default = "app_answer_timeout_s")]
     pub app_answer_timeout_s: u64,
+    /// Whose word about the client, its host and its protocol is believed (`X-Forwarded-For`, `-Host`, `-Proto`).
+    #[serde(default = "Networks::loopback")]
+    pub trusted_proxies: Networks,
     /// How much of the site is held in memory, compressed forms included; the rest is read from disk as it is sent.
     #[serde(default = "memory_max_bytes")]
     pub memory_max_bytes: u64,
@@ -354,6 +357,7 @@ mod tests {
         check("mode: static", "mode: app", "web.command");
         check("mode: static", "mode: fast", "web.mode");
         check("localhost:0", "nowhere", "web.listen");
+        check("mode: static", "mode: static, trusted_proxies: [10.0.0.0/99]", "web.trusted_proxies");
         check("scope: site", "scope: a/b", "content.scope");
         check("scope: site", "scope: site, path_in_repo: a/../..", "content.path_in_repo");
         check("data_dir: /tmp/x", "data_dir: /tmp/x\nscaling: {max: 0}", "scaling.max");

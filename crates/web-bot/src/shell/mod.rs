@@ -99,8 +99,8 @@ fn doors(config: &WebConfig) -> Result<Doors, Exit> {
         (Some(_), None) | (None, _) => None,
     };
     let app_answer_timeout = Duration::from_secs(config.web.app_answer_timeout_s);
-    let access_log = config.web.access_log.clone();
-    Ok(Doors { plain, tls, access_log, app_answer_timeout, patience: CLIENT_PATIENCE })
+    let (access_log, trusted) = (config.web.access_log.clone(), config.web.trusted_proxies.clone());
+    Ok(Doors { plain, tls, access_log, app_answer_timeout, trusted, patience: CLIENT_PATIENCE })
 }
 
 fn bind(field: &str, listen: SocketAddr) -> Result<TcpListener, Exit> {
