@@ -63,6 +63,8 @@ pub enum Plant {
     ClaimOutlivesBot,
     /// Who takes the lock of a web scope begins the count anew.
     LeaderCountsAnew,
+    /// A web leader does not see what its predecessors have spent of the hour's budget.
+    ChangesForgotten,
     /// A web bot does not hear what others serve.
     OthersUnseen,
     /// Whatever the canary's pages are like, they count as good.
@@ -88,7 +90,7 @@ pub enum Plant {
 }
 
 /// All that are known to be caught, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 34] = [
+pub const PLANTS: [(Plant, &str); 35] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -112,6 +114,7 @@ pub const PLANTS: [(Plant, &str); 34] = [
     (Plant::ReadyBeforeWhole, "ready-before-whole"),
     (Plant::ClaimOutlivesBot, "claim-outlives-bot"),
     (Plant::LeaderCountsAnew, "leader-counts-anew"),
+    (Plant::ChangesForgotten, "changes-forgotten"),
     (Plant::OthersUnseen, "others-unseen"),
     (Plant::CanaryAlwaysWell, "canary-always-well"),
     (Plant::NamesInForceAtOnce, "names-in-force-at-once"),
@@ -259,6 +262,15 @@ pub(crate) fn alter_event(plant: Option<Plant>, leads: bool, mut event: BotEvent
                     }
                     Ok(_) | Err(_) => String::from("{}"),
                 };
+            }
+        });
+    }
+    if plant == Some(Plant::ChangesForgotten)
+        && let BotEvent::Web(web::Event::Dcs(event)) = &mut event
+    {
+        each_value(event, &|kv| {
+            if kv.key.ends_with("/load/history") {
+                kv.value = String::from("{}");
             }
         });
     }

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use bots_core::{
     dcs::{DcsAction, DcsEvent, MemoryDcs, Transaction, Write},
     machine::{Machine, Span, Time},
-    wire::WebLoad,
+    wire::{LoadChange, LoadHistory, WebLoad},
 };
 use common::Bot;
 use datadriven::TestCase;
@@ -59,6 +59,8 @@ impl Player {
                 let writes = vec![Write::delete(format!("/service/{}", case.input.trim()))];
                 self.dcs.transact(self.now, &Transaction::new(Vec::new(), writes));
             }
+            // history falls= rises= ago-s=: the record of so many changes of the count, all at one time.
+            "history" => self.history(case),
             // live SHA-DIGIT GENERATION, candidate SHA-DIGIT GENERATION
             "live" | "candidate" => {
                 let digit = case.input.trim().chars().next().expect("a digit");
@@ -158,6 +160,16 @@ impl Player {
         } else {
             Write::put(key, value)
         };
+        self.dcs.transact(self.now, &Transaction::new(Vec::new(), vec![write]));
+    }
+
+    fn history(&mut self, case: &mut TestCase) {
+        let mut take = |name: &str| case.try_take_arg::<u64>(name).expect("a number").unwrap_or(0);
+        let (falls, rises, ago_s) = (take("falls"), take("rises"), take("ago-s"));
+        let at_unix_ms = common::EPOCH_UNIX_MS + self.now.as_millis() - ago_s * 1_000;
+        let changes = (0..falls + rises).map(|n| LoadChange { at_unix_ms, lowered: n < falls }).collect();
+        let value = serde_json::to_string(&LoadHistory { changes }).expect("json");
+        let write = Write::put("/service/web/load/history", value);
         self.dcs.transact(self.now, &Transaction::new(Vec::new(), vec![write]));
     }
 
@@ -303,6 +315,10 @@ fn write(write: &Write) -> String {
 /// A value without what is the same in all transcripts.
 fn abridged(value: &str) -> String {
     let Ok(serde_json::Value::Object(mut fields)) = serde_json::from_str(value) else { return value.to_owned() };
+    if let Some(changes) = fields.get("changes").and_then(serde_json::Value::as_array) {
+        let lowered = changes.iter().filter(|change| change["lowered"] == true).count();
+        return format!("{} changes, {lowered} down", changes.len());
+    }
     for dull in
         ["kind", "node", "version", "api_url", "instance", "url", "since_unix_ms", "posted_by", "posted_unix_ms"]
     {

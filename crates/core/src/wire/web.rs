@@ -19,6 +19,25 @@ pub struct LoadMessage {
     pub posted_unix_ms: u64,
 }
 
+/// The `load/history` key: the changes of the number of load messages within the last hour, whoever made them. Written
+/// together with each change, so that the budget of changes is one for all leaders.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LoadHistory {
+    /// Oldest first.
+    #[serde(default)]
+    pub changes: Vec<LoadChange>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadChange {
+    /// When it was made, in milliseconds since 1970.
+    pub at_unix_ms: u64,
+    /// Whether messages were withdrawn.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lowered: bool,
+}
+
 /// How busy a serving bot is, averaged over the last publishing interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct WebLoad {

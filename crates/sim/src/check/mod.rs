@@ -2,6 +2,7 @@
 //! them look after everything that happens.
 
 mod acknowledged_writes;
+mod counted_changes;
 mod fenced_writes;
 mod lease_deadline;
 mod left_behind;
@@ -150,6 +151,7 @@ impl Checks {
             Box::new(left_behind::LeftBehind::default()),
             Box::new(load_claims::LoadClaims),
             Box::new(steady_count::SteadyCount::default()),
+            Box::new(counted_changes::CountedChanges),
             Box::new(lease_deadline::LeaseDeadline::default()),
             Box::new(one_cluster::OneCluster::default()),
             Box::new(rewinds::Rewinds::default()),

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Files: `roles` (one step function a role), `content` (which commits), `slots` (the place in the serving set), `app`
-//! (the user's process), `scaling` (the leader's count), `behind` (others have what this bot lacks), `outward` (member key,
+//! (the user's process), `scaling` (the leader's count), `budget` (how often it may change), `behind` (others have what this bot lacks), `outward` (member key,
 //! route, report), `board` and `settings`.
 
 #![warn(clippy::wildcard_enum_match_arm)]
@@ -22,6 +22,7 @@
 mod app;
 mod behind;
 mod board;
+mod budget;
 mod content;
 mod database;
 mod invariants;
@@ -45,10 +46,11 @@ pub use self::{
         APP_PROVEN_AFTER, APP_STOP_GRACE, CRASHES_HELD_MAX, DATABASE_SETTLE, RESTART_BACKOFF_MAX, RESTART_BACKOFF_MIN,
     },
     behind::CATCH_UP_MAX,
+    budget::{ACTIONS_PER_HOUR_MAX, SCALE_INS_PER_HOUR_MAX},
     content::{PREPARE_BACKOFF_MAX, PREPARE_BACKOFF_MIN, REVISIONS_KEPT},
     database::{FAILOVER_SETTLE, FREEZE_MAX},
     roles::DRAIN_NOTICE,
-    scaling::{ACTIONS_PER_HOUR_MAX, SCALE_INS_PER_HOUR_MAX, SCALE_INS_PER_WINDOW},
+    scaling::SCALE_INS_PER_WINDOW,
     settings::{ConnectionBudget, Mode, SLOTS_MAX, ScalingSettings, Settings},
     slots::RECLAIM_GRACE,
 };
@@ -378,7 +380,8 @@ impl Machine for WebMachine {
 
 impl State {
     /// A bot that has just been started. `instance` tells this process from any other of the same name; `epoch_unix_ms` is
-    /// the wall time at the origin of the machine's clock, to show, never to decide by.
+    /// the wall time at the origin of the machine's clock, to show, and to count an hour's scaling actions by, never to decide
+    /// anything else.
     #[must_use]
     pub fn new(settings: Settings, instance: impl Into<String>, epoch_unix_ms: u64) -> Self {
         let scopes = [Some(&settings.scope), Some(&settings.content), settings.database.as_ref()];

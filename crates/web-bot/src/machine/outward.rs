@@ -6,7 +6,9 @@ use bots_core::{
 };
 use serde::Serialize;
 
-use super::{Action, Mode, Role, Route, State, WebMachine, board::Board, content::short, scaling::Figures};
+use super::{
+    Action, Mode, Role, Route, State, WebMachine, board::Board, budget::Budget, content::short, scaling::Figures,
+};
 
 /// What was last shared, to tell news from figures.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -117,9 +119,11 @@ impl State {
         let counts = |m: &Member| [Role::Serving, Role::Idle].iter().any(|role| m.head.node == role.to_string());
         let serving = members.filter(|m| m.head.kind == Kind::Web && counts(m));
         let loads = serving.filter_map(|m| m.facts::<WebFacts>()?.load).map(|load| load.in_flight_milli);
+        let unix_ms = self.epoch_unix_ms.saturating_add(now.as_millis());
         Figures {
             now,
-            unix_ms: self.epoch_unix_ms.saturating_add(now.as_millis()),
+            unix_ms,
+            budget: Budget::read(&self.view, &self.settings.scope, unix_ms),
             board,
             frozen: self.database.is_frozen(now),
             view: self.seen(),

@@ -11,6 +11,9 @@ use bots_core::{
 };
 use web_bot::machine::{Action, Event, Mode, Role, ScalingSettings, Settings, State, WebMachine};
 
+/// The wall time at the origin of the machines' clocks.
+pub const EPOCH_UNIX_MS: u64 = 1_700_000_000_000;
+
 /// The settings of the bot `name` in the scopes of the demo.
 pub fn settings(name: &str, mode: Mode, scaling: ScalingSettings) -> Settings {
     let scope = |name: &str| Scope::new("service", name).expect("a valid name");
@@ -50,7 +53,7 @@ pub struct Bot {
 impl Bot {
     pub fn new(settings: Settings, instance: &str) -> Self {
         Self {
-            state: Some(State::new(settings, instance, 1_700_000_000_000)),
+            state: Some(State::new(settings, instance, EPOCH_UNIX_MS)),
             questions: VecDeque::new(),
             wants_lease: None,
             lease: None,
