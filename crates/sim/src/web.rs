@@ -134,6 +134,12 @@ impl World {
                 let delay = self.rng.span(5, drain.as_millis());
                 self.web_after(node, delay, WebItem::AppExited { instance, how: "signal: 15 (SIGTERM)" });
             }
+            Action::ProbeDatabase { id, address } => {
+                let server = self.host_in(&address).filter(|server| self.network.peers_meet(node, *server));
+                let delay = self.rng.span(1, 1_000);
+                let answers = server.is_some_and(|s| self.nodes[s.0].postgres().is_some_and(|p| p.facts().is_some()));
+                self.tell(node, delay, BotEvent::Web(Event::DatabaseProbed { id, answers }));
+            }
             Action::SetRoute(route) => {
                 self.web_body(node).route = route;
                 self.request(node);

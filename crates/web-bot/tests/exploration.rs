@@ -235,6 +235,10 @@ impl World {
                 }
             }
             96..=97 => {
+                if let Some(id) = self.bots[n].database_probe.take() {
+                    let answers = self.dice.one_in(2);
+                    self.step(n, Event::DatabaseProbed { id, answers });
+                }
                 if self.bots[n].probed.take().is_some() {
                     let instance = self.dice.one_in(2).then(|| String::from("somebody-else"));
                     self.step(n, Event::NameProbed { instance });
@@ -537,6 +541,7 @@ impl World {
                 .or_else(|| bot.watched(&self.dcs))
                 .or_else(|| bot.probed.take().map(|_| Event::NameProbed { instance: None }))
                 .or_else(|| bot.preparing.pop_front().map(|(id, sha)| Event::ContentPrepared { id, sha }))
+                .or_else(|| bot.database_probe.take().map(|id| Event::DatabaseProbed { id, answers: true }))
                 .or_else(|| bot.awaited.take().map(|id| Event::InFlightEnded { id }));
             match event {
                 Some(event) => self.step(n, event),

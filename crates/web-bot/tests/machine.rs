@@ -117,6 +117,12 @@ impl Player {
                 let id = self.bot.as_mut().expect("started").awaited.take().expect("asked for");
                 self.step(Event::InFlightEnded { id }, &mut log);
             }
+            // database answers|silent: what comes of asking the primary.
+            "database" => {
+                let id = self.bot.as_mut().expect("started").database_probe.take().expect("asked for");
+                let answers = case.input.trim() == "answers";
+                self.step(Event::DatabaseProbed { id, answers }, &mut log);
+            }
             "probed" => {
                 let instance = Some(case.input.trim().to_owned()).filter(|i| !i.is_empty());
                 self.step(Event::NameProbed { instance }, &mut log);
@@ -283,6 +289,7 @@ fn describe(action: &Action) -> String {
         Action::StartApp { instance, sha, database_hosts, cdn_url } => {
             format!("start app {instance}: {} {database_hosts:?} {cdn_url:?}", &sha[..2])
         }
+        Action::ProbeDatabase { id, address } => format!("ask database {id}: {address}"),
         Action::ProbeName { .. } | Action::StopApp { .. } | Action::AwaitInFlight { .. } | Action::Exit { .. } => {
             format!("{action:?}")
         }

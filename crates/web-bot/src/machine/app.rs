@@ -324,7 +324,7 @@ impl App {
 }
 
 /// `host:port` of a connection URL.
-fn host_of(conn_url: &str) -> Option<String> {
+pub(super) fn host_of(conn_url: &str) -> Option<String> {
     let (_, rest) = conn_url.split_once("://")?;
     let authority = rest.split(['/', '?']).next()?;
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);

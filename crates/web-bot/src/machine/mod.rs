@@ -48,7 +48,7 @@ pub use self::{
     behind::CATCH_UP_MAX,
     budget::{ACTIONS_PER_HOUR_MAX, SCALE_INS_PER_HOUR_MAX},
     content::{PREPARE_BACKOFF_MAX, PREPARE_BACKOFF_MIN, REVISIONS_KEPT},
-    database::{FAILOVER_SETTLE, FREEZE_MAX},
+    database::{FAILOVER_SETTLE, FREEZE_MAX, PROBE_COUNTS, PROBE_PAUSE},
     roles::DRAIN_NOTICE,
     scaling::SCALE_INS_PER_WINDOW,
     settings::{ConnectionBudget, Mode, SLOTS_MAX, ScalingSettings, Settings},
@@ -185,6 +185,13 @@ pub enum Event {
         /// One line: its exit status, or what kept it from starting.
         how: String,
     },
+    /// The primary of the database was asked whether it answers.
+    DatabaseProbed {
+        /// The number of the question.
+        id: u64,
+        /// Whether it did, in time.
+        answers: bool,
+    },
     /// How busy the data plane was of late.
     LoadMeasured(WebLoad),
     /// No request is in flight any more.
@@ -243,6 +250,14 @@ pub enum Action {
         drain: Span,
         /// How long it may then take to end by itself.
         grace: Span,
+    },
+    /// Ask the server at `address` whether it answers as Postgres does. Answered by [`Event::DatabaseProbed`], soon and in any
+    /// case.
+    ProbeDatabase {
+        /// The number of the question.
+        id: u64,
+        /// `host:port`.
+        address: String,
     },
     /// Send requests there from now on, all at once: a request that has begun keeps the route that it began with.
     SetRoute(Route),
@@ -480,6 +495,7 @@ impl State {
             Event::AppHung { .. } if self.database.is_frozen(now) || self.role != Role::Serving => {}
             Event::AppHung { instance, how } => self.app.hung(now, instance, &how),
             Event::AppExited { instance, how } => self.app.exited(now, instance, &how),
+            Event::DatabaseProbed { id, answers } => self.database.probed(now, id, answers),
             Event::LoadMeasured(load) => self.load = Some(load),
             Event::InFlightEnded { id } => {
                 if let Some(drain) = self.drain.as_mut().filter(|d| d.is(id)) {
@@ -579,6 +595,9 @@ impl State {
         let Some(fence) = self.leadership.fence(now, &self.membership) else { return };
         let figures = self.figures(now, board);
         self.scaling.advance(&figures, fence, &self.leadership, &mut self.membership, out);
+        if self.scaling.doubts() {
+            self.database.ask(now, out);
+        }
     }
 
     fn effective(&self) -> Effective {

@@ -126,6 +126,7 @@ impl State {
             budget: Budget::read(&self.view, &self.settings.scope, unix_ms),
             board,
             frozen: self.database.is_frozen(now),
+            database_answers: self.database.answers(now),
             view: self.seen(),
             total_milli: loads.fold(0, u64::saturating_add),
             settings: self.effective().scaling,

@@ -60,6 +60,8 @@ pub(super) struct Scaling {
     lowered_at: Option<Time>,
     /// The hour's budget is used up.
     is_spent: bool,
+    /// Load asks for more, if it is load.
+    doubts: bool,
     total_milli: u64,
 }
 
@@ -75,6 +77,8 @@ pub(super) struct Figures<'v> {
     pub(super) budget: Budget,
     /// The database fails over: what looks like load may be requests that wait for it.
     pub(super) frozen: bool,
+    /// The database is known to answer, so that requests do not wait for it.
+    pub(super) database_answers: bool,
 }
 
 impl Scaling {
@@ -88,6 +92,7 @@ impl Scaling {
             higher: VecDeque::new(),
             lowered_at: None,
             is_spent: false,
+            doubts: false,
             total_milli: 0,
         }
     }
@@ -130,6 +135,7 @@ impl Scaling {
             Phase::Pausing { until } if figures.now < until => return,
             Phase::Watching | Phase::Catching { .. } | Phase::Pausing { .. } => self.phase = Phase::Watching,
         }
+        self.doubts = self.wants_more(figures) && !figures.database_answers;
         let Some((mut compare, mut then)) = self.change(figures, membership.name()) else { return };
         let lowers = then.iter().any(|w| matches!(w, Write::Delete { .. }));
         let (unspent, record) = figures.budget.spend(lowers);
@@ -146,6 +152,7 @@ impl Scaling {
     /// matter, so the record holds at most one entry a count.
     fn note(&mut self, figures: &Figures<'_>) {
         self.is_spent = !figures.budget.may_act();
+        self.doubts = false;
         if figures.frozen {
             self.frozen_at = Some(figures.now);
             return;
@@ -180,9 +187,10 @@ impl Scaling {
         if !beyond.is_empty() {
             return figures.budget.may_act().then(|| (Vec::new(), beyond.iter().map(|s| self.withdraw(*s)).collect()));
         }
-        if self.desired > count {
+        let sure = if self.doubts { self.desired.min(figures.settings.min.max(1)) } else { self.desired };
+        if sure > count {
             let missing = (0..max).filter(|slot| !posted.contains(slot));
-            let slots: Vec<u32> = missing.take(usize::try_from(self.desired - count).unwrap_or(0)).collect();
+            let slots: Vec<u32> = missing.take(usize::try_from(sure - count).unwrap_or(0)).collect();
             let absent = slots.iter().map(|slot| Compare::Absent(self.scope.load(*slot))).collect();
             let message = self.message(figures, count, me);
             let posts = slots.iter().map(|slot| Write::put(self.scope.load(*slot), message.clone())).collect();
@@ -191,6 +199,17 @@ impl Scaling {
         let due = self.scale_in_due(figures, count)?;
         let highest = *posted.last()?;
         (due <= figures.now && figures.budget.may_scale_in()).then(|| (Vec::new(), vec![self.withdraw(highest)]))
+    }
+
+    /// Whether load asks for more bots than there always are: somebody has to serve in any case.
+    fn wants_more(&self, figures: &Figures<'_>) -> bool {
+        let count = u32::try_from(figures.board.posted().count()).unwrap_or(u32::MAX);
+        !figures.frozen && self.desired > count.max(figures.settings.min.max(1))
+    }
+
+    /// Whether it has to be known whether the database answers.
+    pub(super) const fn doubts(&self) -> bool {
+        self.doubts
     }
 
     fn withdraw(&self, slot: u32) -> Write {

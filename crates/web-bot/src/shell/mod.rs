@@ -3,6 +3,7 @@
 mod app;
 mod config;
 mod content;
+mod database;
 mod plane;
 
 use std::{
@@ -173,6 +174,9 @@ impl Shell for WebShell {
                 self.apps.start(Launch { instance, sha, content_dir, database_hosts, cdn_url });
             }
             Action::StopApp { instance, drain, grace } => self.apps.stop(instance, drain, grace),
+            Action::ProbeDatabase { id, address } => {
+                self.later(async move { Event::DatabaseProbed { id, answers: database::answers(&address).await } });
+            }
             Action::SetRoute(route) => {
                 if let Some(commit) = route.sha() {
                     tracing::info!(commit, "requests are answered from this commit");

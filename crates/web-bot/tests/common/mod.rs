@@ -47,6 +47,7 @@ pub struct Bot {
     pub apps: BTreeMap<u64, bool>,
     pub awaited: Option<u64>,
     pub probed: Option<String>,
+    pub database_probe: Option<u64>,
     pub exit: Option<u8>,
 }
 
@@ -62,6 +63,7 @@ impl Bot {
             apps: BTreeMap::new(),
             awaited: None,
             probed: None,
+            database_probe: None,
             exit: None,
         }
     }
@@ -107,6 +109,7 @@ impl Bot {
                     *stopping = true;
                 }
             }
+            Action::ProbeDatabase { id, .. } => self.database_probe = Some(*id),
             Action::AwaitInFlight { id } => self.awaited = Some(*id),
             Action::Exit { code, .. } => self.exit = Some(*code),
             Action::SetRoute(_) | Action::RetainContent { .. } => {}
