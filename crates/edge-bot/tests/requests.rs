@@ -163,7 +163,8 @@ async fn what_is_passed_on_can_be_read_in_one_way() {
 }
 
 /// The built-in configuration, with less patience for what is silent.
-const IMPATIENT: (&str, &str) = ("timeout client 60s\n    timeout server 60s", "timeout client 1s\n    timeout server 1s");
+const IMPATIENT: (&str, &str) =
+    ("timeout client 60s\n    timeout server 60s", "timeout client 1s\n    timeout server 1s");
 /// Longer than that, shorter than a stream may be silent.
 const SILENCE: Duration = Duration::from_millis(2_500);
 

@@ -215,7 +215,9 @@ impl World {
                 let in_flight_milli = self.dice.roll(30) * 1_000;
                 self.step(n, Event::LoadMeasured(WebLoad { in_flight_milli, rps: 1, p99_us: 1 }));
             }
-            87..=89 => self.in_flight(n),
+            87..=88 => self.in_flight(n),
+            89 if self.dice.one_in(2) => self.step(n, Event::ProcessorStalled),
+            89 => self.in_flight(n),
             90 if self.dice.one_in(3) => self.crash(n),
             91 => self.publish(),
             92..=93 if self.dice.one_in(2) => self.meddle(),

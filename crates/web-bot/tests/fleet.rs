@@ -386,6 +386,54 @@ async fn an_app_that_hangs_is_replaced() {
     until("the hung one is gone", async || !lives(hung)).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stall_of_the_processor_is_counted_and_is_no_load_where_nobody_asks() {
+    let mut fleet = Fleet::new();
+    fleet.publish("page").await;
+    let bot = fleet.static_bot("web-1");
+    until("it serves", async || fleet.is(&bot, "serving").await).await;
+    if fs::read_to_string(&bot.log).expect("its log").contains("no pressure-stall events here") {
+        eprintln!("skipped: this kernel tells of no stalls");
+        return;
+    }
+    let hogs = Hogs::start();
+    until("a stall is counted", async || {
+        let metrics = http::get(&format!("{}/metrics", bot.api), Duration::from_secs(5)).await;
+        let text = metrics.map(|(_, body)| String::from_utf8_lossy(&body).into_owned()).unwrap_or_default();
+        let counts = |line: &str| line.strip_prefix("web_processor_stalls_total ").is_some_and(|n| n.trim() != "0");
+        text.lines().any(counts)
+    })
+    .await;
+    drop(hogs);
+    let facts = fleet.member("web-1").await.and_then(|m| m.facts::<WebFacts>()).expect("its facts");
+    assert!(!facts.stalled, "{facts:?}");
+}
+
+/// Threads that want more processors than there are.
+struct Hogs(Arc<AtomicBool>);
+
+impl Hogs {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        for _ in 0..2 * processors {
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        Self(stop)
+    }
+}
+
+impl Drop for Hogs {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn pid_of(page: &str) -> u32 {
     page.trim().rsplit(' ').next().and_then(|pid| pid.parse().ok()).expect("the page ends with a pid")
 }

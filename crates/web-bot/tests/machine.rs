@@ -27,7 +27,7 @@ fn transcripts() {
 fn the_diagram_in_the_docs_is_the_table() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/machines/web.md");
     let wanted = format!(
-        "# The web bot's machine\n\nDrawn from the transition table in `crates/web-bot/src/machine/mod.rs` by a test that \
+        "# The web bot's machine\n\nDrawn from the transition table in `crates/web-bot/src/machine/role.rs` by a test that \
          compares; `REWRITE=1 cargo nextest run -p web-bot the_diagram` draws it anew.\n\n```mermaid\n{}```\n",
         WebMachine::TRANSITIONS.mermaid(),
     );
@@ -113,6 +113,7 @@ impl Player {
                 let in_flight_milli = case.take_arg("milli").expect("milli=");
                 self.step(Event::LoadMeasured(WebLoad { in_flight_milli, rps: 0, p99_us: 0 }), &mut log);
             }
+            "stalled" => self.step(Event::ProcessorStalled, &mut log),
             "in-flight-ended" => {
                 let id = self.bot.as_mut().expect("started").awaited.take().expect("asked for");
                 self.step(Event::InFlightEnded { id }, &mut log);

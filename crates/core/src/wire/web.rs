@@ -70,6 +70,9 @@ pub struct WebFacts {
     /// How busy it is; absent while idle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<WebLoad>,
+    /// Its requests wait for a processor, and weigh more than where they do not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stalled: bool,
     /// Trouble with content or the app, one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,

@@ -13,9 +13,10 @@
 //!  any of them ──► Failed   (another live bot has our name: exit at once)
 //! ```
 //!
-//! Files: `roles` (one step function a role), `content` (which commits), `slots` (the place in the serving set), `app`
-//! (the user's process), `scaling` (the leader's count), `budget` (how often it may change), `behind` (others have what this bot lacks), `outward` (member key,
-//! route, report), `board` and `settings`.
+//! Files: `role` (the table of edges), `roles` (one step function a role), `content` (which commits), `slots` (the place in
+//! the serving set), `app` (the user's process), `database` (what it means for us), `scaling` (the leader's count), `budget`
+//! (how often it may change), `behind` (others have what this bot lacks), `pressure` (stalls of the processor), `outward`
+//! (member key, route, report), `route`, `board` and `settings`.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
@@ -27,7 +28,10 @@ mod content;
 mod database;
 mod invariants;
 mod outward;
+mod pressure;
+mod role;
 mod roles;
+mod route;
 mod scaling;
 mod settings;
 mod slots;
@@ -35,7 +39,7 @@ mod slots;
 use bots_core::{
     dcs::{DcsAction, DcsEvent, Revision, View},
     leadership::{Leadership, LeadershipChange},
-    machine::{Deadline, Edge, Machine, Report, Span, Step, Time, TransitionTable},
+    machine::{Deadline, Machine, Report, Span, Step, Time, TransitionTable},
     membership::{Membership, MembershipAction, MembershipChange, MembershipEvent, RETRY_AFTER},
     wire::WebLoad,
 };
@@ -49,7 +53,10 @@ pub use self::{
     budget::{ACTIONS_PER_HOUR_MAX, SCALE_INS_PER_HOUR_MAX},
     content::{PREPARE_BACKOFF_MAX, PREPARE_BACKOFF_MIN, REVISIONS_KEPT},
     database::{FAILOVER_SETTLE, FREEZE_MAX, PROBE_COUNTS, PROBE_PAUSE},
+    pressure::{STALL_COUNTS, STALLED_WEIGHT},
+    role::Role,
     roles::DRAIN_NOTICE,
+    route::Route,
     scaling::SCALE_INS_PER_WINDOW,
     settings::{ConnectionBudget, Mode, SLOTS_MAX, ScalingSettings, Settings},
     slots::RECLAIM_GRACE,
@@ -61,48 +68,13 @@ use self::{
     content::Content,
     database::Database,
     outward::Shared,
+    pressure::Pressure,
+    role::EDGES,
     roles::Drain,
     scaling::Scaling,
     settings::Effective,
     slots::{Sight, Slots},
 };
-
-/// The node of the state diagram.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Waits for etcd: a lease, the name, a first look.
-    Initializing,
-    /// Waits for the live revision to stand ready.
-    Preparing,
-    /// Could serve, and need not.
-    Idle,
-    /// Has claimed a load message and brings the app up.
-    Waking,
-    /// Serves.
-    Serving,
-    /// Lets the requests in flight end.
-    Draining,
-    /// Was asked to end: drains, gives everything back, exits.
-    Stopping,
-    /// Must not run; has said why and exits.
-    Failed,
-}
-
-impl std::fmt::Display for Role {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Initializing => "initializing",
-            Self::Preparing => "preparing",
-            Self::Idle => "idle",
-            Self::Waking => "waking",
-            Self::Serving => "serving",
-            Self::Draining => "draining",
-            Self::Stopping => "stopping",
-            Self::Failed => "failed",
-        })
-    }
-}
 
 /// Everything the bot knows.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -130,6 +102,7 @@ pub struct State {
     drain: Option<Drain>,
     drains: u64,
     load: Option<WebLoad>,
+    pressure: Pressure,
     route: Route,
     shared: Shared,
     ended: bool,
@@ -194,6 +167,8 @@ pub enum Event {
     },
     /// How busy the data plane was of late.
     LoadMeasured(WebLoad),
+    /// Work on this machine has waited for a processor for much of the last seconds.
+    ProcessorStalled,
     /// No request is in flight any more.
     InFlightEnded {
         /// The number of the drain that asked.
@@ -275,79 +250,9 @@ pub enum Action {
     },
 }
 
-/// Where requests go.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub enum Route {
-    /// Nowhere: 503, naming the state, with the advice to try again soon.
-    Refuse {
-        /// The bot's role.
-        state: String,
-    },
-    /// Wait a little: the app is about to be there.
-    Hold,
-    /// To the files of a commit.
-    Static {
-        /// The commit.
-        sha: String,
-        /// Ask clients to close their connections: we are leaving.
-        closing: bool,
-    },
-    /// To an instance of the app.
-    App {
-        /// The instance.
-        instance: u64,
-        /// The commit that it was started on.
-        sha: String,
-        /// Ask clients to close their connections: we are leaving.
-        closing: bool,
-    },
-}
-
-impl Route {
-    /// The commit that responses come from.
-    #[must_use]
-    pub fn sha(&self) -> Option<&str> {
-        match self {
-            Self::Static { sha, .. } | Self::App { sha, .. } => Some(sha),
-            Self::Refuse { .. } | Self::Hold => None,
-        }
-    }
-}
-
 /// The web bot's machine.
 #[derive(Debug, Clone, Copy)]
 pub struct WebMachine;
-
-const EDGES: &[Edge<Role>] = &[
-    Edge::new(Role::Initializing, Role::Preparing, "etcd answered and the name is ours"),
-    Edge::new(Role::Preparing, Role::Idle, "the content stands ready"),
-    Edge::new(Role::Idle, Role::Waking, "a load message is claimed"),
-    Edge::new(Role::Waking, Role::Serving, "content and app are ready"),
-    Edge::new(
-        Role::Waking,
-        Role::Idle,
-        "the app does not come up, or the message is gone, or the live commit is served by others alone",
-    ),
-    Edge::new(Role::Serving, Role::Waking, "the app died"),
-    Edge::new(
-        Role::Serving,
-        Role::Draining,
-        "the message is gone, or was lost and all are taken, or the live commit is served by others alone",
-    ),
-    Edge::new(Role::Draining, Role::Idle, "requests in flight are done"),
-    Edge::new(Role::Initializing, Role::Stopping, "asked to stop"),
-    Edge::new(Role::Preparing, Role::Stopping, "asked to stop"),
-    Edge::new(Role::Idle, Role::Stopping, "asked to stop"),
-    Edge::new(Role::Waking, Role::Stopping, "asked to stop"),
-    Edge::new(Role::Serving, Role::Stopping, "asked to stop"),
-    Edge::new(Role::Draining, Role::Stopping, "asked to stop"),
-    Edge::new(Role::Initializing, Role::Failed, "another live bot has the name"),
-    Edge::new(Role::Preparing, Role::Failed, "another live bot has the name"),
-    Edge::new(Role::Idle, Role::Failed, "another live bot has the name"),
-    Edge::new(Role::Waking, Role::Failed, "another live bot has the name"),
-    Edge::new(Role::Serving, Role::Failed, "another live bot has the name"),
-    Edge::new(Role::Draining, Role::Failed, "another live bot has the name"),
-];
 
 impl Machine for WebMachine {
     const KIND: &'static str = "web";
@@ -419,6 +324,7 @@ impl State {
             drain: None,
             drains: 0,
             load: None,
+            pressure: Pressure::default(),
             route: Route::Refuse { state: Role::Initializing.to_string() },
             shared: Shared::default(),
             ended: false,
@@ -497,6 +403,7 @@ impl State {
             Event::AppExited { instance, how } => self.app.exited(now, instance, &how),
             Event::DatabaseProbed { id, answers } => self.database.probed(now, id, answers),
             Event::LoadMeasured(load) => self.load = Some(load),
+            Event::ProcessorStalled => self.pressure.stalled(now),
             Event::InFlightEnded { id } => {
                 if let Some(drain) = self.drain.as_mut().filter(|d| d.is(id)) {
                     drain.end();
@@ -656,6 +563,7 @@ impl State {
             self.slots.deadline(&sight, &self.membership),
             self.app.deadline(now, recipe.as_ref()),
             self.database.deadline(now),
+            self.pressure.deadline(now).filter(|_| self.is_stalled()),
             self.drain.as_ref().and_then(Drain::deadline),
             leads.then(|| self.scaling.deadline(&self.figures(now, &board))).flatten(),
         ])

@@ -7,7 +7,8 @@ use bots_core::{
 use serde::Serialize;
 
 use super::{
-    Action, Mode, Role, Route, State, WebMachine, board::Board, budget::Budget, content::short, scaling::Figures,
+    Action, Mode, Role, Route, STALLED_WEIGHT, State, WebMachine, board::Board, budget::Budget, content::short,
+    pressure::weighed, scaling::Figures,
 };
 
 /// What was last shared, to tell news from figures.
@@ -61,11 +62,13 @@ impl State {
             prepared: self.content.acknowledged().map(str::to_owned),
             slot: self.slots.serving_for(),
             load: None,
+            stalled: false,
             trouble: self.troubles().into_iter().next(),
         };
         let solid = Member::new(head.clone(), &facts).to_json();
         facts.load = self.load.filter(|_| self.role == Role::Serving).or_else(|| self.knocks());
-        let bots = facts.load.map_or(0, |load| self.effective().scaling.bots_for(load.in_flight_milli));
+        facts.stalled = self.is_stalled();
+        let bots = self.effective().scaling.bots_for(weighed(&facts));
         let value = Member::new(head, &facts).to_json();
         let mut asked = Vec::new();
         // Load that calls for another bot is news; load that wobbles is a figure.
@@ -118,7 +121,7 @@ impl State {
         let members = self.view.below(&prefix).filter_map(|kv| Member::from_json(&kv.value));
         let counts = |m: &Member| [Role::Serving, Role::Idle].iter().any(|role| m.head.node == role.to_string());
         let serving = members.filter(|m| m.head.kind == Kind::Web && counts(m));
-        let loads = serving.filter_map(|m| m.facts::<WebFacts>()?.load).map(|load| load.in_flight_milli);
+        let loads = serving.filter_map(|m| m.facts::<WebFacts>()).map(|facts| weighed(&facts));
         let unix_ms = self.epoch_unix_ms.saturating_add(now.as_millis());
         Figures {
             now,
@@ -154,7 +157,10 @@ impl State {
         }
         let store =
             (!self.view.is_watched()).then(|| String::from("the watch of etcd is broken: what is known may be old"));
-        for trouble in self.troubles().into_iter().chain(self.membership.trouble()).chain(store) {
+        let stall = self
+            .is_stalled()
+            .then(|| format!("work waits for a processor: a request in flight counts for {STALLED_WEIGHT}"));
+        for trouble in self.troubles().into_iter().chain(self.membership.trouble()).chain(store).chain(stall) {
             report = report.trouble(trouble);
         }
         report

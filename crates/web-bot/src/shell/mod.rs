@@ -5,6 +5,7 @@ mod config;
 mod content;
 mod database;
 mod plane;
+mod pressure;
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -82,6 +83,10 @@ impl Bot for WebBot {
             database: login(&config).map_err(Exit::usage)?,
         };
         let apps = Apps::new(recipe, events.clone());
+        let stalls = context
+            .metrics
+            .counter("web_processor_stalls", "Times that the kernel told of work waiting for a processor");
+        tokio::spawn(pressure::follow(events.clone(), stalls));
         let state = State::new(settings, context.instance, context.epoch_unix_ms);
         let prefixes = state.prefixes();
         let shell = WebShell { dcs: context.dcs, events, library, plane, apps };
