@@ -237,10 +237,6 @@ impl World {
                 }
             }
             96..=97 => {
-                if let Some(id) = self.bots[n].database_probe.take() {
-                    let answers = self.dice.one_in(2);
-                    self.step(n, Event::DatabaseProbed { id, answers });
-                }
                 if self.bots[n].probed.take().is_some() {
                     let instance = self.dice.one_in(2).then(|| String::from("somebody-else"));
                     self.step(n, Event::NameProbed { instance });

@@ -124,6 +124,14 @@ impl Database {
         out.push(Action::ProbeDatabase { id: self.probes, address });
     }
 
+    /// It need not be known any more whether the primary answers; what is known of it by now gets old.
+    pub(super) fn forget_silence(&mut self) {
+        self.silent_since = None;
+        if let Probe::Silent { .. } = self.probe {
+            self.probe = Probe::Unasked;
+        }
+    }
+
     /// Takes in what came of that.
     pub(super) fn probed(&mut self, now: Time, id: u64, answers: bool) {
         if self.probe != (Probe::Asked { id }) {

@@ -422,7 +422,10 @@ impl State {
         self.take_in_membership(now, &MembershipEvent::Dcs(event), out);
         match lock {
             Some(LeadershipChange::Won(_)) => self.scaling.begin(now),
-            Some(LeadershipChange::Lost(_) | LeadershipChange::Yielded) => self.scaling.end(),
+            Some(LeadershipChange::Lost(_) | LeadershipChange::Yielded) => {
+                self.scaling.end();
+                self.database.forget_silence();
+            }
             Some(LeadershipChange::Refused) => self.lock_refused = Some((self.seen(), now + RETRY_AFTER)),
             None => {}
         }
@@ -504,6 +507,8 @@ impl State {
         self.scaling.advance(&figures, fence, &self.leadership, &mut self.membership, out);
         if self.scaling.doubts() {
             self.database.ask(now, out);
+        } else {
+            self.database.forget_silence();
         }
     }
 
