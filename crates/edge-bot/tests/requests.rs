@@ -179,7 +179,7 @@ async fn impatient_proxy() -> Proxy {
 /// answered well.
 async fn serve_streams<T: Future<Output = ()> + Send + 'static>(
     head: &'static str,
-    talk: fn(TcpStream) -> T,
+    talk: impl Fn(TcpStream) -> T + Copy + Send + 'static,
 ) -> SocketAddr {
     let serving = listener().await;
     let serve = serving.local_addr().expect("bound");
@@ -212,7 +212,8 @@ async fn read_head(stream: &mut TcpStream) -> String {
 #[tokio::test]
 async fn a_web_socket_may_be_silent_for_longer_than_a_client() {
     let proxy = impatient_proxy().await;
-    let switched = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    let switched = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                    sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
     let echo = serve_streams(switched, |mut stream| async move {
         let (mut from, mut to) = stream.split();
         let _cut = tokio::io::copy(&mut from, &mut to).await;
@@ -232,14 +233,15 @@ async fn a_web_socket_may_be_silent_for_longer_than_a_client() {
 #[tokio::test]
 async fn an_event_stream_may_be_silent_for_longer_than_a_server() {
     let proxy = impatient_proxy().await;
-    let events = serve_streams("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", |mut stream| async move {
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    let events = serve_streams(head, |mut stream| async move {
         tokio::time::sleep(SILENCE).await;
-        let _gone = stream.write_all(b"data: late\n\n").await;
+        let _gone = stream.write_all(b"c\r\ndata: late\n\n\r\n0\r\n\r\n").await;
     });
     route_to(&proxy, events.await).await;
     for (accept, whole) in [("text/event-stream", true), ("*/*", false)] {
         let mut client = TcpStream::connect(proxy.web).await.expect("the proxy listens");
-        let request = format!("GET / HTTP/1.1\r\nhost: x\r\naccept: {accept}\r\n\r\n");
+        let request = format!("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\naccept: {accept}\r\n\r\n");
         client.write_all(request.as_bytes()).await.expect("it takes the request");
         let mut answer = String::new();
         let read = tokio::time::timeout(STEP, client.read_to_string(&mut answer)).await.expect("in time");

@@ -55,7 +55,7 @@ impl Network {
         let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
         let address: IpAddr = address.trim().parse().map_err(|_unparsed| wrong())?;
         let all = if address.is_ipv4() { 32 } else { 128 };
-        let bits = bits.map_or(Ok(all), |bits| bits.trim().parse().map_err(|_unparsed| wrong()))?;
+        let bits = bits.map_or(Ok(all), |bits| bits.trim().parse::<u32>().map_err(|_unparsed| wrong()))?;
         if bits > all { Err(wrong()) } else { Ok(Self { address, bits }) }
     }
 

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use bots_core::shell::Events;
@@ -56,7 +56,7 @@ fn open() -> Result<AsyncFd<File>, String> {
     Err(failures.join("; "))
 }
 
-fn set(path: &PathBuf) -> io::Result<AsyncFd<File>> {
+fn set(path: &Path) -> io::Result<AsyncFd<File>> {
     let mut file = File::options().read(true).write(true).open(path)?;
     file.write_all(TRIGGER)?;
     AsyncFd::with_interest(file, Interest::PRIORITY)

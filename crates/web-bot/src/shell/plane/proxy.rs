@@ -286,7 +286,7 @@ fn forget_origin(headers: &mut HeaderMap) {
     let of_origin = |name: &&HeaderName| {
         // Some apps cannot tell the two signs.
         let name = name.as_str().replace('_', "-");
-        name == header::FORWARDED || name == REAL_IP || name.starts_with(FORWARDED_PREFIX)
+        name == header::FORWARDED.as_str() || name == REAL_IP || name.starts_with(FORWARDED_PREFIX)
     };
     let names: Vec<HeaderName> = headers.keys().filter(of_origin).cloned().collect();
     for name in names {
