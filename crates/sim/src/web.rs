@@ -89,6 +89,7 @@ pub(crate) enum WebItem {
     Prepared { id: u64, sha: String, pack_urls: Vec<String> },
     AppReady { instance: u64 },
     AppExited { instance: u64, how: &'static str },
+    AppHung { instance: u64 },
     Drained { id: u64 },
     Measure,
 }
@@ -177,10 +178,15 @@ impl World {
         body.route = Route::Refuse { state: String::from("not running") };
     }
 
-    /// A fault: an instance of the user's process dies.
+    /// A fault: an instance of the user's process dies, or every third of them hangs.
     pub(crate) fn crash_app(&mut self, node: NodeId) {
         if let Some(instance) = self.web_body(node).apps.keys().next().copied() {
-            self.web_after(node, Span::ZERO, WebItem::AppExited { instance, how: "signal: 9 (SIGKILL)" });
+            let item = if instance.is_multiple_of(3) {
+                WebItem::AppHung { instance }
+            } else {
+                WebItem::AppExited { instance, how: "signal: 9 (SIGKILL)" }
+            };
+            self.web_after(node, Span::ZERO, item);
         }
     }
 
@@ -210,6 +216,12 @@ impl World {
             WebItem::AppExited { instance, how } => match self.web_body(node).apps.remove(&instance) {
                 Some(_) => Event::AppExited { instance, how: how.to_owned() },
                 None => return,
+            },
+            WebItem::AppHung { instance } => match self.web_body(node).apps.get(&instance) {
+                Some(true) => {
+                    Event::AppHung { instance, how: String::from("its health check failed: no answer within 2s") }
+                }
+                Some(false) | None => return,
             },
             WebItem::Drained { id } => Event::InFlightEnded { id },
             WebItem::Measure => {
