@@ -7,6 +7,7 @@ use bots_core::dcs::{
 use bots_core::wire::SyncRecord;
 use postgres_bot::machine::{self as postgres, Action, Job, Role, StopMode};
 
+use content_bot::machine as content;
 use web_bot::machine as web;
 
 use crate::{
@@ -69,6 +70,10 @@ pub enum Plant {
     OthersUnseen,
     /// Whatever the canary's pages are like, they count as good.
     CanaryAlwaysWell,
+    /// A content bot takes a web bot's refusal for its readiness.
+    RefusalIsReadiness,
+    /// The mark of a quarantined commit is not heard.
+    QuarantineUnheard,
     /// Postgres is said to wait for whom it shall wait for before it does.
     NamesInForceAtOnce,
     /// A new synchronous standby counts before it has what was acknowledged earlier.
@@ -90,7 +95,7 @@ pub enum Plant {
 }
 
 /// All that are known to be caught, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 35] = [
+pub const PLANTS: [(Plant, &str); 37] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -117,6 +122,8 @@ pub const PLANTS: [(Plant, &str); 35] = [
     (Plant::ChangesForgotten, "changes-forgotten"),
     (Plant::OthersUnseen, "others-unseen"),
     (Plant::CanaryAlwaysWell, "canary-always-well"),
+    (Plant::RefusalIsReadiness, "refusal-is-readiness"),
+    (Plant::QuarantineUnheard, "quarantine-unheard"),
     (Plant::NamesInForceAtOnce, "names-in-force-at-once"),
     (Plant::CountedBeforeCaughtUp, "counted-before-caught-up"),
     (Plant::EveryVoteCounts, "every-vote-counts"),
@@ -283,6 +290,9 @@ pub(crate) fn alter_event(plant: Option<Plant>, leads: bool, mut event: BotEvent
             }
         });
     }
+    if let BotEvent::Content(content::Event::Dcs(event)) = &mut event {
+        alter_content(plant, event);
+    }
     if plant == Some(Plant::AnyReplicaWill)
         && let BotEvent::Postgres(event) = &mut event
     {
@@ -298,6 +308,29 @@ pub(crate) fn alter_event(plant: Option<Plant>, leads: bool, mut event: BotEvent
         }
     }
     event
+}
+
+/// What a content bot is told turns into.
+fn alter_content(plant: Option<Plant>, event: &mut DcsEvent) {
+    let is_mark = |key: &str| key.contains("/revision/quarantine/");
+    match (plant, event) {
+        (Some(Plant::RefusalIsReadiness), event) => each_value(event, &accept),
+        (Some(Plant::QuarantineUnheard), DcsEvent::Listed { entries, .. }) => entries.retain(|kv| !is_mark(&kv.key)),
+        (Some(Plant::QuarantineUnheard), DcsEvent::Changed { changes, .. }) => {
+            changes.retain(|change| !matches!(change, Change::Put(kv) if is_mark(&kv.key)));
+        }
+        _any_other => {}
+    }
+}
+
+/// A web bot's refusal of a commit, turned into its acknowledgement.
+fn accept(kv: &mut KeyValue) {
+    let Ok(mut value) = serde_json::from_str::<serde_json::Value>(&kv.value) else { return };
+    let refused = value.as_object_mut().and_then(|fields| fields.remove("refused"));
+    if let Some(sha) = refused.and_then(|refused| refused.get("sha").cloned()) {
+        value["prepared"] = sha;
+        kv.value = value.to_string();
+    }
 }
 
 /// Changes every value that etcd shows.

@@ -199,11 +199,13 @@ impl World {
     pub(crate) fn web_item(&mut self, node: NodeId, item: WebItem) {
         let event = match item {
             WebItem::Prepared { id, sha, pack_urls } => {
-                if self.can_prepare(node, &sha, &pack_urls) {
+                if !self.can_prepare(node, &sha, &pack_urls) {
+                    Event::ContentFailed { id, sha, why: String::from("neither a pack nor the origin can be had") }
+                } else if self.origin.is_refused(&sha) {
+                    Event::ContentRefused { id, sha, why: String::from("_redirects, line 1: no status") }
+                } else {
                     self.web_body(node).prepared.insert(sha.clone());
                     Event::ContentPrepared { id, sha }
-                } else {
-                    Event::ContentFailed { id, sha, why: String::from("neither a pack nor the origin can be had") }
                 }
             }
             WebItem::AppReady { instance } => match self.web_body(node).apps.get_mut(&instance) {
@@ -231,7 +233,12 @@ impl World {
                     return;
                 }
                 let share = self.load.in_flight_milli / u64::try_from(serving.len()).unwrap_or(1).max(1);
-                Event::LoadMeasured(WebLoad { in_flight_milli: share, rps: share / 100, p99_us: 2_000 })
+                Event::LoadMeasured(WebLoad {
+                    in_flight_milli: share,
+                    rps: share / 100,
+                    p99_us: 2_000,
+                    ..WebLoad::default()
+                })
             }
         };
         self.tell(node, Span::ZERO, BotEvent::Web(event));

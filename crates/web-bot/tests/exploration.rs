@@ -75,7 +75,7 @@ fn an_oscillating_load_stays_within_the_hourly_budget_whoever_leads() {
         }
         let in_flight_milli = if tick % 20 < 10 { 20_000 } else { 0 };
         for n in 0..BOTS {
-            world.serve_everything(n, WebLoad { in_flight_milli, rps: 1, p99_us: 1 });
+            world.serve_everything(n, WebLoad { in_flight_milli, rps: 1, p99_us: 1, ..WebLoad::default() });
         }
         let there = world.dcs.get(message).is_some();
         changes += usize::from(there != posted);
@@ -213,7 +213,7 @@ impl World {
             75..=82 => self.app(n),
             83..=86 => {
                 let in_flight_milli = self.dice.roll(30) * 1_000;
-                self.step(n, Event::LoadMeasured(WebLoad { in_flight_milli, rps: 1, p99_us: 1 }));
+                self.step(n, Event::LoadMeasured(WebLoad { in_flight_milli, rps: 1, p99_us: 1, ..WebLoad::default() }));
             }
             87..=88 => self.in_flight(n),
             89 if self.dice.one_in(2) => self.step(n, Event::ProcessorStalled),
@@ -396,7 +396,10 @@ impl World {
 
     fn prepare(&mut self, n: usize) {
         let Some((id, sha)) = self.bots[n].preparing.pop_front() else { return };
-        if self.dice.one_in(5) {
+        // What all are to serve in the end can be served.
+        if self.dice.one_in(12) && sha != common::sha('f') {
+            self.step(n, Event::ContentRefused { id, sha, why: String::from("never") });
+        } else if self.dice.one_in(5) {
             self.step(n, Event::ContentFailed { id, sha, why: String::from("no") });
         } else {
             self.step(n, Event::ContentPrepared { id, sha });
@@ -477,7 +480,7 @@ impl World {
         let live = common::revision(&common::sha('f'), self.generation);
         self.put("site/revision/live", &live);
         self.put("web/config", r#"{"scaling":{"stable_window_s":2}}"#);
-        let load = WebLoad { in_flight_milli: 3_000, rps: 1, p99_us: 1 };
+        let load = WebLoad { in_flight_milli: 3_000, rps: 1, p99_us: 1, ..WebLoad::default() };
         let end = self.now + Span::from_secs(60);
         while self.now < end {
             self.now += Span::from_millis(250);

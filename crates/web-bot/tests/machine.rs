@@ -97,6 +97,10 @@ impl Player {
                 let (id, sha) = self.bot.as_mut().expect("started").preparing.pop_front().expect("a preparation");
                 self.step(Event::ContentFailed { id, sha, why: case.input.trim().to_owned() }, &mut log);
             }
+            "refused" => {
+                let (id, sha) = self.bot.as_mut().expect("started").preparing.pop_front().expect("a preparation");
+                self.step(Event::ContentRefused { id, sha, why: case.input.trim().to_owned() }, &mut log);
+            }
             "ready" => {
                 let instance = case.take_arg("instance").expect("instance=");
                 self.step(Event::AppReady { instance }, &mut log);
@@ -111,7 +115,7 @@ impl Player {
             }
             "load" => {
                 let in_flight_milli = case.take_arg("milli").expect("milli=");
-                self.step(Event::LoadMeasured(WebLoad { in_flight_milli, rps: 0, p99_us: 0 }), &mut log);
+                self.step(Event::LoadMeasured(WebLoad { in_flight_milli, ..WebLoad::default() }), &mut log);
             }
             "stalled" => self.step(Event::ProcessorStalled, &mut log),
             "in-flight-ended" => {
@@ -336,6 +340,9 @@ fn abridged(value: &str) -> String {
         if let Some(serde_json::Value::String(sha)) = fields.get_mut(commit) {
             sha.truncate(2);
         }
+    }
+    if let Some(serde_json::Value::String(sha)) = fields.get_mut("refused").and_then(|refused| refused.get_mut("sha")) {
+        sha.truncate(2);
     }
     if let Some(load) = fields.get_mut("load") {
         *load = load["in_flight_milli"].clone();

@@ -50,6 +50,22 @@ pub struct WebLoad {
     /// The 99th percentile of response times, in microseconds.
     #[serde(default)]
     pub p99_us: u64,
+    /// Requests since the bot began to serve the commit that it serves, the content bot's own among them.
+    #[serde(default)]
+    pub requests: u64,
+    /// How many of them were answered with a status of 500 or above.
+    #[serde(default)]
+    pub errors: u64,
+}
+
+/// A commit that a web bot can never serve as it is set up, whoever gives it the commit and however often it tries.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Refused {
+    /// The commit, 40 hex digits.
+    pub sha: String,
+    /// One line: what is wrong with it and how to mend it.
+    #[serde(default)]
+    pub why: String,
 }
 
 /// What a web member says beyond the common part.
@@ -64,6 +80,9 @@ pub struct WebFacts {
     /// The newest commit that stands ready to be served: the acknowledgement that the content bot waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prepared: Option<String>,
+    /// The candidate, if it can never be served here: the content bot quarantines it when a serving bot says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refused>,
     /// The load message that it holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<u32>,

@@ -15,6 +15,7 @@ mod one_writer;
 mod protection;
 mod quiet;
 mod rewinds;
+mod servable_commits;
 mod steady_count;
 mod words;
 
@@ -148,6 +149,7 @@ impl Checks {
             Box::new(acknowledged_writes::AcknowledgedWrites::default()),
             Box::new(fenced_writes::FencedWrites),
             Box::new(one_revision::OneRevision::default()),
+            Box::new(servable_commits::ServableCommits::default()),
             Box::new(left_behind::LeftBehind::default()),
             Box::new(load_claims::LoadClaims),
             Box::new(steady_count::SteadyCount::default()),

@@ -129,13 +129,22 @@ pub enum Event {
         /// The commit.
         sha: String,
     },
-    /// A commit could not be prepared.
+    /// A commit could not be prepared this time: nobody gave it, or the disk failed.
     ContentFailed {
         /// The number of the preparation.
         id: u64,
         /// The commit.
         sha: String,
         /// One line: what failed and how to mend it.
+        why: String,
+    },
+    /// A commit can never be served by this bot as it is set up, whoever gives it.
+    ContentRefused {
+        /// The number of the preparation.
+        id: u64,
+        /// The commit.
+        sha: String,
+        /// One line: what is wrong with it and how to mend it.
         why: String,
     },
     /// An instance of the app answers its health check, for the first time or again after [`Event::AppHung`].
@@ -187,7 +196,8 @@ pub enum Action {
         api_url: String,
     },
     /// Make a commit ready: from disk if it is there, else from the packs in order, else from the origin. Answered by
-    /// [`Event::ContentPrepared`] once every object is durable and verified, or by [`Event::ContentFailed`].
+    /// [`Event::ContentPrepared`] once every object is durable and verified, by [`Event::ContentRefused`] if it is and can
+    /// never be served, or by [`Event::ContentFailed`].
     PrepareContent {
         /// The number of the preparation.
         id: u64,
@@ -396,6 +406,7 @@ impl State {
             Event::ShutdownRequested => self.stop(now),
             Event::ContentPrepared { id, sha } => self.content.prepared(id, &sha),
             Event::ContentFailed { id, sha, why } => self.content.failed(now, id, &sha, &why),
+            Event::ContentRefused { id, sha, why } => self.content.refused(id, &sha, why),
             Event::AppReady { instance } => self.app.ready(now, instance),
             // An app that waits for its database is not made better by another start.
             Event::AppHung { .. } if self.database.is_frozen(now) || self.role != Role::Serving => {}

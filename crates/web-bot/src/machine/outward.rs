@@ -33,6 +33,10 @@ impl State {
     pub(super) fn send_outward(&mut self, now: Time, out: &mut Vec<Action>) {
         let route = self.wanted_route();
         if route != self.route {
+            if route.sha() != self.route.sha() {
+                // What was counted of one commit says nothing of another.
+                self.load = self.load.map(|load| WebLoad { requests: 0, errors: 0, ..load });
+            }
             self.route = route;
             out.push(Action::SetRoute(self.route.clone()));
         }
@@ -60,6 +64,7 @@ impl State {
             url: self.settings.url.clone(),
             serving: self.route.sha().map(str::to_owned),
             prepared: self.content.acknowledged().map(str::to_owned),
+            refused: self.content.refusal(),
             slot: self.slots.serving_for(),
             load: None,
             stalled: false,

@@ -23,7 +23,7 @@ use bots_core::{
 pub use self::config::WebConfig;
 use self::{
     app::{Apps, DatabaseLogin, Launch, Recipe},
-    content::{Library, Shelving, Wanted},
+    content::{ContentError, Library, Shelving, Wanted},
     plane::{Doors, Plane, Target, TlsFiles},
 };
 use crate::machine::{Action, Event, Role, Route, State, WebMachine};
@@ -216,6 +216,10 @@ impl WebShell {
                 Ok(()) => {
                     tracing::info!(commit = sha, "content prepared");
                     Event::ContentPrepared { id, sha }
+                }
+                Err(ContentError::Refused(why)) => {
+                    tracing::warn!(commit = sha, why, "content can never be served");
+                    Event::ContentRefused { id, sha, why }
                 }
                 Err(error) => {
                     tracing::warn!(commit = sha, %error, "content cannot be prepared");

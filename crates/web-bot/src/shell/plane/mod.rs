@@ -38,7 +38,7 @@ use self::{
 };
 pub(crate) use self::{
     meter::{InFlight, Meter},
-    site::{Site, SiteBuilder, Vault},
+    site::{Site, SiteBuilder, SiteError, Vault},
 };
 use crate::machine::Event;
 
@@ -180,6 +180,11 @@ impl Plane {
 
     /// Sends requests to `target` from now on. When this returns, none begins with the old one any more.
     pub(crate) fn set_target(&self, target: Target) {
+        match &target {
+            Target::Static { site, closing: _ } => self.shared.meter.follow(site.sha()),
+            Target::App { backend, closing: _ } => self.shared.meter.follow(&backend.sha),
+            Target::Refuse { .. } | Target::Hold => {}
+        }
         self.shared.route.send_replace(target);
     }
 
@@ -230,7 +235,8 @@ async fn measure(meter: Meter, measured: watch::Sender<WebLoad>, events: Events<
                 measured.send_replace(load);
                 events.send(Event::LoadMeasured(load)).await;
             }
-            if !busy && load == WebLoad::default() {
+            let silent = WebLoad { requests: load.requests, errors: load.errors, ..WebLoad::default() };
+            if !busy && load == silent {
                 break;
             }
         }
