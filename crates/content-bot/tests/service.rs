@@ -325,7 +325,8 @@ async fn what_must_not_be_published_is_not() {
     // While nobody has prepared it, a commit does not go live; who is late alone is not waited for for ever, and is named.
     fleet.web_says("slow", None).await;
     let next = fleet.repo.push(&[("index.html", b"next")]);
-    until("the commit is held", async || bot.troubles().await.contains("none of slow has prepared it").then_some(())).await;
+    until("the commit is held", async || bot.troubles().await.contains("none of slow has prepared it").then_some(()))
+        .await;
     assert_eq!(fleet.live().await.map(|l| l.sha), Some(mended));
     fleet.web_says("w1", Some(&next)).await;
     fleet.wait_for_live(&next).await;

@@ -88,7 +88,8 @@ impl Trial {
         let publish = || Some(Move::Publish { revision: candidate.clone(), late });
         let choose = |not: Option<&str>| {
             let ready = |(member, bot): &&(String, Web)| bot.has(&candidate.sha) && Some(member.as_str()) != not;
-            all.iter().find(ready).map(|(member, _)| Move::Try { sha: candidate.sha.clone(), member: member.clone() })
+            let first = all.iter().filter(ready).min_by_key(|(_, bot)| !bot.serves());
+            first.map(|(member, _)| Move::Try { sha: candidate.sha.clone(), member: member.clone() })
         };
         let Some((_, canary)) = &self.canary else {
             // Nobody serves: there is nobody to try it on, and nobody to harm.
@@ -118,15 +119,17 @@ impl Trial {
     /// What speaks against the commit, if anything does. Pages and visitors are judged apart: many good answers of one kind
     /// would hide the bad ones of the other.
     fn verdict(&self, settings: CanarySettings, canary: &Canary, load: Option<WebLoad>) -> Option<String> {
-        let too_many = |failed: u64, of: u64| failed.saturating_mul(100) > of.saturating_mul(settings.failures_percent_max);
+        let too_many =
+            |failed: u64, of: u64| failed.saturating_mul(100) > of.saturating_mul(settings.failures_percent_max);
         let member = &canary.member;
         if too_many(self.failed, self.asked) {
             let why = self.why.as_deref().unwrap_or("no reason is known");
             return Some(format!("{} of {} pages of {member}, its canary, failed: {why}", self.failed, self.asked));
         }
         let WebLoad { requests, errors, .. } = load.unwrap_or_default();
-        too_many(errors, requests)
-            .then(|| format!("{errors} of {requests} requests at {member}, its canary, were answered with 500 or above"))
+        too_many(errors, requests).then(|| {
+            format!("{errors} of {requests} requests at {member}, its canary, were answered with 500 or above")
+        })
     }
 
     /// What is to be read now: where, and which commit is expected.

@@ -164,7 +164,7 @@ fn decide(state: &State, now: Time, pointers: &Pointers) -> Option<Move> {
     let readiness = Readiness::of(view, webs, &candidate.sha);
     let all_ready = readiness.late.is_empty() && view.is_watched();
     let promoted = operator::is_promoted(&state.settings.scope, view, &candidate.sha);
-    if !readiness.can_be_served() || !(all_ready || promoted || is_time_over(state, now)) {
+    if !readiness.can_be_served || !(all_ready || promoted || is_time_over(state, now)) {
         return None;
     }
     let late = readiness.late;
@@ -183,7 +183,7 @@ fn is_time_over(state: &State, now: Time) -> bool {
 pub(super) fn held<'s>(state: &State, pointers: &'s Pointers, now: Time) -> Option<(&'s ContentRevision, Readiness)> {
     let candidate = pointers.candidate().filter(|c| state.mirror.holds(&c.sha) && is_time_over(state, now))?;
     let readiness = Readiness::of(&state.view, &state.settings.web_scopes, &candidate.sha);
-    (!readiness.can_be_served()).then_some((candidate, readiness))
+    (!readiness.can_be_served).then_some((candidate, readiness))
 }
 
 /// Whether a candidate can or need not go live any more.

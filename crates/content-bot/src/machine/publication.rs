@@ -287,30 +287,26 @@ pub(super) fn behind(view: &View, web_scopes: &BTreeSet<Scope>, sha: &str) -> Ve
 /// Who has a commit, among the web bots that are asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Readiness {
-    /// The bots that have prepared it.
-    pub(super) ready: usize,
-    /// The bots that have not, by name.
+    /// Somebody could serve it: what nobody can must not go live. Where nobody is, nobody is harmed.
+    pub(super) can_be_served: bool,
+    /// The bots that have not prepared it, by name.
     pub(super) late: Vec<String>,
-    /// What one of the late ones says that it lacks.
+    /// What one of them says that it lacks.
     pub(super) trouble: Option<String>,
-    /// Nobody is there at all, for sure.
-    pub(super) deserted: bool,
 }
 
 impl Readiness {
-    /// Those who serve are asked. Where nobody does, those who stand by are: they serve next.
+    /// Those with a slot are asked. Where nobody has one, those who stand by are: they serve next.
     pub(super) fn of(view: &View, web_scopes: &BTreeSet<Scope>, sha: &str) -> Self {
         let (serving, standby): (Vec<_>, Vec<_>) = webs(view, web_scopes).into_iter().partition(Web::holds_slot);
         let asked = if serving.is_empty() { standby } else { serving };
-        let deserted = asked.is_empty() && view.is_watched();
-        let (ready, late): (Vec<_>, Vec<_>) = asked.into_iter().partition(|web| web.has(sha));
+        // The word of a bot that does not serve yet is about files alone: it counts where surely no bot knows more.
+        let nobody_serves = view.is_watched() && !asked.iter().any(Web::serves);
+        let has_it = |web: &Web| web.has(sha) && (web.serves() || nobody_serves);
+        let can_be_served = (nobody_serves && asked.is_empty()) || asked.iter().any(has_it);
+        let late: Vec<Web> = asked.into_iter().filter(|web| !web.has(sha)).collect();
         let trouble = late.iter().find_map(Web::lacks);
-        Self { ready: ready.len(), late: late.into_iter().map(|web| web.name).collect(), trouble, deserted }
-    }
-
-    /// Whether anybody could serve it: what nobody can must not go live. Where nobody is, nobody is harmed.
-    pub(super) const fn can_be_served(&self) -> bool {
-        self.ready > 0 || self.deserted
+        Self { can_be_served, late: late.into_iter().map(|web| web.name).collect(), trouble }
     }
 }
 
@@ -345,6 +341,10 @@ impl Web {
 
     pub(super) fn has(&self, sha: &str) -> bool {
         self.facts.prepared.as_deref() == Some(sha) || self.facts.serving.as_deref() == Some(sha)
+    }
+
+    pub(super) const fn serves(&self) -> bool {
+        self.facts.serving.is_some()
     }
 
     fn lacks(&self) -> Option<String> {

@@ -18,7 +18,9 @@ const MARGIN: Span = Span::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct ServableCommits {
     /// Since when some web bot has been a member without a break.
-    since: Option<Time>,
+    manned_since: Option<Time>,
+    /// Since when some web bot has said without a break that it serves.
+    served_since: Option<Time>,
 }
 
 impl Check for ServableCommits {
@@ -29,7 +31,10 @@ impl Check for ServableCommits {
     fn see(&mut self, world: &World, seen: &Seen<'_>) -> Result<(), String> {
         match seen {
             Seen::Moment => {
-                self.since = is_anybody_there(world).then(|| self.since.unwrap_or(world.now));
+                let members: Vec<&str> = members(world).collect();
+                let serves = members.iter().any(|value| value.contains("\"serving\":"));
+                self.manned_since = (!members.is_empty()).then(|| self.manned_since.unwrap_or(world.now));
+                self.served_since = serves.then(|| self.served_since.unwrap_or(world.now));
                 Ok(())
             }
             Seen::Applied(applied) if matches!(applied.outcome, Outcome::Done(_)) => self.applied(world, applied),
@@ -54,7 +59,9 @@ impl ServableCommits {
                 return Err(format!("{sha} is {deed}, and it is quarantined"));
             }
             let known = Span::from_secs(world.plan.ttl_s) + MARGIN;
-            let heard = self.since.is_some_and(|since| since + known <= world.now);
+            // What shows only when an app is started can only be known where one serves.
+            let since = if world.never_comes_up(&sha) { self.served_since } else { self.manned_since };
+            let heard = since.is_some_and(|since| since + known <= world.now);
             if key.ends_with("/revision/live") && heard && world.origin.is_refused(&sha) {
                 return Err(format!("{sha} is published, and no web bot can serve it"));
             }
@@ -80,7 +87,8 @@ fn deed(key: &str, value: &str) -> Option<(&'static str, String)> {
     sha.map(|sha| (deed, sha))
 }
 
-fn is_anybody_there(world: &World) -> bool {
-    let is_member = |node: &Node| world.store.get(&node.scope().member(&node.name)).is_some();
-    world.nodes.iter().any(|node| node.kind == Kind::Web && is_member(node))
+/// What web bots say of themselves.
+fn members(world: &World) -> impl Iterator<Item = &str> {
+    let webs = world.nodes.iter().filter(|node| node.kind == Kind::Web);
+    webs.filter_map(|node| world.store.value(&node.scope().member(&node.name)))
 }

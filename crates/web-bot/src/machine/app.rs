@@ -1,4 +1,5 @@
-//! The app: one instance that serves, at most one that starts to replace it, and those that are being stopped.
+//! The app: one instance that serves, at most one beside it that starts to replace it or runs on the candidate, and those that
+//! are being stopped.
 //!
 //! Restart is start-new, wait until healthy, switch, drain-old. What goes into an instance (commit, database hosts, CDN)
 //! is fixed for its life; a change of any of them is a new instance.
@@ -12,7 +13,7 @@ use bots_core::{
 };
 use serde::Serialize;
 
-use super::{Action, content::backoff};
+use super::{Action, content::backoff, proof::Proof};
 
 /// How long a stopped app may take from SIGTERM to its end before it is killed.
 pub const APP_STOP_GRACE: Span = Span::from_secs(5);
@@ -76,6 +77,9 @@ pub(super) struct App {
     instances_max: Option<u64>,
     current: Option<Instance>,
     next: Option<Instance>,
+    /// Runs on the candidate, until that goes live.
+    held: Option<Instance>,
+    pub(super) proof: Option<Proof>,
     /// Instances that nothing is sent to any more and that are to be stopped, in this step.
     leaving: Vec<Instance>,
     /// Instances that are being stopped, with their commits.
@@ -104,6 +108,8 @@ impl App {
             instances_max,
             current: None,
             next: None,
+            held: None,
+            proof: None,
             leaving: Vec::new(),
             retiring: BTreeMap::new(),
             last_id: 0,
@@ -130,18 +136,30 @@ impl App {
 
     /// Whether an instance runs or starts, other than those that are being stopped.
     pub(super) const fn is_kept(&self) -> bool {
-        self.current.is_some() || self.next.is_some()
+        self.current.is_some() || self.next.is_some() || self.held.is_some()
     }
 
     /// The commits that some instance has its content from.
     pub(super) fn commits(&self) -> BTreeSet<String> {
-        let known = self.current.iter().chain(&self.next).chain(&self.leaving).map(|i| i.recipe.sha.clone());
+        let kept = self.current.iter().chain(&self.next).chain(&self.held);
+        let known = kept.chain(&self.leaving).map(|i| i.recipe.sha.clone());
         known.chain(self.retiring.values().cloned()).collect()
     }
 
     /// Trouble with the app, one line.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.failures.as_ref().and_then(|f| f.why.clone())
+        let of_candidate = || self.proof.as_ref().and_then(Proof::trouble);
+        self.failures.as_ref().and_then(|f| f.why.clone()).or_else(of_candidate)
+    }
+
+    /// What the instances are made of that answer requests, or could.
+    pub(super) fn instances_up(&self) -> impl Iterator<Item = &Recipe> {
+        self.current.iter().chain(&self.held).map(|instance| &instance.recipe)
+    }
+
+    /// Whether an instance serves, and none is beside it.
+    pub(super) const fn is_free_for_proof(&self) -> bool {
+        self.current.is_some() && self.next.is_none() && self.held.is_none()
     }
 
     /// What serves is made of.
@@ -149,9 +167,14 @@ impl App {
         self.current.as_ref().map(|i| i.recipe.clone())
     }
 
-    /// What runs, or else starts, is made of.
+    /// What serves, or else starts in order to serve, is made of.
     pub(super) fn recipe(&self) -> Option<Recipe> {
-        self.current.as_ref().or(self.next.as_ref()).map(|i| i.recipe.clone())
+        let starts = self.next.as_ref().filter(|next| !self.is_on_trial(&next.recipe));
+        self.current.as_ref().or(starts).map(|i| i.recipe.clone())
+    }
+
+    fn is_on_trial(&self, recipe: &Recipe) -> bool {
+        self.proof.as_ref().is_some_and(|proof| proof.recipe.sha == recipe.sha)
     }
 
     /// The hosts of the database, as last seen.
@@ -189,13 +212,19 @@ impl App {
             self.start_failed(now, late.recipe.clone(), format!("the app was not healthy within {start_timeout}"));
             self.leaving.push(late);
         }
-        // The commit that it was started for is no longer the one to serve.
-        self.leaving.extend(self.next.take_if(|next| next.recipe.sha != wanted.sha));
-        let hopeless = self.failures.as_ref().is_some_and(|f| f.hopeless && f.recipe == *wanted);
-        let due = self.next.is_none() && !hopeless && self.may_start(now, wanted) && self.must_start(now, wanted);
-        if due && self.has_room() {
+        if let Some(held) = self.held.take_if(|held| held.recipe.sha == wanted.sha) {
+            self.serve_with(now, held);
+        }
+        let due = self.is_due(now, wanted);
+        // The commit that it was started for is no longer the one to serve, or to be proven beside.
+        let proven = self.proof.as_ref().map(|proof| proof.recipe.sha.as_str()).filter(|_| !due);
+        let useless = |i: &mut Instance| i.recipe.sha != wanted.sha && Some(i.recipe.sha.as_str()) != proven;
+        self.leaving.extend(self.next.take_if(useless));
+        self.leaving.extend(self.held.take_if(useless));
+        if self.next.is_none() && due && self.has_room() {
             self.start(now, wanted, start_timeout, out);
         }
+        let hopeless = self.is_hopeless(wanted);
         match (&self.current, &self.next) {
             (Some(_), _) => Condition::Up,
             (None, None) if hopeless => Condition::Hopeless,
@@ -203,10 +232,19 @@ impl App {
         }
     }
 
-    fn has_room(&self) -> bool {
-        let kept = usize::from(self.current.is_some()) + usize::from(self.next.is_some());
+    pub(super) fn has_room(&self) -> bool {
+        let kept = self.current.iter().chain(&self.next).chain(&self.held).count();
         let all = kept + self.leaving.len() + self.retiring.len();
         self.instances_max.is_none_or(|max| u64::try_from(all).is_ok_and(|all| all < max))
+    }
+
+    /// Whether an instance made of `wanted` is to be started now, unless one starts already.
+    pub(super) fn is_due(&self, now: Time, wanted: &Recipe) -> bool {
+        !self.is_hopeless(wanted) && self.may_start(now, wanted) && self.must_start(now, wanted)
+    }
+
+    fn is_hopeless(&self, wanted: &Recipe) -> bool {
+        self.failures.as_ref().is_some_and(|f| f.hopeless && f.recipe == *wanted)
     }
 
     fn must_start(&self, now: Time, wanted: &Recipe) -> bool {
@@ -219,7 +257,7 @@ impl App {
             || (current.recipe.database_hosts != wanted.database_hosts && settled)
     }
 
-    fn start(&mut self, now: Time, wanted: &Recipe, start_timeout: Span, out: &mut Vec<Action>) {
+    pub(super) fn start(&mut self, now: Time, wanted: &Recipe, start_timeout: Span, out: &mut Vec<Action>) {
         self.last_id += 1;
         self.next =
             Some(Instance { id: self.last_id, recipe: wanted.clone(), mark: now + start_timeout, given_up: false });
@@ -231,13 +269,24 @@ impl App {
         });
     }
 
-    /// An instance answers its health check: it serves from now on, or is well again.
+    /// An instance answers its health check: it serves from now on, or when its commit goes live, or is well again.
     pub(super) fn ready(&mut self, now: Time, instance: u64) {
         if let Some(current) = self.current.as_mut().filter(|current| current.id == instance) {
             current.given_up = false;
             self.failures = self.failures.take().map(|f| Failures { why: None, ..f });
         }
         let Some(next) = self.next.take_if(|next| next.id == instance) else { return };
+        match self.proof.as_mut().filter(|proof| proof.recipe.sha == next.recipe.sha) {
+            Some(proof) => {
+                proof.succeeded();
+                self.held = Some(next);
+            }
+            None => self.serve_with(now, next),
+        }
+    }
+
+    /// A healthy instance takes the place of the one that serves.
+    fn serve_with(&mut self, now: Time, next: Instance) {
         self.failures = self.failures.take().filter(|f| f.recipe == next.recipe).map(|f| Failures { why: None, ..f });
         self.leaving.extend(self.current.replace(Instance { mark: now, ..next }));
     }
@@ -245,6 +294,10 @@ impl App {
     /// An instance lives and does not answer: that counts like its death. It serves on until another is healthy, but for one
     /// of several in a row: then another bot shall try.
     pub(super) fn hung(&mut self, now: Time, instance: u64, how: &str) {
+        if let Some(held) = self.held.take_if(|held| held.id == instance) {
+            self.start_failed(now, held.recipe.clone(), format!("the app hung: {how}"));
+            self.leaving.push(held);
+        }
         let hung = self.current.as_mut().filter(|current| current.id == instance && !current.given_up);
         let Some(hung) = hung else { return };
         hung.given_up = true;
@@ -261,6 +314,9 @@ impl App {
         self.leaving.retain(|i| i.id != instance);
         if let Some(next) = self.next.take_if(|next| next.id == instance) {
             self.start_failed(now, next.recipe, format!("the app ended before it was healthy: {how}"));
+        }
+        if let Some(held) = self.held.take_if(|held| held.id == instance) {
+            self.start_failed(now, held.recipe, format!("the app died: {how}"));
         }
         let dead = self.current.take_if(|current| current.id == instance);
         // One that was given up is counted already.
@@ -282,6 +338,10 @@ impl App {
     }
 
     fn start_failed(&mut self, now: Time, recipe: Recipe, why: String) {
+        if let Some(proof) = self.proof.as_mut().filter(|proof| proof.recipe.sha == recipe.sha) {
+            proof.failed(now, why);
+            return;
+        }
         let count = self.count_for(&recipe) + 1;
         let retry_at = now + backoff(RESTART_BACKOFF_MIN, RESTART_BACKOFF_MAX, count);
         self.failures = Some(Failures { count, recipe, retry_at, hopeless: self.current.is_none(), why: Some(why) });
@@ -295,6 +355,8 @@ impl App {
     pub(super) fn rest(&mut self) {
         self.leaving.extend(self.current.take());
         self.leaving.extend(self.next.take());
+        self.leaving.extend(self.held.take());
+        self.proof = None;
         if let Some(failures) = &mut self.failures {
             failures.hopeless = false;
         }
@@ -314,9 +376,10 @@ impl App {
         let failures = self.failures.as_ref().filter(|f| Some(&f.recipe) == wanted && f.retry_at > now);
         let behind = self.current.as_ref().zip(wanted).filter(|(current, wanted)| current.recipe != **wanted);
         let settled = self.hosts_since + DATABASE_SETTLE;
-        let idle = self.next.is_none();
+        let idle = self.next.as_ref().is_none_or(|next| self.is_on_trial(&next.recipe));
         Deadline::earliest([
             self.next.as_ref().map(|next| due(next.mark, "the app must be healthy")),
+            self.proof.as_ref().filter(|_| self.is_free_for_proof()).and_then(|proof| proof.deadline(now)),
             failures.filter(|_| idle).map(|f| due(f.retry_at, "start the app again")),
             behind.filter(|_| idle && settled > now).map(|_| due(settled, "restart the app for new database hosts")),
         ])

@@ -29,11 +29,20 @@ const FAILURES_BEFORE_ORIGIN: u32 = 2;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 enum Entry {
-    Fetching { id: u64, failures: u32 },
+    Fetching {
+        id: u64,
+        failures: u32,
+    },
     Prepared,
-    Failed { why: String, failures: u32, retry_at: Time },
+    Failed {
+        why: String,
+        failures: u32,
+        retry_at: Time,
+    },
     /// Never to be served here: no further try would end otherwise.
-    Refused { why: String },
+    Refused {
+        why: String,
+    },
 }
 
 /// The sub-machine.
@@ -103,16 +112,20 @@ impl Content {
         match self.entries.get(live) {
             Some(Entry::Prepared) => Some(live),
             Some(Entry::Failed { .. } | Entry::Refused { .. } | Entry::Fetching { failures: 1.., .. }) => {
-                self.recent.iter().map(String::as_str).find(|sha| self.is_prepared(sha))
+                self.newest_published()
             }
             Some(Entry::Fetching { failures: 0, .. }) | None => None,
         }
     }
 
-    /// The newest commit that stands ready: what the content bot waits for.
-    pub(super) fn acknowledged(&self) -> Option<&str> {
-        let known = self.candidate.iter().map(|r| &r.sha).chain(&self.recent);
-        known.map(String::as_str).find(|sha| self.is_prepared(sha))
+    /// The candidate, if it stands ready.
+    pub(super) fn ready_candidate(&self) -> Option<&str> {
+        self.candidate.as_ref().map(|r| r.sha.as_str()).filter(|sha| self.is_prepared(sha))
+    }
+
+    /// The newest commit that has been live and stands ready.
+    pub(super) fn newest_published(&self) -> Option<&str> {
+        self.recent.iter().map(String::as_str).find(|sha| self.is_prepared(sha))
     }
 
     /// Trouble with content, one line.
@@ -184,7 +197,9 @@ impl Content {
             let failures = match self.entries.get(&revision.sha) {
                 None => 0,
                 Some(Entry::Failed { failures, retry_at, .. }) if *retry_at <= now => *failures,
-                Some(Entry::Failed { .. } | Entry::Refused { .. } | Entry::Fetching { .. } | Entry::Prepared) => continue,
+                Some(Entry::Failed { .. } | Entry::Refused { .. } | Entry::Fetching { .. } | Entry::Prepared) => {
+                    continue;
+                }
             };
             self.last_id += 1;
             self.entries.insert(revision.sha.clone(), Entry::Fetching { id: self.last_id, failures });

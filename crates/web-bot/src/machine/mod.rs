@@ -14,9 +14,9 @@
 //! ```
 //!
 //! Files: `role` (the table of edges), `roles` (one step function a role), `content` (which commits), `slots` (the place in
-//! the serving set), `app` (the user's process), `database` (what it means for us), `scaling` (the leader's count), `budget`
-//! (how often it may change), `behind` (others have what this bot lacks), `pressure` (stalls of the processor), `outward`
-//! (member key, route, report), `route`, `board` and `settings`.
+//! the serving set), `app` (the user's process), `proof` (whether it comes up on a candidate), `database` (what it means for
+//! us), `scaling` (the leader's count), `budget` (how often it may change), `behind` (others have what this bot lacks),
+//! `pressure` (stalls of the processor), `outward` (member key, route, report), `route`, `board` and `settings`.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
@@ -29,6 +29,7 @@ mod database;
 mod invariants;
 mod outward;
 mod pressure;
+mod proof;
 mod role;
 mod roles;
 mod route;
@@ -54,6 +55,7 @@ pub use self::{
     content::{PREPARE_BACKOFF_MAX, PREPARE_BACKOFF_MIN, REVISIONS_KEPT},
     database::{FAILOVER_SETTLE, FREEZE_MAX, PROBE_COUNTS, PROBE_PAUSE},
     pressure::{STALL_COUNTS, STALLED_WEIGHT},
+    proof::PROOFS_FAILED_MAX,
     role::Role,
     roles::DRAIN_NOTICE,
     route::Route,

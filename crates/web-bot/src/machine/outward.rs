@@ -63,8 +63,8 @@ impl State {
         let mut facts = WebFacts {
             url: self.settings.url.clone(),
             serving: self.route.sha().map(str::to_owned),
-            prepared: self.content.acknowledged().map(str::to_owned),
-            refused: self.content.refusal(),
+            prepared: self.acknowledged().map(str::to_owned),
+            refused: self.refusal(),
             slot: self.slots.serving_for(),
             load: None,
             stalled: false,

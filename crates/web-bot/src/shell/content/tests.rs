@@ -210,10 +210,7 @@ async fn rules_that_cannot_be_read_refuse_the_commit_and_a_bad_pack_does_not() {
     let (origin, data) = (Origin { dir, sha }, tempfile::tempdir().expect("a folder"));
     let library = library(data.path(), Mode::Static);
     let url = content_bot(origin.pack(true)).await;
-    for wanted in [
-        Wanted { pack_urls: vec![url], origin: String::new(), ..origin.wanted() },
-        origin.wanted(),
-    ] {
+    for wanted in [Wanted { pack_urls: vec![url], origin: String::new(), ..origin.wanted() }, origin.wanted()] {
         let error = library.prepare(wanted).await.expect_err("refused");
         assert!(matches!(&error, ContentError::Refused(why) if why.contains("_redirects")), "{error:?}");
     }
