@@ -196,7 +196,10 @@ fn promote(scope: &Scope, view: &ScopeView) -> Result<Plan, Failure> {
     let promotion = Promotion { sha: candidate.sha.clone() };
     let put = Write::put(scope.revision_promote(), serde_json::to_string(&promotion).unwrap_or_default());
     Ok(Plan {
-        meaning: format!("{} goes live in {name} as it is, without waiting for anybody", text::short(&candidate.sha)),
+        meaning: format!(
+            "{} goes live in {name} untried, as soon as one web bot could serve it",
+            text::short(&candidate.sha)
+        ),
         asks: true,
         transaction: Transaction::new(vec![unchanged], vec![put]),
         live: Some(candidate.sha),

@@ -72,7 +72,7 @@ pub enum Plant {
     CanaryAlwaysWell,
     /// A content bot takes a web bot's refusal for its readiness.
     RefusalIsReadiness,
-    /// The mark of a quarantined commit is not heard.
+    /// A content bot that lists the store does not hear which commits are quarantined, and none asks when it acts.
     QuarantineUnheard,
     /// Postgres is said to wait for whom it shall wait for before it does.
     NamesInForceAtOnce,
@@ -245,6 +245,7 @@ pub(crate) fn alter_request(plant: Option<Plant>, action: DcsAction) -> DcsActio
             Compare::LeaseIs(key, _) => !key.ends_with("/leader"),
             Compare::Absent(_) | Compare::Present(_) | Compare::ValueIs(..) | Compare::ModifiedAt(..) => true,
         }),
+        Some(Plant::QuarantineUnheard) => transaction.compare.retain(|compare| !is_mark(compare.key())),
         Some(Plant::PromiseUncompared)
             if transaction.then.iter().any(|write| matches!(write, Write::Delete { .. })) =>
         {
@@ -310,15 +311,15 @@ pub(crate) fn alter_event(plant: Option<Plant>, leads: bool, mut event: BotEvent
     event
 }
 
+fn is_mark(key: &str) -> bool {
+    key.contains("/revision/quarantine/")
+}
+
 /// What a content bot is told turns into.
 fn alter_content(plant: Option<Plant>, event: &mut DcsEvent) {
-    let is_mark = |key: &str| key.contains("/revision/quarantine/");
     match (plant, event) {
         (Some(Plant::RefusalIsReadiness), event) => each_value(event, &accept),
         (Some(Plant::QuarantineUnheard), DcsEvent::Listed { entries, .. }) => entries.retain(|kv| !is_mark(&kv.key)),
-        (Some(Plant::QuarantineUnheard), DcsEvent::Changed { changes, .. }) => {
-            changes.retain(|change| !matches!(change, Change::Put(kv) if is_mark(&kv.key)));
-        }
         _any_other => {}
     }
 }

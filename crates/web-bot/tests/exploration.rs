@@ -154,6 +154,8 @@ struct World {
     instances: u64,
     generation: u64,
     live: BTreeSet<String>,
+    /// The commit that may go live next.
+    candidate: Option<String>,
     /// Transactions whose asker was told that the answer is lost; they may still arrive.
     late: Vec<Transaction>,
     /// Somebody has deleted a lock by hand: two may believe that they hold it until they look. What they do under it is
@@ -178,6 +180,7 @@ impl World {
             instances: 0,
             generation: 0,
             live: BTreeSet::new(),
+            candidate: None,
             late: Vec::new(),
             locks_broken: false,
             usurped: BTreeSet::new(),
@@ -440,10 +443,19 @@ impl World {
 
     fn publish(&mut self) {
         let digit = char::from_digit(u32::try_from(self.dice.roll(16)).expect("small"), 16).expect("a digit");
+        if self.dice.one_in(3)
+            && let Some(sha) = self.candidate.take()
+        {
+            self.live.insert(sha.clone());
+            self.put("site/revision/live", &common::revision(&sha, self.generation));
+            self.write(Write::delete("/service/site/revision/candidate"));
+            return;
+        }
         self.generation += 1;
         let (sha, generation) = (common::sha(digit), self.generation);
         if self.dice.one_in(2) {
             self.put("site/revision/candidate", &common::revision(&sha, generation));
+            self.candidate = Some(sha);
         } else {
             self.live.insert(sha.clone());
             self.put("site/revision/live", &common::revision(&sha, generation));

@@ -1,12 +1,13 @@
 //! The leader: looks at what stands in etcd, at the origin's reference and at the mirror, and does what is missing.
 //!
 //! Level-triggered: nothing here remembers an event. Every change is one transaction that carries the lock's revision
-//! and both pointers' revisions, so that a stale leader and a late write are refused.
+//! and both pointers' revisions, so that a stale leader and a late write are refused; none brings a commit forward that is
+//! quarantined by then.
 
 use std::collections::BTreeSet;
 
 use bots_core::{
-    dcs::{DcsAction, Transaction},
+    dcs::{Compare, DcsAction, Transaction},
     leadership::Fence,
     machine::Time,
     wire::{ContentRevision, PushHint},
@@ -214,6 +215,7 @@ fn begin(state: &mut State, now: Time, fence: Fence, pointers: &Pointers, change
     let scope = state.membership.scope();
     let mut compare = state.leadership.guard(fence).to_vec();
     compare.extend(pointers.unchanged(scope));
+    compare.extend(change.shows().map(|sha| Compare::Absent(scope.quarantine(sha))));
     let then = change.writes(scope, &state.view, state.unix_ms(now));
     let id = state.membership.next_request();
     out.push(Action::Dcs(DcsAction::Transact { id, transaction: Transaction::new(compare, then) }));

@@ -94,6 +94,15 @@ pub(super) enum Move {
 }
 
 impl Move {
+    /// The commit that it brings closer to visitors.
+    pub(super) fn shows(&self) -> Option<&str> {
+        match self {
+            Self::Post { revision } | Self::Publish { revision, late: _ } => Some(&revision.sha),
+            Self::Try { sha, member: _ } => Some(sha),
+            Self::Quarantine { .. } | Self::Withdraw | Self::Record { .. } => None,
+        }
+    }
+
     /// The writes that make it, in one transaction.
     pub(super) fn writes(&self, scope: &Scope, view: &View, now_unix_ms: u64) -> Vec<Write> {
         let json = |value: &ContentRevision| serde_json::to_string(value).unwrap_or_default();

@@ -131,8 +131,8 @@ fn why_not(state: &State, pointers: &Pointers, now: Time) -> Vec<(String, String
     {
         let late = Readiness::of(&state.view, &state.settings.web_scopes, &candidate.sha).late.join(", ");
         let timeout = state.settings.prepare_timeout;
-        let because = if leader::held(state, pointers, now).is_some() {
-            Some(format!("nobody could serve it: {late} had {timeout} to prepare it"))
+        let because = if let Some((_, readiness)) = leader::held(state, pointers, now) {
+            Some(format!("{timeout} are over, and {} has prepared it", nobody(&readiness)))
         } else {
             (!late.is_empty()).then(|| format!("{late} may take up to {timeout} to prepare it"))
         };
@@ -208,10 +208,17 @@ fn lasting_troubles(state: &State, pointers: &Pointers, now: Time) -> Vec<String
 
 /// Why a candidate waits beyond its time, without figures.
 fn held(candidate: &ContentRevision, readiness: &Readiness) -> String {
-    let (sha, who) = (short(&candidate.sha), readiness.late.join(", "));
-    let who = if who.is_empty() { String::from("no web bot") } else { format!("none of {who}") };
+    let (sha, who) = (short(&candidate.sha), nobody(readiness));
     let why = readiness.trouble.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
     format!("commit {sha} does not go live before somebody could serve it: {who} has prepared it{why}")
+}
+
+fn nobody(readiness: &Readiness) -> String {
+    if readiness.late.is_empty() {
+        String::from("no web bot")
+    } else {
+        format!("none of {}", readiness.late.join(", "))
+    }
 }
 
 fn reason(state: &State, sha: &str) -> String {

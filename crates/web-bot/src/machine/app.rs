@@ -162,6 +162,11 @@ impl App {
         self.current.is_some() && self.next.is_none() && self.held.is_none()
     }
 
+    /// Whether at most one instance is beside the one that serves, but for those that are being stopped.
+    pub(super) const fn is_bounded(&self) -> bool {
+        self.next.is_none() || self.held.is_none()
+    }
+
     /// What serves is made of.
     pub(super) fn serving_recipe(&self) -> Option<Recipe> {
         self.current.as_ref().map(|i| i.recipe.clone())
