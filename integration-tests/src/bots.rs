@@ -636,6 +636,8 @@ pub enum Serves {
     Files,
     /// The guestbook, which keeps its entries in the database of this login.
     Guestbook(Login),
+    /// An app without a database: a program and its arguments.
+    App(Vec<String>),
 }
 
 impl WebBot {
@@ -650,6 +652,11 @@ impl WebBot {
         let common = format!("data_dir: {data_dir}\nttl_s: {ttl_s}\ncontent:\n  scope: site\n");
         let rest = match serves {
             Serves::Files => format!("{common}web:\n  listen: {listen}\n  mode: static\n"),
+            Serves::App(command) => {
+                let command: Vec<String> = command.iter().map(|part| format!("'{part}'")).collect();
+                let command = command.join(", ");
+                format!("{common}web:\n  listen: {listen}\n  mode: app\n  command: [{command}]\n")
+            }
             Serves::Guestbook(login) => {
                 let app = workspace_binary("guestbook")?;
                 format!(

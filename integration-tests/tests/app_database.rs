@@ -1,28 +1,42 @@
-//! An app behind a web bot, and its database: after a failover its next connection lands on the new primary.
+//! An app behind a web bot, and its database: after a failover its next connection lands on the new primary, and the requests
+//! that waited for that were no load.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use bots_core::wire::LoadHistory;
 use fleet::{
     Fleet,
     bots::Serves,
-    demo::sign,
+    demo::{serving_pages, sign},
     fleet::{WEB, sample_site},
-    http::Http,
-    wait::timed,
+    http::{Http, Load},
+    wait::{timed, until},
 };
 
 const STEP: Duration = Duration::from_secs(60);
 
+/// Visitors of whom a fraction of one is in flight while the database answers, and all are while it does not: then they would
+/// call for every bot that there is.
+const VISITORS: usize = 8;
+const PAUSE: Duration = Duration::from_millis(250);
+const SCALING: &str = r#"{"scaling":{"min":1,"max":3,"target_in_flight":2}}"#;
+
+/// What one bot carries by that, in thousandths of a request.
+const CARRIED_MILLI: u64 = 2_000;
+
+/// Longer than web bots hold still after a failover: what they would do late, they have done by then.
+const AFTERMATH: Duration = Duration::from_secs(6);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_apps_next_connection_after_a_failover_is_with_the_new_primary() -> Result<()> {
     let mut fleet = Fleet::with_etcd(1).await?;
-    fleet.store.put(WEB, "config", r#"{"scaling":{"min":1,"max":1}}"#).await?;
+    fleet.store.put(WEB, "config", SCALING).await?;
     fleet.add_postgres(2)?;
     let old = fleet.postgres_up(Duration::from_secs(90)).await?;
     fleet.create_guestbook_database().await?;
     fleet.add_content(&sample_site()).await?;
-    fleet.add_web(1, &Serves::Guestbook(fleet.guestbook()))?;
+    fleet.add_web(3, &Serves::Guestbook(fleet.guestbook()))?;
     fleet.serving(1, STEP).await?;
     let http = Http::new();
     sign(&fleet, &http, "before", STEP).await?;
@@ -30,15 +44,36 @@ async fn an_apps_next_connection_after_a_failover_is_with_the_new_primary() -> R
     let replica = fleet.postgres.iter().map(|p| p.bot.name.clone()).find(|name| *name != old);
     fleet.caught_up(&replica.context("a replica")?, STEP).await?;
 
+    let visitors = Load::start(VISITORS, PAUSE, serving_pages(&fleet).await?);
+    let changes = count_changes(&fleet).await?;
+
     // The node is lost, so that nothing of the old primary answers any more.
     fleet.postgres.iter_mut().filter(|p| p.bot.name == old).for_each(|p| p.kill_node());
+    until("the visitors who wait look like load", STEP, || async {
+        let now = fleet.store.look(WEB).await?;
+        let loads = now.members().keys().filter_map(|name| now.web(name)?.load);
+        let milli: u64 = loads.map(|load| load.in_flight_milli).sum();
+        if milli > 2 * CARRIED_MILLI { Ok(()) } else { Err(format!("{milli} thousandths in flight")) }
+    })
+    .await?;
     let new = fleet.new_primary(&old, STEP).await?;
     let ((), ms) = timed(sign(&fleet, &http, "after", STEP)).await?;
     println!("the first entry is written {ms} ms after {new} is primary");
     ensure!(at(&fleet, &new, "before").await? && at(&fleet, &new, "after").await?, "both entries are at {new}");
-    let page = http.page(&format!("{}/", fleet.web[0].url)).await?;
+    tokio::time::sleep(AFTERMATH).await;
+    visitors.finish().await;
+    ensure!(count_changes(&fleet).await? == changes, "what waits for the database is not load");
+    let first = serving_pages(&fleet).await?.into_iter().next().context("somebody serves")?;
+    let page = http.page(&first).await?;
     ensure!(page.text.contains("before") && page.text.contains("after"), "{}", page.text);
     fleet.stop().await
+}
+
+/// How often the number of load messages was changed.
+async fn count_changes(fleet: &Fleet) -> Result<usize> {
+    let now = fleet.store.scope(WEB).await?;
+    let history: LoadHistory = serde_json::from_str(now.value("load/history").context("a first message was posted")?)?;
+    Ok(history.changes.len())
 }
 
 /// Whether a member's own server, asked as such, takes writes, has the entry, and has a connection of the app's.

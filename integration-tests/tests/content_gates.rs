@@ -2,7 +2,9 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
     os::unix::fs::PermissionsExt,
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -13,7 +15,7 @@ use fleet::{
     bots::{ContentBot, Serves},
     fleet::{SITE, WEB, plain_site},
     git::Origin,
-    http::Http,
+    http::{Http, Load},
     wait::until,
 };
 use tokio::{
@@ -103,6 +105,96 @@ async fn a_bad_commit_is_stopped_and_a_good_one_can_be_gone_back_to() -> Result<
     let unpinned = fleet.botctl(["content", "unpin", SITE]).await?;
     ensure!(unpinned.code == Some(0), "{unpinned:?}");
     wait_live(&fleet, &next).await?;
+    fleet.stop().await
+}
+
+/// A fleet with one content bot and two web bots that both serve.
+async fn site(serves: &Serves) -> Result<Fleet> {
+    let mut fleet = Fleet::with_etcd(1).await?;
+    fleet.store.put(WEB, "config", r#"{"scaling":{"min":2,"max":2}}"#).await?;
+    let seed = fleet.scratch.dir("seed", None)?;
+    plain_site(&seed, "the first words")?;
+    fleet.add_content(&seed).await?;
+    fleet.add_web(2, serves)?;
+    fleet.serving(2, STEP).await?;
+    Ok(fleet)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_web_bot_can_serve_does_not_go_live() -> Result<()> {
+    let mut fleet = site(&Serves::Files).await?;
+    let first = fleet.store.scope(SITE).await?.live().context("a revision is live")?.sha;
+    let pages = fleet.web.iter().map(|web| format!("{}/", web.url)).collect();
+    let visitors = Load::start(4, Duration::from_millis(5), pages);
+    fleet.origin()?.write("_redirects", "/a /b 299\n")?;
+    let bad = fleet.origin()?.push("a rule that nobody can read").await?;
+    fleet.content[0].notify().await?;
+    wait_quarantined(&fleet, &bad, "_redirects").await?;
+    let tally = visitors.finish().await;
+    ensure!(tally.failed == 0, "{tally:?}");
+    ensure!(tally.by_revision.keys().eq([&first]), "{tally:?}");
+
+    // Who starts anew has what was live, and no memory of anything else.
+    ensure!(fleet.web[0].bot.stop(), "the web bot stops");
+    fleet.web[0].bot.start()?;
+    let serving = fleet.serving(2, STEP).await?;
+    ensure!(serving.iter().all(|bot| bot.sha == first), "{serving:?}");
+    let page = Http::new().page(&format!("{}/", fleet.web[0].url)).await?;
+    ensure!(page.revision() == first && page.text.contains("the first words"), "{page:?}");
+
+    fs::remove_file(fleet.origin()?.work().join("_redirects"))?;
+    let good = push(&fleet, "better words").await?;
+    fleet.content[0].notify().await?;
+    wait_live(&fleet, &good).await?;
+    fleet.serving(2, STEP).await?;
+    fleet.stop().await
+}
+
+/// Not a test of its own: the app that [`an_app_that_does_not_come_up_does_not_go_live`] runs.
+#[test]
+fn stand_in_app() -> Result<()> {
+    let (Ok(content), Ok(port)) = (std::env::var("CONTENT_DIR"), std::env::var("PORT")) else { return Ok(()) };
+    let page = fs::read_to_string(Path::new(&content).join("index.html")).context("read the page")?;
+    ensure!(!page.contains("mistake"), "it cannot start on this page");
+    let listener = std::net::TcpListener::bind(format!("127.0.0.1:{port}")).context("bind")?;
+    for stream in listener.incoming() {
+        let (mut stream, page) = (stream.context("accept")?, page.clone());
+        std::thread::spawn(move || {
+            let _head = stream.read(&mut [0; 4096]);
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", page.len());
+            let _gone = stream.write_all((head + &page).as_bytes());
+        });
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_that_does_not_come_up_does_not_go_live() -> Result<()> {
+    let program = std::env::current_exe().context("this program")?.display().to_string();
+    let command = [program.as_str(), "--exact", "stand_in_app", "--nocapture"].map(str::to_owned);
+    let fleet = site(&Serves::App(command.to_vec())).await?;
+    let first = fleet.store.scope(SITE).await?.live().context("a revision is live")?.sha;
+    let pages = fleet.web.iter().map(|web| format!("{}/", web.url)).collect();
+    let visitors = Load::start(4, Duration::from_millis(5), pages);
+    let bad = push(&fleet, "a mistake").await?;
+    fleet.content[0].notify().await?;
+    wait_quarantined(&fleet, &bad, "the app ended before it was healthy").await?;
+    let serving = fleet.serving(2, STEP).await?;
+    ensure!(serving.iter().all(|bot| bot.sha == first), "{serving:?}");
+
+    // A good one is up on every bot before it goes live.
+    let good = push(&fleet, "good words").await?;
+    fleet.content[0].notify().await?;
+    wait_live(&fleet, &good).await?;
+    fleet.serving(2, STEP).await?;
+    until("visitors see it", STEP, || async {
+        let tally = visitors.tally();
+        if tally.by_revision.contains_key(&good) { Ok(()) } else { Err(format!("{tally:?}")) }
+    })
+    .await?;
+    let tally = visitors.finish().await;
+    ensure!(tally.failed == 0, "{tally:?}");
+    ensure!(tally.by_revision.len() == 2 && !tally.by_revision.contains_key(&bad), "{tally:?}");
     fleet.stop().await
 }
 

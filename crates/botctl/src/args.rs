@@ -138,7 +138,7 @@ pub(crate) enum Content {
         /// The commit
         commit: Option<String>,
     },
-    /// Let the candidate go live as it is, without its canary and without waiting for web bots
+    /// Let the candidate go live without its canary, as soon as one web bot could serve it
     Promote {
         /// The scope
         scope: String,

@@ -2,7 +2,7 @@
 
 use bots_core::{
     dcs::{Compare, Scope, Transaction, Write},
-    wire::{Canary, ContentRevision, Pin, Promotion, PublicationHistory, Published, Quarantined},
+    wire::{Canary, ContentFacts, ContentRevision, Pin, Promotion, PublicationHistory, Published, Quarantined},
 };
 use serde::Serialize;
 
@@ -129,13 +129,21 @@ pub(crate) fn why(scope: &str, view: &ScopeView, commit: &str) -> Result<String,
     } else if let Some(canary) = view.json::<Canary>("revision/canary").filter(|canary| canary.sha == sha) {
         format!("is on trial: {} serves it before the others", canary.member)
     } else if view.json::<ContentRevision>("revision/candidate").is_some_and(|c| c.sha == sha) {
-        String::from("is the candidate: it goes live when every serving web bot has prepared it")
+        let held =
+            leaders_trouble(view).map_or_else(String::new, |trouble| format!("; its content bot says: {trouble}"));
+        format!("is the candidate: it goes live when every serving web bot has prepared it{held}")
     } else if let Some(past) = history(view).iter().rev().find(|past| past.sha == sha) {
         format!("was live, as generation {}: another commit has been published since", past.generation)
     } else {
         format!("is not known to {scope}: it was never found at the origin, or is long forgotten")
     };
     Ok(format!("commit {sha} {reason}\n"))
+}
+
+/// What the scope's leader says to be in its way.
+fn leaders_trouble(view: &ScopeView) -> Option<String> {
+    let leader = view.members.values().find(|member| member.head.role == "leader")?;
+    leader.facts::<ContentFacts>()?.trouble
 }
 
 impl Plan {
@@ -188,7 +196,10 @@ fn promote(scope: &Scope, view: &ScopeView) -> Result<Plan, Failure> {
     let promotion = Promotion { sha: candidate.sha.clone() };
     let put = Write::put(scope.revision_promote(), serde_json::to_string(&promotion).unwrap_or_default());
     Ok(Plan {
-        meaning: format!("{} goes live in {name} as it is, without waiting for anybody", text::short(&candidate.sha)),
+        meaning: format!(
+            "{} goes live in {name} untried, as soon as one web bot could serve it",
+            text::short(&candidate.sha)
+        ),
         asks: true,
         transaction: Transaction::new(vec![unchanged], vec![put]),
         live: Some(candidate.sha),
@@ -258,7 +269,10 @@ fn resolve(name: &str, view: &ScopeView, commit: &str) -> Result<String, Failure
 
 #[cfg(test)]
 mod tests {
-    use bots_core::dcs::{Compare, Scope, Write};
+    use bots_core::{
+        dcs::{Compare, Scope, Write},
+        wire::Member,
+    };
 
     use super::{Plan, render, why};
     use crate::{
@@ -330,13 +344,23 @@ mod tests {
     }
 
     #[test]
+    fn a_candidate_that_is_held_has_the_reason_of_its_content_bot() {
+        let mut view = view();
+        let leader =
+            r#"{"kind":"content","state":"preparing","role":"leader","trouble":"none of web-1 has prepared it"}"#;
+        view.members.extend(Member::from_json(leader).map(|leader| (String::from("content-1"), leader)));
+        let got = why("site", &view, "1111").unwrap_or_else(|f| f.message);
+        assert!(got.ends_with("its content bot says: none of web-1 has prepared it\n"), "{got}");
+    }
+
+    #[test]
     fn every_commit_has_a_reason() {
         let check = |commit: &str, what: &str| {
             let got = why("site", &view(), commit).unwrap_or_else(|f| f.message);
             assert!(got.contains(what), "{commit}: {got}");
         };
         check("aaaaaaa", "is live, as generation 3");
-        check("1111", "is the candidate");
+        check("1111", "is the candidate: it goes live when every serving web bot has prepared it\n");
         check("0123", "was live, as generation 2");
         check("bad0", "is quarantined: verify.command says no");
         check(&"e".repeat(40), "is not known to site");

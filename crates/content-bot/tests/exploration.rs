@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bots_core::{
     dcs::{Change, Revision},
     machine::{Machine, Span},
-    wire::{ContentRevision, Purged, Quarantined},
+    wire::{ContentRevision, Purged, Quarantined, Refused, WebFacts},
 };
 use content_bot::machine::{
     Announcement, CanarySettings, ContentMachine, Event, ExportSettings, FetchResult, PURGE_ROUNDS, PollResult,
@@ -55,6 +55,8 @@ enum Quality {
     Unfit,
     /// It is unfit in a way that shows only where it is served.
     Sick,
+    /// No web bot can ever serve it.
+    Refused,
 }
 
 struct Explorer {
@@ -184,7 +186,7 @@ impl Explorer {
                 Job::Purge => self.world.end_purge(name, Ok(())),
                 Job::Fetch(sha) => {
                     let result = match self.commits.get(&sha).filter(|_| self.reachable.contains(&sha)) {
-                        Some(Quality::Good | Quality::Sick) => FetchResult::Complete,
+                        Some(Quality::Good | Quality::Sick | Quality::Refused) => FetchResult::Complete,
                         Some(Quality::Unfit) => FetchResult::Unfit { reason: String::from("too large") },
                         None => FetchResult::Vanished,
                     };
@@ -225,6 +227,7 @@ impl Explorer {
                 let quality = match self.roll(10) {
                     0 | 1 => Quality::Unfit,
                     2 if self.world.canary.is_some() => Quality::Sick,
+                    3 if self.world.canary.is_some() => Quality::Refused,
                     _ => Quality::Good,
                 };
                 self.commits.insert(sha.clone(), quality);
@@ -256,7 +259,10 @@ impl Explorer {
         let prepared = self.world.candidate().or_else(|| self.world.live()).map(|r| r.sha);
         let canary = self.world.canary_key().filter(|canary| canary.member == format!("web/{name}"));
         let serving = canary.map(|canary| canary.sha).or_else(|| self.world.live().map(|r| r.sha));
-        self.world.web_says(name, slot, prepared.as_deref(), serving.as_deref());
+        let refuses = |sha: &String| self.commits.get(sha) == Some(&Quality::Refused);
+        let refused = prepared.clone().filter(refuses).map(|sha| Refused { sha, why: String::from("line 1") });
+        let prepared = prepared.filter(|sha| !refuses(sha)).or_else(|| serving.clone());
+        self.world.web_says(name, &WebFacts { slot, prepared, serving, refused, ..WebFacts::default() });
     }
 
     fn restart(&mut self, name: &str) {
@@ -344,8 +350,13 @@ impl Explorer {
         }
         let leaders = BOTS.iter().filter(|name| self.world.bots[**name].state.role().leads()).count();
         assert_eq!(leaders, 1, "one bot leads");
-        assert_eq!(self.world.candidate(), None, "nothing is left half published");
         let live = self.world.live().map(|l| l.sha);
+        let tip = self.tip.as_ref().map(|tip| self.commits[tip]);
+        if live.is_none() && tip == Some(Quality::Refused) {
+            // Who serves nothing has not shown that it could: what it refuses is held, and no more.
+            return;
+        }
+        assert_eq!(self.world.candidate(), None, "nothing is left half published");
         if self.world.export.is_some() {
             for name in BOTS {
                 let (obtainable, exported) = (live.as_ref(), self.world.bots[name].state.exported());
@@ -359,7 +370,7 @@ impl Explorer {
                 assert!(late || live.as_ref() == Some(tip), "the pushed commit is live");
                 self.check_purged();
             }
-            Some((tip, Quality::Unfit | Quality::Sick)) => {
+            Some((tip, Quality::Unfit | Quality::Sick | Quality::Refused)) => {
                 assert_ne!(live.as_ref(), Some(tip), "the unfit commit is not live");
                 assert!(self.world.dcs.get(&site().quarantine(tip)).is_some(), "the unfit commit is quarantined");
             }

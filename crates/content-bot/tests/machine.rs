@@ -4,7 +4,10 @@ mod world;
 
 use std::fmt::Write as _;
 
-use bots_core::machine::{Machine, Span};
+use bots_core::{
+    machine::{Machine, Span},
+    wire::{Refused, WebFacts, WebLoad},
+};
 use content_bot::machine::{
     Announcement, CanarySettings, Commit, ContentMachine, Event, ExportSettings, FetchResult, PollResult, PurgeSettings,
 };
@@ -80,7 +83,16 @@ fn perform(world: &mut World, case: &TestCase) -> String {
         "web" => {
             let slot = arg("slot").map(|s| s.parse().expect("a number"));
             let (prepared, serving) = (arg("prepared").map(|c| sha(&c)), arg("serving").map(|c| sha(&c)));
-            world.web_says(&bot, slot, prepared.as_deref(), serving.as_deref());
+            let refused = arg("refused").map(|c| Refused { sha: sha(&c), why: text() });
+            let trouble = arg("trouble").map(|_| text());
+            let number = |name: &str| arg(name).map(|n| n.parse().expect("a number"));
+            let load = number("requests").map(|requests| WebLoad {
+                requests,
+                errors: number("errors").unwrap_or(0),
+                ..WebLoad::default()
+            });
+            let facts = WebFacts { slot, prepared, serving, refused, trouble, load, ..WebFacts::default() };
+            world.web_says(&bot, &facts);
         }
         "web-gone" => world.delete(&web().member(&bot)),
         "put" => {

@@ -322,9 +322,13 @@ async fn what_must_not_be_published_is_not() {
     fleet.repo.prune();
     fleet.wait_for_live(&mended).await;
 
-    // A web bot that does not prepare is not waited for for ever, and is named.
+    // While nobody has prepared it, a commit does not go live; who is late alone is not waited for for ever, and is named.
     fleet.web_says("slow", None).await;
     let next = fleet.repo.push(&[("index.html", b"next")]);
+    until("the commit is held", async || bot.troubles().await.contains("none of slow has prepared it").then_some(()))
+        .await;
+    assert_eq!(fleet.live().await.map(|l| l.sha), Some(mended));
+    fleet.web_says("w1", Some(&next)).await;
     fleet.wait_for_live(&next).await;
     until("the late bot is named", async || bot.troubles().await.contains("slow had not prepared").then_some(())).await;
 
@@ -335,6 +339,7 @@ async fn what_must_not_be_published_is_not() {
     assert_eq!(bot.get("/health").await.0, 200);
     fs::rename(&away, &fleet.repo.bare).expect("rename");
     let last = fleet.repo.push(&[("index.html", b"last")]);
+    fleet.web_says("w1", Some(&last)).await;
     fleet.wait_for_live(&last).await;
 }
 

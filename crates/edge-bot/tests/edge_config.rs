@@ -16,7 +16,9 @@ fn good() -> Value {
         "scope": "edge", "name": "e1", "namespace": "service", "etcd3": {"hosts": "127.0.0.1:1"},
         "restapi": {"listen": "127.0.0.1:8008", "authentication": {"username": "u", "password_file": FILE}},
         "postgres": {"scope": "main", "primary": "127.0.0.1:5000", "replicas": "127.0.0.1:5001"},
-        "web": {"scope": "web", "listen": "127.0.0.1:8080"},
+        "web": {
+            "scope": "web", "listen": "127.0.0.1:8080", "stream_timeout_s": 60, "trusted_proxies": ["10.0.0.0/8", "::1"],
+        },
         "proxy": {
             "start": true, "stop_with_bot": false, "binary": "/bin/true", "config_file": FILE, "socket": "/tmp/none/socket",
             "places": 16, "hold_s": 30, "drain_timeout_s": 30,

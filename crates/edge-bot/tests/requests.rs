@@ -3,7 +3,11 @@
 
 mod proxy;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use edge_bot::machine::{Admin, Backend, Command};
 use proxy::{Proxy, STEP, listener};
@@ -22,7 +26,7 @@ const TOO_MANY: usize = 150;
 
 /// A web server that keeps what it was sent, a text a connection.
 struct Recorder {
-    serve: std::net::SocketAddr,
+    serve: SocketAddr,
     heard: Arc<Mutex<Vec<String>>>,
 }
 
@@ -74,11 +78,15 @@ async fn status_of(proxy: &Proxy, request: &str) -> Option<u16> {
 
 async fn behind_the_proxy() -> (Proxy, Recorder) {
     let (proxy, recorder) = (Proxy::start().await, Recorder::start().await);
+    route_to(&proxy, recorder.serve).await;
+    (proxy, recorder)
+}
+
+async fn route_to(proxy: &Proxy, serve: SocketAddr) {
     let shown = proxy.look(&[]).await;
     let place = shown.servers.iter().find(|s| s.place.backend == Backend::Web).expect("one").place.clone();
-    let address = Command::SetAddress { place: place.clone(), serve: recorder.serve, check: recorder.serve };
+    let address = Command::SetAddress { place: place.clone(), serve, check: serve };
     proxy.look(&[address, Command::SetAdmin { place: place.clone(), admin: Admin::Ready }]).await;
-    (proxy, recorder)
 }
 
 #[tokio::test]
@@ -151,5 +159,120 @@ async fn what_is_passed_on_can_be_read_in_one_way() {
         assert!(count("content-length:") + count("transfer-encoding:") <= 1, "{request} comes as {text}");
         assert!(!text.contains("upgrade: h2c"), "{text}");
         assert!(head.lines().all(|line| !line.starts_with([' ', '\t'])), "{text}");
+    }
+}
+
+/// The built-in configuration, with less patience for what is silent.
+const IMPATIENT: (&str, &str) =
+    ("timeout client 60s\n    timeout server 60s", "timeout client 1s\n    timeout server 1s");
+/// Longer than that, shorter than a stream may be silent.
+const SILENCE: Duration = Duration::from_millis(2_500);
+
+async fn impatient_proxy() -> Proxy {
+    let built_in = include_str!("../src/shell/haproxy.cfg");
+    let impatient = built_in.replace(IMPATIENT.0, IMPATIENT.1);
+    assert_ne!(impatient, built_in, "the timeouts are where they were");
+    Proxy::start_with(Some(&impatient)).await
+}
+
+/// Answers the first request of each connection with `head`, and passes the rest of the connection to `talk`; checks are
+/// answered well.
+async fn serve_streams<T: Future<Output = ()> + Send + 'static>(
+    head: &'static str,
+    talk: impl Fn(TcpStream) -> T + Copy + Send + 'static,
+) -> SocketAddr {
+    let serving = listener().await;
+    let serve = serving.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = serving.accept().await {
+            tokio::spawn(async move {
+                if read_head(&mut stream).await.contains("/readiness") {
+                    let _gone = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                    return;
+                }
+                let _gone = stream.write_all(head.as_bytes()).await;
+                talk(stream).await;
+            });
+        }
+    });
+    serve
+}
+
+async fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match tokio::time::timeout(STEP, stream.read_u8()).await.expect("in time") {
+            Ok(byte) => head.push(byte),
+            Err(_end) => break,
+        }
+    }
+    String::from_utf8_lossy(&head).into_owned()
+}
+
+#[tokio::test]
+async fn a_web_socket_may_be_silent_for_longer_than_a_client() {
+    let proxy = impatient_proxy().await;
+    let switched = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                    sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+    let echo = serve_streams(switched, |mut stream| async move {
+        let (mut from, mut to) = stream.split();
+        let _cut = tokio::io::copy(&mut from, &mut to).await;
+    });
+    route_to(&proxy, echo.await).await;
+    let mut client = TcpStream::connect(proxy.web).await.expect("the proxy listens");
+    let request = "GET /talk HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                   sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    client.write_all(request.as_bytes()).await.expect("it takes the request");
+    let head = read_head(&mut client).await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    assert!(proxy::served(&mut client).await, "what is said comes back");
+    tokio::time::sleep(SILENCE).await;
+    assert!(proxy::served(&mut client).await, "and after a silence");
+}
+
+#[tokio::test]
+async fn an_event_stream_may_be_silent_for_longer_than_a_server() {
+    let proxy = impatient_proxy().await;
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    let events = serve_streams(head, |mut stream| async move {
+        tokio::time::sleep(SILENCE).await;
+        let _gone = stream.write_all(b"c\r\ndata: late\n\n\r\n0\r\n\r\n").await;
+    });
+    route_to(&proxy, events.await).await;
+    for (accept, whole) in [("text/event-stream", true), ("*/*", false)] {
+        let mut client = TcpStream::connect(proxy.web).await.expect("the proxy listens");
+        let request = format!("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\naccept: {accept}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.expect("it takes the request");
+        let mut answer = String::new();
+        let read = tokio::time::timeout(STEP, client.read_to_string(&mut answer)).await.expect("in time");
+        assert_eq!(read.is_ok() && answer.contains("data: late"), whole, "{accept}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn who_asked_is_what_a_trusted_proxy_says_and_else_what_is_seen() {
+    const FORGED: &str = "GET / HTTP/1.1\r\nhost: example.org\r\nx-forwarded-for: 192.0.2.1\r\nx-forwarded-host: bank.example\r\n\
+                          x-forwarded-proto: https\r\nx-forwarded-port: 443\r\nforwarded: for=192.0.2.1\r\n\r\n";
+    let seen: &[&str] = &["x-forwarded-for: 127.0.0.1", "x-forwarded-host: example.org", "x-forwarded-proto: http"];
+    let said: &[&str] = &[
+        "forwarded: for=192.0.2.1",
+        "x-forwarded-for: 127.0.0.1",
+        "x-forwarded-for: 192.0.2.1",
+        "x-forwarded-host: bank.example",
+        "x-forwarded-port: 443",
+        "x-forwarded-proto: https",
+    ];
+    let plain = "GET / HTTP/1.1\r\nhost: example.org\r\n\r\n";
+    for (trusted, request, wanted) in
+        [("192.0.2.0/24 ::1", FORGED, seen), ("192.0.2.0/24 127.0.0.0/8", FORGED, said), ("127.0.0.1", plain, seen)]
+    {
+        let (proxy, recorder) = (Proxy::start_trusting(None, trusted).await, Recorder::start().await);
+        route_to(&proxy, recorder.serve).await;
+        assert_eq!(status_of(&proxy, request).await, Some(200), "{trusted}");
+        let heard = recorder.heard();
+        let text = heard.iter().find(|text| !text.contains("/readiness")).expect("the request");
+        let mut lines: Vec<&str> = text.lines().filter(|line| line.contains("forwarded")).collect();
+        lines.sort_unstable();
+        assert_eq!(lines, wanted, "{trusted}");
     }
 }

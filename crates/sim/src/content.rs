@@ -66,7 +66,13 @@ impl Origin {
     /// Whether the commit breaks a rule that shows only when it is served, where a canary can show it.
     #[must_use]
     pub fn is_sick(&self, sha: &str) -> bool {
-        self.is_unfit(sha) && sha.bytes().last().is_some_and(|digit| digit % 2 == 0)
+        self.is_unfit(sha) && !self.is_refused(sha) && sha.bytes().last().is_some_and(|digit| digit % 2 == 0)
+    }
+
+    /// Whether the commit passes for good with content bots, and no web bot can ever serve it.
+    #[must_use]
+    pub fn is_refused(&self, sha: &str) -> bool {
+        self.is_unfit(sha) && sha.bytes().next().is_some_and(|digit| digit % 2 == 0)
     }
 
     /// Whether it gives out the commit at this moment.
@@ -192,7 +198,7 @@ impl World {
         if !self.origin.gives(sha) {
             return FetchResult::Vanished;
         }
-        let seen_later = self.plan.canary && self.origin.is_sick(sha);
+        let seen_later = self.origin.is_refused(sha) || (self.plan.canary && self.origin.is_sick(sha));
         if self.origin.is_unfit(sha) && !seen_later {
             return FetchResult::Unfit { reason: String::from("the site is over the size limit") };
         }

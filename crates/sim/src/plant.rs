@@ -7,6 +7,7 @@ use bots_core::dcs::{
 use bots_core::wire::SyncRecord;
 use postgres_bot::machine::{self as postgres, Action, Job, Role, StopMode};
 
+use content_bot::machine as content;
 use web_bot::machine as web;
 
 use crate::{
@@ -63,10 +64,16 @@ pub enum Plant {
     ClaimOutlivesBot,
     /// Who takes the lock of a web scope begins the count anew.
     LeaderCountsAnew,
+    /// A web leader does not see what its predecessors have spent of the hour's budget.
+    ChangesForgotten,
     /// A web bot does not hear what others serve.
     OthersUnseen,
     /// Whatever the canary's pages are like, they count as good.
     CanaryAlwaysWell,
+    /// A content bot takes a web bot's refusal for its readiness.
+    RefusalIsReadiness,
+    /// A content bot that lists the store does not hear which commits are quarantined, and none asks when it acts.
+    QuarantineUnheard,
     /// Postgres is said to wait for whom it shall wait for before it does.
     NamesInForceAtOnce,
     /// A new synchronous standby counts before it has what was acknowledged earlier.
@@ -88,7 +95,7 @@ pub enum Plant {
 }
 
 /// All that are known to be caught, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 34] = [
+pub const PLANTS: [(Plant, &str); 37] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -112,8 +119,11 @@ pub const PLANTS: [(Plant, &str); 34] = [
     (Plant::ReadyBeforeWhole, "ready-before-whole"),
     (Plant::ClaimOutlivesBot, "claim-outlives-bot"),
     (Plant::LeaderCountsAnew, "leader-counts-anew"),
+    (Plant::ChangesForgotten, "changes-forgotten"),
     (Plant::OthersUnseen, "others-unseen"),
     (Plant::CanaryAlwaysWell, "canary-always-well"),
+    (Plant::RefusalIsReadiness, "refusal-is-readiness"),
+    (Plant::QuarantineUnheard, "quarantine-unheard"),
     (Plant::NamesInForceAtOnce, "names-in-force-at-once"),
     (Plant::CountedBeforeCaughtUp, "counted-before-caught-up"),
     (Plant::EveryVoteCounts, "every-vote-counts"),
@@ -235,6 +245,7 @@ pub(crate) fn alter_request(plant: Option<Plant>, action: DcsAction) -> DcsActio
             Compare::LeaseIs(key, _) => !key.ends_with("/leader"),
             Compare::Absent(_) | Compare::Present(_) | Compare::ValueIs(..) | Compare::ModifiedAt(..) => true,
         }),
+        Some(Plant::QuarantineUnheard) => transaction.compare.retain(|compare| !is_mark(compare.key())),
         Some(Plant::PromiseUncompared)
             if transaction.then.iter().any(|write| matches!(write, Write::Delete { .. })) =>
         {
@@ -262,6 +273,15 @@ pub(crate) fn alter_event(plant: Option<Plant>, leads: bool, mut event: BotEvent
             }
         });
     }
+    if plant == Some(Plant::ChangesForgotten)
+        && let BotEvent::Web(web::Event::Dcs(event)) = &mut event
+    {
+        each_value(event, &|kv| {
+            if kv.key.ends_with("/load/history") {
+                kv.value = String::from("{}");
+            }
+        });
+    }
     if plant == Some(Plant::OthersUnseen)
         && let BotEvent::Web(web::Event::Dcs(event)) = &mut event
     {
@@ -270,6 +290,9 @@ pub(crate) fn alter_event(plant: Option<Plant>, leads: bool, mut event: BotEvent
                 kv.value = kv.value.replace("\"serving\":", "\"unheard\":");
             }
         });
+    }
+    if let BotEvent::Content(content::Event::Dcs(event)) = &mut event {
+        alter_content(plant, event);
     }
     if plant == Some(Plant::AnyReplicaWill)
         && let BotEvent::Postgres(event) = &mut event
@@ -286,6 +309,29 @@ pub(crate) fn alter_event(plant: Option<Plant>, leads: bool, mut event: BotEvent
         }
     }
     event
+}
+
+fn is_mark(key: &str) -> bool {
+    key.contains("/revision/quarantine/")
+}
+
+/// What a content bot is told turns into.
+fn alter_content(plant: Option<Plant>, event: &mut DcsEvent) {
+    match (plant, event) {
+        (Some(Plant::RefusalIsReadiness), event) => each_value(event, &accept),
+        (Some(Plant::QuarantineUnheard), DcsEvent::Listed { entries, .. }) => entries.retain(|kv| !is_mark(&kv.key)),
+        _any_other => {}
+    }
+}
+
+/// A web bot's refusal of a commit, turned into its acknowledgement.
+fn accept(kv: &mut KeyValue) {
+    let Ok(mut value) = serde_json::from_str::<serde_json::Value>(&kv.value) else { return };
+    let refused = value.as_object_mut().and_then(|fields| fields.remove("refused"));
+    if let Some(sha) = refused.and_then(|refused| refused.get("sha").cloned()) {
+        value["prepared"] = sha;
+        kv.value = value.to_string();
+    }
 }
 
 /// Changes every value that etcd shows.

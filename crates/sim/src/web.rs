@@ -89,6 +89,7 @@ pub(crate) enum WebItem {
     Prepared { id: u64, sha: String, pack_urls: Vec<String> },
     AppReady { instance: u64 },
     AppExited { instance: u64, how: &'static str },
+    AppHung { instance: u64 },
     Drained { id: u64 },
     Measure,
 }
@@ -120,7 +121,7 @@ impl World {
             }
             Action::RetainContent { shas } => self.web_body(node).prepared.retain(|sha| shas.contains(sha)),
             Action::StartApp { instance, sha, database_hosts: _, cdn_url: _ } => {
-                let fails = !self.web_body(node).has(&sha) || self.app_fails();
+                let fails = !self.web_body(node).has(&sha) || self.app_fails() || self.never_comes_up(&sha);
                 let delay = self.rng.span(50, 2_500);
                 self.web_body(node).apps.insert(instance, false);
                 let end = if fails {
@@ -134,6 +135,12 @@ impl World {
                 let delay = self.rng.span(5, drain.as_millis());
                 self.web_after(node, delay, WebItem::AppExited { instance, how: "signal: 15 (SIGTERM)" });
             }
+            Action::ProbeDatabase { id, address } => {
+                let server = self.host_in(&address).filter(|server| self.network.peers_meet(node, *server));
+                let delay = self.rng.span(1, 1_000);
+                let answers = server.is_some_and(|s| self.nodes[s.0].postgres().is_some_and(|p| p.facts().is_some()));
+                self.tell(node, delay, BotEvent::Web(Event::DatabaseProbed { id, answers }));
+            }
             Action::SetRoute(route) => {
                 self.web_body(node).route = route;
                 self.request(node);
@@ -146,6 +153,12 @@ impl World {
             }
             Action::Exit { code, message } => self.exited(node, code, &message),
         }
+    }
+
+    /// Whether the app never comes up on the commit, for all that its files are good.
+    pub(crate) fn never_comes_up(&self, sha: &str) -> bool {
+        let odd = sha.bytes().nth(1).is_some_and(|digit| digit % 2 == 1);
+        self.plan.app && odd && self.origin.is_refused(sha)
     }
 
     fn app_fails(&mut self) -> bool {
@@ -171,10 +184,15 @@ impl World {
         body.route = Route::Refuse { state: String::from("not running") };
     }
 
-    /// A fault: an instance of the user's process dies.
+    /// A fault: an instance of the user's process dies, or every third of them hangs.
     pub(crate) fn crash_app(&mut self, node: NodeId) {
         if let Some(instance) = self.web_body(node).apps.keys().next().copied() {
-            self.web_after(node, Span::ZERO, WebItem::AppExited { instance, how: "signal: 9 (SIGKILL)" });
+            let item = if instance.is_multiple_of(3) {
+                WebItem::AppHung { instance }
+            } else {
+                WebItem::AppExited { instance, how: "signal: 9 (SIGKILL)" }
+            };
+            self.web_after(node, Span::ZERO, item);
         }
     }
 
@@ -187,11 +205,13 @@ impl World {
     pub(crate) fn web_item(&mut self, node: NodeId, item: WebItem) {
         let event = match item {
             WebItem::Prepared { id, sha, pack_urls } => {
-                if self.can_prepare(node, &sha, &pack_urls) {
+                if !self.can_prepare(node, &sha, &pack_urls) {
+                    Event::ContentFailed { id, sha, why: String::from("neither a pack nor the origin can be had") }
+                } else if self.origin.is_refused(&sha) && !self.never_comes_up(&sha) {
+                    Event::ContentRefused { id, sha, why: String::from("_redirects, line 1: no status") }
+                } else {
                     self.web_body(node).prepared.insert(sha.clone());
                     Event::ContentPrepared { id, sha }
-                } else {
-                    Event::ContentFailed { id, sha, why: String::from("neither a pack nor the origin can be had") }
                 }
             }
             WebItem::AppReady { instance } => match self.web_body(node).apps.get_mut(&instance) {
@@ -205,6 +225,12 @@ impl World {
                 Some(_) => Event::AppExited { instance, how: how.to_owned() },
                 None => return,
             },
+            WebItem::AppHung { instance } => match self.web_body(node).apps.get(&instance) {
+                Some(true) => {
+                    Event::AppHung { instance, how: String::from("its health check failed: no answer within 2s") }
+                }
+                Some(false) | None => return,
+            },
             WebItem::Drained { id } => Event::InFlightEnded { id },
             WebItem::Measure => {
                 self.web_after(node, MEASURE_EVERY, WebItem::Measure);
@@ -213,7 +239,12 @@ impl World {
                     return;
                 }
                 let share = self.load.in_flight_milli / u64::try_from(serving.len()).unwrap_or(1).max(1);
-                Event::LoadMeasured(WebLoad { in_flight_milli: share, rps: share / 100, p99_us: 2_000 })
+                Event::LoadMeasured(WebLoad {
+                    in_flight_milli: share,
+                    rps: share / 100,
+                    p99_us: 2_000,
+                    ..WebLoad::default()
+                })
             }
         };
         self.tell(node, Span::ZERO, BotEvent::Web(event));

@@ -13,12 +13,19 @@ use bots_core::{
     wire::WebLoad,
 };
 use common::Bot;
-use web_bot::machine::{ACTIONS_PER_HOUR_MAX, Action, Event, Mode, Role, Route, ScalingSettings, WebMachine};
+use web_bot::machine::{
+    ACTIONS_PER_HOUR_MAX, Action, ConnectionBudget, Event, Mode, Role, Route, ScalingSettings, Settings, WebMachine,
+};
 
 /// How many fleets are explored, and for how many events each. Enough that rare edges are met many times over.
 const SEEDS: u64 = 200;
 const EVENTS: u32 = 1_000;
 const BOTS: usize = 3;
+/// How long a leader lives while the load swings, in half seconds.
+const LEADER_LIVES: u64 = 600;
+/// How many fleets flip within a budget, and for how many quarters of a second each.
+const BUDGET_SEEDS: u64 = 8;
+const BUDGET_TICKS: u32 = 500;
 const MAX: u32 = 2;
 const TTL: Span = Span::from_secs(5);
 
@@ -51,7 +58,7 @@ fn the_same_seed_gives_the_same_steps() {
 }
 
 #[test]
-fn an_oscillating_load_stays_within_the_hourly_budget() {
+fn an_oscillating_load_stays_within_the_hourly_budget_whoever_leads() {
     let mut world = World::new(1, Mode::Static);
     world.live.insert(common::sha('f'));
     world.put("site/revision/live", &common::revision(&common::sha('f'), 1));
@@ -60,9 +67,15 @@ fn an_oscillating_load_stays_within_the_hourly_budget() {
     let (mut changes, mut posted) = (0_usize, false);
     for tick in 0..6_600_u64 {
         world.now += Span::from_millis(500);
+        world.dcs.expire(world.now);
+        if tick % LEADER_LIVES == 0
+            && let Some(leader) = world.bots.iter().position(|bot| bot.state().leads(world.now))
+        {
+            world.crash(leader);
+        }
         let in_flight_milli = if tick % 20 < 10 { 20_000 } else { 0 };
         for n in 0..BOTS {
-            world.serve_everything(n, WebLoad { in_flight_milli, rps: 1, p99_us: 1 });
+            world.serve_everything(n, WebLoad { in_flight_milli, rps: 1, p99_us: 1, ..WebLoad::default() });
         }
         let there = world.dcs.get(message).is_some();
         changes += usize::from(there != posted);
@@ -70,6 +83,48 @@ fn an_oscillating_load_stays_within_the_hourly_budget() {
     }
     assert!((20..=ACTIONS_PER_HOUR_MAX).contains(&changes), "{changes} changes within the hour");
     assert!(posted, "a scaler out of budget leaves the fleet large, not small");
+}
+
+/// Two places, each worth two instances of ten connections.
+const PRIMARY_WITH_CONNECTIONS: &str = r#"{"state":"running","role":"primary","conn_url":"postgres://pg-1:5432/x",
+    "connections":{"max":43,"reserved":3}}"#;
+const INSTANCES_MAX: usize = 4;
+
+#[test]
+fn flips_never_take_more_connections_than_the_database_has() {
+    let mut most = 0;
+    for seed in 0..BUDGET_SEEDS {
+        let mut world = World::new(seed, Mode::App);
+        world.put("main/leader", "pg-1");
+        world.put("main/members/pg-1", PRIMARY_WITH_CONNECTIONS);
+        for (n, bot) in world.bots.iter_mut().enumerate() {
+            let scaling = ScalingSettings { max: 8, stable_window_s: 1, ..ScalingSettings::default() };
+            let connections = Some(ConnectionBudget { per_instance: 10, share_percent: 100 });
+            let settings = common::settings(&format!("web-{n}"), Mode::App, scaling);
+            *bot = Bot::new(Settings { connections, ..settings }, "instance");
+        }
+        for _ in 0..BUDGET_TICKS {
+            world.now += Span::from_millis(250);
+            match world.dice.roll(40) {
+                0 => world.publish(),
+                1 => {
+                    let restart = world.dice.roll(1_000);
+                    world.put("web/config", &format!(r#"{{"scaling":{{"stable_window_s":1}},"restart":{restart}}}"#));
+                }
+                _ => {}
+            }
+            for n in 0..BOTS {
+                let in_flight_milli = world.dice.roll(3) * 12_000;
+                world.serve_meanwhile(n, WebLoad { in_flight_milli, rps: 1, p99_us: 1 });
+                let instances: usize = world.bots.iter().map(|bot| bot.apps.len()).sum();
+                most = most.max(instances);
+                if instances > INSTANCES_MAX {
+                    world.fail(&format!("{instances} instances of the app"));
+                }
+            }
+        }
+    }
+    assert_eq!(most, INSTANCES_MAX, "all bots flip at once where there are connections enough");
 }
 
 /// A small, plain generator (SplitMix64): the same numbers for ever.
@@ -99,6 +154,8 @@ struct World {
     instances: u64,
     generation: u64,
     live: BTreeSet<String>,
+    /// The commit that may go live next.
+    candidate: Option<String>,
     /// Transactions whose asker was told that the answer is lost; they may still arrive.
     late: Vec<Transaction>,
     /// Somebody has deleted a lock by hand: two may believe that they hold it until they look. What they do under it is
@@ -123,6 +180,7 @@ impl World {
             instances: 0,
             generation: 0,
             live: BTreeSet::new(),
+            candidate: None,
             late: Vec::new(),
             locks_broken: false,
             usurped: BTreeSet::new(),
@@ -158,9 +216,11 @@ impl World {
             75..=82 => self.app(n),
             83..=86 => {
                 let in_flight_milli = self.dice.roll(30) * 1_000;
-                self.step(n, Event::LoadMeasured(WebLoad { in_flight_milli, rps: 1, p99_us: 1 }));
+                self.step(n, Event::LoadMeasured(WebLoad { in_flight_milli, rps: 1, p99_us: 1, ..WebLoad::default() }));
             }
-            87..=89 => self.in_flight(n),
+            87..=88 => self.in_flight(n),
+            89 if self.dice.one_in(2) => self.step(n, Event::ProcessorStalled),
+            89 => self.in_flight(n),
             90 if self.dice.one_in(3) => self.crash(n),
             91 => self.publish(),
             92..=93 if self.dice.one_in(2) => self.meddle(),
@@ -339,7 +399,10 @@ impl World {
 
     fn prepare(&mut self, n: usize) {
         let Some((id, sha)) = self.bots[n].preparing.pop_front() else { return };
-        if self.dice.one_in(5) {
+        // What all are to serve in the end can be served.
+        if self.dice.one_in(12) && sha != common::sha('f') {
+            self.step(n, Event::ContentRefused { id, sha, why: String::from("never") });
+        } else if self.dice.one_in(5) {
             self.step(n, Event::ContentFailed { id, sha, why: String::from("no") });
         } else {
             self.step(n, Event::ContentPrepared { id, sha });
@@ -351,6 +414,8 @@ impl World {
         if stopping || self.dice.one_in(4) {
             self.bots[n].apps.remove(&instance);
             self.step(n, Event::AppExited { instance, how: String::from("exit code 1") });
+        } else if self.dice.one_in(4) {
+            self.step(n, Event::AppHung { instance, how: String::from("no answer") });
         } else {
             self.step(n, Event::AppReady { instance });
         }
@@ -378,10 +443,19 @@ impl World {
 
     fn publish(&mut self) {
         let digit = char::from_digit(u32::try_from(self.dice.roll(16)).expect("small"), 16).expect("a digit");
+        if self.dice.one_in(3)
+            && let Some(sha) = self.candidate.take()
+        {
+            self.live.insert(sha.clone());
+            self.put("site/revision/live", &common::revision(&sha, self.generation));
+            self.write(Write::delete("/service/site/revision/candidate"));
+            return;
+        }
         self.generation += 1;
         let (sha, generation) = (common::sha(digit), self.generation);
         if self.dice.one_in(2) {
             self.put("site/revision/candidate", &common::revision(&sha, generation));
+            self.candidate = Some(sha);
         } else {
             self.live.insert(sha.clone());
             self.put("site/revision/live", &common::revision(&sha, generation));
@@ -418,7 +492,7 @@ impl World {
         let live = common::revision(&common::sha('f'), self.generation);
         self.put("site/revision/live", &live);
         self.put("web/config", r#"{"scaling":{"stable_window_s":2}}"#);
-        let load = WebLoad { in_flight_milli: 3_000, rps: 1, p99_us: 1 };
+        let load = WebLoad { in_flight_milli: 3_000, rps: 1, p99_us: 1, ..WebLoad::default() };
         let end = self.now + Span::from_secs(60);
         while self.now < end {
             self.now += Span::from_millis(250);
@@ -437,7 +511,41 @@ impl World {
         }
     }
 
+    /// Nothing fails but the app, whose instances start, stop, hang and die in their own time.
+    fn serve_meanwhile(&mut self, n: usize, load: WebLoad) {
+        self.answer_everything(n);
+        let apps: Vec<(u64, bool)> = self.bots[n].apps.iter().map(|(i, s)| (*i, *s)).collect();
+        for (instance, stopping) in apps {
+            match self.dice.roll(30) {
+                0 => self.end_app(n, instance),
+                1 if stopping => self.end_app(n, instance),
+                1 => self.step(n, Event::AppHung { instance, how: String::from("no answer") }),
+                2..9 if !stopping => self.step(n, Event::AppReady { instance }),
+                _ => {}
+            }
+        }
+        self.look_at_clock(n, load);
+    }
+
+    fn end_app(&mut self, n: usize, instance: u64) {
+        self.bots[n].apps.remove(&instance);
+        self.step(n, Event::AppExited { instance, how: String::from("exit code 0") });
+    }
+
     fn serve_everything(&mut self, n: usize, load: WebLoad) {
+        self.answer_everything(n);
+        let apps: Vec<(u64, bool)> = self.bots[n].apps.iter().map(|(i, s)| (*i, *s)).collect();
+        for (instance, stopping) in apps {
+            if stopping {
+                self.end_app(n, instance);
+            } else {
+                self.step(n, Event::AppReady { instance });
+            }
+        }
+        self.look_at_clock(n, load);
+    }
+
+    fn answer_everything(&mut self, n: usize) {
         for _ in 0..100 {
             let bot = &mut self.bots[n];
             let event = bot
@@ -446,21 +554,16 @@ impl World {
                 .or_else(|| bot.watched(&self.dcs))
                 .or_else(|| bot.probed.take().map(|_| Event::NameProbed { instance: None }))
                 .or_else(|| bot.preparing.pop_front().map(|(id, sha)| Event::ContentPrepared { id, sha }))
+                .or_else(|| bot.database_probe.take().map(|id| Event::DatabaseProbed { id, answers: true }))
                 .or_else(|| bot.awaited.take().map(|id| Event::InFlightEnded { id }));
             match event {
                 Some(event) => self.step(n, event),
                 None => break,
             }
         }
-        let apps: Vec<(u64, bool)> = self.bots[n].apps.iter().map(|(i, s)| (*i, *s)).collect();
-        for (instance, stopping) in apps {
-            if stopping {
-                self.bots[n].apps.remove(&instance);
-                self.step(n, Event::AppExited { instance, how: String::from("exit code 0") });
-            } else {
-                self.step(n, Event::AppReady { instance });
-            }
-        }
+    }
+
+    fn look_at_clock(&mut self, n: usize, load: WebLoad) {
         self.renew(n);
         if self.bots[n].role() == Role::Serving {
             self.step(n, Event::LoadMeasured(load));

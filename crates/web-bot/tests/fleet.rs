@@ -31,6 +31,12 @@ use rustix::process::Signal;
 /// A busy machine needs its time; nothing here waits for it when all is well.
 const PATIENCE: Span = Span::from_secs(40);
 
+/// How long a client waits for an app that may hang.
+const HUNG_DEADLINE: Duration = Duration::from_millis(500);
+
+/// Three checks, five seconds apart, the last of which takes two; and the start of another app.
+const REPLACED_WITHIN: Span = Span::from_secs(20);
+
 /// Not a test of its own: the app that the app bots run.
 #[test]
 fn stand_in_app() {
@@ -189,6 +195,12 @@ impl Bot {
         let text = String::from_utf8_lossy(&answer.body).into_owned();
         assert_eq!(status, 200, "{}: {text}", self.name);
         text
+    }
+
+    /// The process that has made the page, if it is there in time.
+    async fn answers_within(&self, deadline: Duration) -> Option<u32> {
+        let (status, body) = http::get(&format!("{}/", self.url), deadline).await.ok()?;
+        (status == 200).then(|| pid_of(&String::from_utf8_lossy(&body)))
     }
 
     async fn api(&self, path: &str) -> u16 {
@@ -355,6 +367,71 @@ async fn an_app_is_woken_replaced_and_restarted_without_a_lost_request() {
     let app = pid_of(&bot.page().await);
     bot.child.kill().expect("kill the bot");
     until("the app is gone", async || !lives(app)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_that_hangs_is_replaced() {
+    let mut fleet = Fleet::new();
+    fleet.publish("page").await;
+    let bot = fleet.app_bot("web-1");
+    let conn_url = r#"{"state":"running","role":"primary","conn_url":"postgres://10.9.8.7:5432/postgres"}"#;
+    fleet.put("main", "members/pg-1", conn_url).await;
+    until("it serves", async || fleet.is(&bot, "serving").await).await;
+    let hung = pid_of(&bot.page().await);
+    let since = Clock::now();
+    send_signal(hung, Signal::STOP).expect("stop the app");
+    until("another app answers", async || bot.answers_within(HUNG_DEADLINE).await.is_some_and(|pid| pid != hung)).await;
+    let taken = Clock::now().since(since);
+    assert!(taken < REPLACED_WITHIN, "it took {taken}");
+    until("the hung one is gone", async || !lives(hung)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stall_of_the_processor_is_counted_and_is_no_load_where_nobody_asks() {
+    let mut fleet = Fleet::new();
+    fleet.publish("page").await;
+    let bot = fleet.static_bot("web-1");
+    until("it serves", async || fleet.is(&bot, "serving").await).await;
+    if fs::read_to_string(&bot.log).expect("its log").contains("no pressure-stall events here") {
+        eprintln!("skipped: this kernel tells of no stalls");
+        return;
+    }
+    let hogs = Hogs::start();
+    until("a stall is counted", async || {
+        let metrics = http::get(&format!("{}/metrics", bot.api), Duration::from_secs(5)).await;
+        let text = metrics.map(|(_, body)| String::from_utf8_lossy(&body).into_owned()).unwrap_or_default();
+        let counts = |line: &str| line.strip_prefix("web_processor_stalls_total ").is_some_and(|n| n.trim() != "0");
+        text.lines().any(counts)
+    })
+    .await;
+    drop(hogs);
+    let facts = fleet.member("web-1").await.and_then(|m| m.facts::<WebFacts>()).expect("its facts");
+    assert!(!facts.stalled, "{facts:?}");
+}
+
+/// Threads that want more processors than there are.
+struct Hogs(Arc<AtomicBool>);
+
+impl Hogs {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        for _ in 0..2 * processors {
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        Self(stop)
+    }
+}
+
+impl Drop for Hogs {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn pid_of(page: &str) -> u32 {

@@ -9,11 +9,11 @@ use std::fmt::Write as _;
 use bots_core::{
     dcs::{DcsAction, DcsEvent, MemoryDcs, Transaction, Write},
     machine::{Machine, Span, Time},
-    wire::WebLoad,
+    wire::{LoadChange, LoadHistory, WebLoad},
 };
 use common::Bot;
 use datadriven::TestCase;
-use web_bot::machine::{Action, Event, Mode, Role, Route, ScalingSettings, Settings, WebMachine};
+use web_bot::machine::{Action, ConnectionBudget, Event, Mode, Role, Route, ScalingSettings, Settings, WebMachine};
 
 #[test]
 fn transcripts() {
@@ -27,7 +27,7 @@ fn transcripts() {
 fn the_diagram_in_the_docs_is_the_table() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/machines/web.md");
     let wanted = format!(
-        "# The web bot's machine\n\nDrawn from the transition table in `crates/web-bot/src/machine/mod.rs` by a test that \
+        "# The web bot's machine\n\nDrawn from the transition table in `crates/web-bot/src/machine/role.rs` by a test that \
          compares; `REWRITE=1 cargo nextest run -p web-bot the_diagram` draws it anew.\n\n```mermaid\n{}```\n",
         WebMachine::TRANSITIONS.mermaid(),
     );
@@ -51,7 +51,7 @@ impl Player {
     fn play(&mut self, case: &mut TestCase) -> String {
         let mut log = String::new();
         match case.directive.as_str() {
-            // start [app] [min=] [max=] [target=] [window=] [connections=]: a bot called web-1.
+            // start [app] [min=] [max=] [target=] [window=] [connections=] [share=]: a bot called web-1.
             "start" => self.start(case),
             // put [leased]: the input is a key in the scope web, site or main, and its value.
             "put" => self.put(case),
@@ -59,6 +59,8 @@ impl Player {
                 let writes = vec![Write::delete(format!("/service/{}", case.input.trim()))];
                 self.dcs.transact(self.now, &Transaction::new(Vec::new(), writes));
             }
+            // history falls= rises= ago-s=: the record of so many changes of the count, all at one time.
+            "history" => self.history(case),
             // live SHA-DIGIT GENERATION, candidate SHA-DIGIT GENERATION
             "live" | "candidate" => {
                 let digit = case.input.trim().chars().next().expect("a digit");
@@ -95,6 +97,10 @@ impl Player {
                 let (id, sha) = self.bot.as_mut().expect("started").preparing.pop_front().expect("a preparation");
                 self.step(Event::ContentFailed { id, sha, why: case.input.trim().to_owned() }, &mut log);
             }
+            "refused" => {
+                let (id, sha) = self.bot.as_mut().expect("started").preparing.pop_front().expect("a preparation");
+                self.step(Event::ContentRefused { id, sha, why: case.input.trim().to_owned() }, &mut log);
+            }
             "ready" => {
                 let instance = case.take_arg("instance").expect("instance=");
                 self.step(Event::AppReady { instance }, &mut log);
@@ -103,13 +109,24 @@ impl Player {
                 let instance = case.take_arg("instance").expect("instance=");
                 self.step(Event::AppExited { instance, how: case.input.trim().to_owned() }, &mut log);
             }
+            "hung" => {
+                let instance = case.take_arg("instance").expect("instance=");
+                self.step(Event::AppHung { instance, how: case.input.trim().to_owned() }, &mut log);
+            }
             "load" => {
                 let in_flight_milli = case.take_arg("milli").expect("milli=");
-                self.step(Event::LoadMeasured(WebLoad { in_flight_milli, rps: 0, p99_us: 0 }), &mut log);
+                self.step(Event::LoadMeasured(WebLoad { in_flight_milli, ..WebLoad::default() }), &mut log);
             }
+            "stalled" => self.step(Event::ProcessorStalled, &mut log),
             "in-flight-ended" => {
                 let id = self.bot.as_mut().expect("started").awaited.take().expect("asked for");
                 self.step(Event::InFlightEnded { id }, &mut log);
+            }
+            // database answers|silent: what comes of asking the primary.
+            "database" => {
+                let id = self.bot.as_mut().expect("started").database_probe.take().expect("asked for");
+                let answers = case.input.trim() == "answers";
+                self.step(Event::DatabaseProbed { id, answers }, &mut log);
             }
             "probed" => {
                 let instance = Some(case.input.trim().to_owned()).filter(|i| !i.is_empty());
@@ -136,8 +153,10 @@ impl Player {
         take("max", &mut scaling.max);
         take("target", &mut scaling.target_in_flight);
         take("window", &mut scaling.stable_window_s);
-        let connections_per_bot = case.try_take_arg("connections").expect("a number");
-        let settings = Settings { connections_per_bot, ..common::settings("web-1", mode, scaling) };
+        let share_percent = case.try_take_arg("share").expect("a number").unwrap_or(100);
+        let each = case.try_take_arg("connections").expect("a number");
+        let connections = each.map(|per_instance| ConnectionBudget { per_instance, share_percent });
+        let settings = Settings { connections, ..common::settings("web-1", mode, scaling) };
         self.bot = Some(Bot::new(settings, "instance-1"));
     }
 
@@ -152,6 +171,16 @@ impl Player {
         } else {
             Write::put(key, value)
         };
+        self.dcs.transact(self.now, &Transaction::new(Vec::new(), vec![write]));
+    }
+
+    fn history(&mut self, case: &mut TestCase) {
+        let mut take = |name: &str| case.try_take_arg::<u64>(name).expect("a number").unwrap_or(0);
+        let (falls, rises, ago_s) = (take("falls"), take("rises"), take("ago-s"));
+        let at_unix_ms = common::EPOCH_UNIX_MS + self.now.as_millis() - ago_s * 1_000;
+        let changes = (0..falls + rises).map(|n| LoadChange { at_unix_ms, lowered: n < falls }).collect();
+        let value = serde_json::to_string(&LoadHistory { changes }).expect("json");
+        let write = Write::put("/service/web/load/history", value);
         self.dcs.transact(self.now, &Transaction::new(Vec::new(), vec![write]));
     }
 
@@ -265,6 +294,7 @@ fn describe(action: &Action) -> String {
         Action::StartApp { instance, sha, database_hosts, cdn_url } => {
             format!("start app {instance}: {} {database_hosts:?} {cdn_url:?}", &sha[..2])
         }
+        Action::ProbeDatabase { id, address } => format!("ask database {id}: {address}"),
         Action::ProbeName { .. } | Action::StopApp { .. } | Action::AwaitInFlight { .. } | Action::Exit { .. } => {
             format!("{action:?}")
         }
@@ -297,6 +327,10 @@ fn write(write: &Write) -> String {
 /// A value without what is the same in all transcripts.
 fn abridged(value: &str) -> String {
     let Ok(serde_json::Value::Object(mut fields)) = serde_json::from_str(value) else { return value.to_owned() };
+    if let Some(changes) = fields.get("changes").and_then(serde_json::Value::as_array) {
+        let lowered = changes.iter().filter(|change| change["lowered"] == true).count();
+        return format!("{} changes, {lowered} down", changes.len());
+    }
     for dull in
         ["kind", "node", "version", "api_url", "instance", "url", "since_unix_ms", "posted_by", "posted_unix_ms"]
     {
@@ -306,6 +340,9 @@ fn abridged(value: &str) -> String {
         if let Some(serde_json::Value::String(sha)) = fields.get_mut(commit) {
             sha.truncate(2);
         }
+    }
+    if let Some(serde_json::Value::String(sha)) = fields.get_mut("refused").and_then(|refused| refused.get_mut("sha")) {
+        sha.truncate(2);
     }
     if let Some(load) = fields.get_mut("load") {
         *load = load["in_flight_milli"].clone();

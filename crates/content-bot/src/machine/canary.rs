@@ -8,11 +8,15 @@ use std::collections::BTreeSet;
 use bots_core::{
     dcs::{Revision, Scope, View},
     machine::{Span, Time},
-    wire::{Canary, ContentRevision, Kind, Member, WebFacts},
+    wire::{Canary, ContentRevision, WebLoad},
 };
 use serde::Serialize;
 
-use super::{JobId, mirror::short, publication::Move};
+use super::{
+    JobId,
+    mirror::short,
+    publication::{Move, Web, webs},
+};
 
 /// Between two readings of the canary's pages.
 pub const CANARY_EVERY: Span = Span::from_millis(500);
@@ -26,16 +30,6 @@ pub struct CanarySettings {
     pub timeout: Span,
     /// How many of a hundred pages may fail.
     pub failures_percent_max: u64,
-}
-
-/// A serving web bot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Serving {
-    member: String,
-    url: String,
-    serving: Option<String>,
-    prepared: Option<String>,
-    trouble: Option<String>,
 }
 
 /// The trial of one candidate.
@@ -65,8 +59,8 @@ impl Trial {
             *self = Self { began, canary: found, ..Self::default() };
         }
         let Some((_, canary)) = &self.canary else { return };
-        let serves = serving(view, webs).into_iter().find(|bot| bot.member == canary.member);
-        let serves = serves.is_some_and(|bot| bot.serving.as_ref() == Some(&canary.sha));
+        let serves = serving(view, webs).into_iter().find(|(member, _)| *member == canary.member);
+        let serves = serves.is_some_and(|(_, bot)| bot.facts.serving.as_ref() == Some(&canary.sha));
         match (serves, self.serving_since) {
             (true, None) => {
                 self.serving_since = Some(now);
@@ -80,7 +74,7 @@ impl Trial {
         }
     }
 
-    /// The next step of a candidate that every web bot has prepared.
+    /// The next step of a candidate that can be served; `late` are those who have not prepared it in time.
     pub(super) fn decide(
         &self,
         now: Time,
@@ -88,24 +82,27 @@ impl Trial {
         webs: &BTreeSet<Scope>,
         view: &View,
         candidate: &ContentRevision,
+        late: Vec<String>,
     ) -> Option<Move> {
         let all = serving(view, webs);
-        let publish = || Some(Move::Publish { revision: candidate.clone(), late: Vec::new() });
+        let publish = || Some(Move::Publish { revision: candidate.clone(), late });
         let choose = |not: Option<&str>| {
-            let ready =
-                |bot: &&Serving| bot.prepared.as_ref() == Some(&candidate.sha) && Some(bot.member.as_str()) != not;
-            all.iter().find(ready).map(|bot| Move::Try { sha: candidate.sha.clone(), member: bot.member.clone() })
+            let ready = |(member, bot): &&(String, Web)| bot.has(&candidate.sha) && Some(member.as_str()) != not;
+            let first = all.iter().filter(ready).min_by_key(|(_, bot)| !bot.serves());
+            first.map(|(member, _)| Move::Try { sha: candidate.sha.clone(), member: member.clone() })
         };
         let Some((_, canary)) = &self.canary else {
             // Nobody serves: there is nobody to try it on, and nobody to harm.
             return if all.is_empty() { publish() } else { choose(None) };
         };
         if self.serving_since.is_some_and(|since| since + settings.observe <= now) && self.asked > 0 {
-            let too_many = self.failed * 100 > self.asked * settings.failures_percent_max;
-            return if too_many { Some(self.refuse(canary)) } else { publish() };
+            let bot = all.iter().find(|(member, _)| *member == canary.member).map(|(_, bot)| bot);
+            let verdict = self.verdict(settings, canary, bot.and_then(|bot| bot.facts.load));
+            let quarantine = |reason| Some(Move::Quarantine { sha: candidate.sha.clone(), reason });
+            return verdict.map_or_else(publish, quarantine);
         }
         if self.timeout_at(settings).is_some_and(|at| at <= now) {
-            let trouble = all.iter().find(|bot| bot.member == canary.member).and_then(|bot| bot.trouble.clone());
+            let trouble = all.iter().find(|(m, _)| *m == canary.member).and_then(|(_, bot)| bot.facts.trouble.clone());
             let why = trouble.or_else(|| self.why.clone()).unwrap_or_else(|| String::from("it does not say why"));
             let reason = format!(
                 "{}, its canary, did not serve it for {} within {}: {why}",
@@ -113,25 +110,34 @@ impl Trial {
             );
             return Some(Move::Quarantine { sha: candidate.sha.clone(), reason });
         }
-        match all.iter().any(|bot| bot.member == canary.member) {
+        match all.iter().any(|(member, _)| *member == canary.member) {
             true => None,
             false => choose(Some(&canary.member)),
         }
     }
 
-    fn refuse(&self, canary: &Canary) -> Move {
-        let why = self.why.as_deref().unwrap_or("no reason is known");
-        let (failed, asked) = (self.failed, self.asked);
-        let reason = format!("{failed} of {asked} pages of {}, its canary, failed: {why}", canary.member);
-        Move::Quarantine { sha: canary.sha.clone(), reason }
+    /// What speaks against the commit, if anything does. Pages and visitors are judged apart: many good answers of one kind
+    /// would hide the bad ones of the other.
+    fn verdict(&self, settings: CanarySettings, canary: &Canary, load: Option<WebLoad>) -> Option<String> {
+        let too_many =
+            |failed: u64, of: u64| failed.saturating_mul(100) > of.saturating_mul(settings.failures_percent_max);
+        let member = &canary.member;
+        if too_many(self.failed, self.asked) {
+            let why = self.why.as_deref().unwrap_or("no reason is known");
+            return Some(format!("{} of {} pages of {member}, its canary, failed: {why}", self.failed, self.asked));
+        }
+        let WebLoad { requests, errors, .. } = load.unwrap_or_default();
+        too_many(errors, requests).then(|| {
+            format!("{errors} of {requests} requests at {member}, its canary, were answered with 500 or above")
+        })
     }
 
     /// What is to be read now: where, and which commit is expected.
     pub(super) fn reading(&self, now: Time, webs: &BTreeSet<Scope>, view: &View) -> Option<(String, String)> {
         let (_, canary) = self.canary.as_ref()?;
         let due = self.read.is_none() && self.next_read.is_some_and(|at| at <= now);
-        let bot = serving(view, webs).into_iter().find(|bot| due && bot.member == canary.member)?;
-        Some((bot.url, canary.sha.clone()))
+        let (_, bot) = serving(view, webs).into_iter().find(|(member, _)| due && *member == canary.member)?;
+        Some((bot.facts.url, canary.sha.clone()))
     }
 
     pub(super) const fn begin_reading(&mut self, now: Time, job: JobId) {
@@ -173,22 +179,7 @@ impl Trial {
 }
 
 /// The serving web bots, by `scope/name`.
-fn serving(view: &View, webs: &BTreeSet<Scope>) -> Vec<Serving> {
-    let mut found = Vec::new();
-    for scope in webs {
-        let prefix = scope.members_prefix();
-        for kv in view.below(&prefix) {
-            let Some(member) = Member::from_json(&kv.value).filter(|m| m.head.kind == Kind::Web) else { continue };
-            let Some(facts) = member.facts::<WebFacts>().filter(|f| f.slot.is_some()) else { continue };
-            let name = kv.key.strip_prefix(&prefix).unwrap_or(&kv.key);
-            found.push(Serving {
-                member: format!("{}/{name}", scope.name()),
-                url: facts.url,
-                serving: facts.serving,
-                prepared: facts.prepared,
-                trouble: facts.trouble,
-            });
-        }
-    }
-    found
+fn serving(view: &View, scopes: &BTreeSet<Scope>) -> Vec<(String, Web)> {
+    let named = |web: Web| (format!("{}/{}", web.scope, web.name), web);
+    webs(view, scopes).into_iter().filter(Web::holds_slot).map(named).collect()
 }

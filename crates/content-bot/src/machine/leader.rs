@@ -1,12 +1,13 @@
 //! The leader: looks at what stands in etcd, at the origin's reference and at the mirror, and does what is missing.
 //!
 //! Level-triggered: nothing here remembers an event. Every change is one transaction that carries the lock's revision
-//! and both pointers' revisions, so that a stale leader and a late write are refused.
+//! and both pointers' revisions, so that a stale leader and a late write are refused; none brings a commit forward that is
+//! quarantined by then.
 
 use std::collections::BTreeSet;
 
 use bots_core::{
-    dcs::{DcsAction, Transaction},
+    dcs::{Compare, DcsAction, Transaction},
     leadership::Fence,
     machine::Time,
     wire::{ContentRevision, PushHint},
@@ -17,7 +18,7 @@ use super::{
     mirror::{Fetched, short},
     operator,
     origin::Tip,
-    publication::{self, Move, Pointers},
+    publication::{self, Move, Pointers, Readiness},
     purge,
 };
 
@@ -156,17 +157,34 @@ fn decide(state: &State, now: Time, pointers: &Pointers) -> Option<Move> {
     if !state.mirror.holds(&candidate.sha) {
         return None;
     }
-    let late = publication::late(&state.view, &state.settings.web_scopes, &candidate.sha);
-    let over = state.publication.prepare_until(state.settings.prepare_timeout).is_some_and(|at| at <= now);
-    let all_ready = late.is_empty() && state.view.is_watched();
-    let promoted = operator::is_promoted(&state.settings.scope, &state.view, &candidate.sha);
-    if !(all_ready || over || promoted) {
+    let (view, webs) = (&state.view, &state.settings.web_scopes);
+    if let Some((member, why)) = publication::refusal(view, webs, &candidate.sha) {
+        let reason = format!("{member} can never serve it: {why}");
+        return Some(Move::Quarantine { sha: candidate.sha.clone(), reason });
+    }
+    let readiness = Readiness::of(view, webs, &candidate.sha);
+    let all_ready = readiness.late.is_empty() && view.is_watched();
+    let promoted = operator::is_promoted(&state.settings.scope, view, &candidate.sha);
+    if !readiness.can_be_served || !(all_ready || promoted || is_time_over(state, now)) {
         return None;
     }
+    let late = readiness.late;
     match state.settings.canary.filter(|_| !promoted) {
-        Some(settings) => state.trial.decide(now, settings, &state.settings.web_scopes, &state.view, candidate),
+        Some(settings) => state.trial.decide(now, settings, webs, view, candidate, late),
         None => Some(Move::Publish { revision: candidate.clone(), late }),
     }
+}
+
+/// Whether the web bots' time to prepare the candidate is over.
+fn is_time_over(state: &State, now: Time) -> bool {
+    state.publication.prepare_until(state.settings.prepare_timeout).is_some_and(|at| at <= now)
+}
+
+/// A candidate that waits, although its time is over, because nobody could serve it.
+pub(super) fn held<'s>(state: &State, pointers: &'s Pointers, now: Time) -> Option<(&'s ContentRevision, Readiness)> {
+    let candidate = pointers.candidate().filter(|c| state.mirror.holds(&c.sha) && is_time_over(state, now))?;
+    let readiness = Readiness::of(&state.view, &state.settings.web_scopes, &candidate.sha);
+    (!readiness.can_be_served).then_some((candidate, readiness))
 }
 
 /// Whether a candidate can or need not go live any more.
@@ -197,6 +215,7 @@ fn begin(state: &mut State, now: Time, fence: Fence, pointers: &Pointers, change
     let scope = state.membership.scope();
     let mut compare = state.leadership.guard(fence).to_vec();
     compare.extend(pointers.unchanged(scope));
+    compare.extend(change.shows().map(|sha| Compare::Absent(scope.quarantine(sha))));
     let then = change.writes(scope, &state.view, state.unix_ms(now));
     let id = state.membership.next_request();
     out.push(Action::Dcs(DcsAction::Transact { id, transaction: Transaction::new(compare, then) }));

@@ -94,6 +94,15 @@ pub(super) enum Move {
 }
 
 impl Move {
+    /// The commit that it brings closer to visitors.
+    pub(super) fn shows(&self) -> Option<&str> {
+        match self {
+            Self::Post { revision } | Self::Publish { revision, late: _ } => Some(&revision.sha),
+            Self::Try { sha, member: _ } => Some(sha),
+            Self::Quarantine { .. } | Self::Withdraw | Self::Record { .. } => None,
+        }
+    }
+
     /// The writes that make it, in one transaction.
     pub(super) fn writes(&self, scope: &Scope, view: &View, now_unix_ms: u64) -> Vec<Write> {
         let json = |value: &ContentRevision| serde_json::to_string(value).unwrap_or_default();
@@ -278,41 +287,94 @@ fn history(scope: &Scope, view: &View, revision: &ContentRevision, now_unix_ms: 
     serde_json::to_string(&history).unwrap_or_default()
 }
 
-/// The serving web bots that do not serve `sha`, by `scope/name`.
+/// The serving web bots that do not serve `sha`, by name.
 pub(super) fn behind(view: &View, web_scopes: &BTreeSet<Scope>, sha: &str) -> Vec<String> {
-    unlike(view, web_scopes, |facts| facts.serving.as_deref() == Some(sha))
+    let serves = |facts: &WebFacts| facts.serving.as_deref() == Some(sha);
+    webs(view, web_scopes).into_iter().filter(|w| w.holds_slot() && !serves(&w.facts)).map(|w| w.name).collect()
 }
 
-/// The serving web bots that have not prepared `sha`, by `scope/name`. A bot serves as long as it holds a slot.
-pub(super) fn late(view: &View, web_scopes: &BTreeSet<Scope>, sha: &str) -> Vec<String> {
-    unlike(view, web_scopes, |facts| facts.prepared.as_deref() == Some(sha) || facts.serving.as_deref() == Some(sha))
+/// Who has a commit, among the web bots that are asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Readiness {
+    /// Somebody could serve it: what nobody can must not go live. Where nobody is, nobody is harmed.
+    pub(super) can_be_served: bool,
+    /// The bots that have not prepared it, by name.
+    pub(super) late: Vec<String>,
+    /// What one of them says that it lacks.
+    pub(super) trouble: Option<String>,
+}
+
+impl Readiness {
+    /// Those with a slot are asked. Where nobody has one, those who stand by are: they serve next.
+    pub(super) fn of(view: &View, web_scopes: &BTreeSet<Scope>, sha: &str) -> Self {
+        let (serving, standby): (Vec<_>, Vec<_>) = webs(view, web_scopes).into_iter().partition(Web::holds_slot);
+        let asked = if serving.is_empty() { standby } else { serving };
+        // The word of a bot that does not serve yet is about files alone: it counts where surely no bot knows more.
+        let nobody_serves = view.is_watched() && !asked.iter().any(Web::serves);
+        let has_it = |web: &Web| web.has(sha) && (web.serves() || nobody_serves);
+        let can_be_served = (nobody_serves && asked.is_empty()) || asked.iter().any(has_it);
+        let late: Vec<Web> = asked.into_iter().filter(|web| !web.has(sha)).collect();
+        let trouble = late.iter().find_map(Web::lacks);
+        Self { can_be_served, late: late.into_iter().map(|web| web.name).collect(), trouble }
+    }
+}
+
+/// A serving web bot that can never serve `sha`, by `scope/name`, and why. It serves another commit, so that neither its
+/// settings nor its machine are to blame; what a bot says that does not serve may be its own fault.
+pub(super) fn refusal(view: &View, web_scopes: &BTreeSet<Scope>, sha: &str) -> Option<(String, String)> {
+    let refuses = |web: Web| {
+        let refused = web.facts.refused.filter(|refused| refused.sha == sha)?;
+        web.facts.serving.map(|_other| (format!("{}/{}", web.scope, web.name), refused.why))
+    };
+    webs(view, web_scopes).into_iter().filter(Web::holds_slot).find_map(refuses)
 }
 
 /// The commits that some web bot serves, or has prepared. Idle bots count: they serve what they hold when they wake up.
 pub(super) fn in_use(view: &View, web_scopes: &BTreeSet<Scope>) -> BTreeSet<String> {
-    let facts = web_scopes.iter().flat_map(|scope| {
-        let prefix = scope.members_prefix();
-        let members = view.below(&prefix).filter_map(|kv| Member::from_json(&kv.value));
-        members.filter(|m| m.head.kind == Kind::Web).filter_map(|m| m.facts::<WebFacts>()).collect::<Vec<_>>()
-    });
-    facts.flat_map(|facts| [facts.serving, facts.prepared]).flatten().collect()
+    webs(view, web_scopes).into_iter().flat_map(|web| [web.facts.serving, web.facts.prepared]).flatten().collect()
 }
 
-fn unlike(view: &View, web_scopes: &BTreeSet<Scope>, ready: impl Fn(&WebFacts) -> bool) -> Vec<String> {
-    let mut late = Vec::new();
+/// A web bot, as it shows itself.
+#[derive(Debug, Clone)]
+pub(super) struct Web {
+    pub(super) scope: String,
+    pub(super) name: String,
+    pub(super) facts: WebFacts,
+}
+
+impl Web {
+    /// A bot serves as long as it holds a slot.
+    pub(super) const fn holds_slot(&self) -> bool {
+        self.facts.slot.is_some()
+    }
+
+    pub(super) fn has(&self, sha: &str) -> bool {
+        self.facts.prepared.as_deref() == Some(sha) || self.facts.serving.as_deref() == Some(sha)
+    }
+
+    pub(super) const fn serves(&self) -> bool {
+        self.facts.serving.is_some()
+    }
+
+    fn lacks(&self) -> Option<String> {
+        let why = self.facts.refused.as_ref().map(|refused| &refused.why).or(self.facts.trouble.as_ref())?;
+        Some(format!("{}: {why}", self.name))
+    }
+}
+
+/// All web bots that are there.
+pub(super) fn webs(view: &View, web_scopes: &BTreeSet<Scope>) -> Vec<Web> {
+    let mut found = Vec::new();
     for scope in web_scopes {
         let prefix = scope.members_prefix();
         for kv in view.below(&prefix) {
             let Some(member) = Member::from_json(&kv.value).filter(|m| m.head.kind == Kind::Web) else { continue };
-            let Some(facts) = member.facts::<WebFacts>().filter(|f| f.slot.is_some()) else { continue };
-            if !ready(&facts) {
-                late.push(
-                    scope.strip(&kv.key).map_or(kv.key.as_str(), |k| k.trim_start_matches("members/")).to_owned(),
-                );
-            }
+            let Some(facts) = member.facts::<WebFacts>() else { continue };
+            let name = kv.key.strip_prefix(&prefix).unwrap_or(&kv.key).to_owned();
+            found.push(Web { scope: scope.name().to_owned(), name, facts });
         }
     }
-    late
+    found
 }
 
 /// One line of bounded length.

@@ -9,7 +9,7 @@ use super::{
     Role, State, leader,
     mirror::short,
     operator,
-    publication::{self, Pointers},
+    publication::{Pointers, Readiness},
 };
 
 /// The report.
@@ -25,7 +25,7 @@ pub(super) fn report(state: &State, now: Time) -> Report {
         report = report.why_not("lead", format!("{holder} holds the leader key"));
     }
     if state.role().leads() {
-        for (alternative, because) in why_not(state, &pointers) {
+        for (alternative, because) in why_not(state, &pointers, now) {
             report = report.why_not(alternative, because);
         }
     }
@@ -36,7 +36,7 @@ pub(super) fn report(state: &State, now: Time) -> Report {
 }
 
 /// The member key's value.
-pub(super) fn member(state: &State) -> Member {
+pub(super) fn member(state: &State, now: Time) -> Member {
     let word = match state.role() {
         Role::Initializing => "starting",
         Role::Follower => "standby",
@@ -62,7 +62,7 @@ pub(super) fn member(state: &State) -> Member {
     let facts = ContentFacts {
         pack_url: state.settings.pack_url.clone(),
         holds: holds.map(str::to_owned).next(),
-        trouble: lasting_troubles(state, &pointers).into_iter().next(),
+        trouble: lasting_troubles(state, &pointers, now).into_iter().next(),
     };
     Member::new(head, &facts)
 }
@@ -106,7 +106,7 @@ fn waiting_for(state: &State, pointers: &Pointers) -> String {
                 format!("commit {} to be fetched", short(&candidate.sha))
             }
             Some(candidate) => {
-                let late = publication::late(&state.view, &state.settings.web_scopes, &candidate.sha);
+                let late = Readiness::of(&state.view, &state.settings.web_scopes, &candidate.sha).late;
                 match state.trial.shown() {
                     Some(trial) => trial,
                     None if late.is_empty() => String::from("etcd"),
@@ -119,7 +119,7 @@ fn waiting_for(state: &State, pointers: &Pointers) -> String {
     }
 }
 
-fn why_not(state: &State, pointers: &Pointers) -> Vec<(String, String)> {
+fn why_not(state: &State, pointers: &Pointers, now: Time) -> Vec<(String, String)> {
     let mut found = Vec::new();
     if let Some(tip) = state.goal()
         && leader::is_quarantined(state, &tip.sha)
@@ -129,12 +129,14 @@ fn why_not(state: &State, pointers: &Pointers) -> Vec<(String, String)> {
     if let Some(candidate) = pointers.candidate()
         && state.mirror.holds(&candidate.sha)
     {
-        let late = publication::late(&state.view, &state.settings.web_scopes, &candidate.sha);
-        if !late.is_empty() {
-            let timeout = state.settings.prepare_timeout;
-            let because = format!("{} may take up to {timeout} to prepare it", late.join(", "));
-            found.push((format!("publish {} now", short(&candidate.sha)), because));
-        }
+        let late = Readiness::of(&state.view, &state.settings.web_scopes, &candidate.sha).late.join(", ");
+        let timeout = state.settings.prepare_timeout;
+        let because = if let Some((_, readiness)) = leader::held(state, pointers, now) {
+            Some(format!("{timeout} are over, and {} has prepared it", nobody(&readiness)))
+        } else {
+            (!late.is_empty()).then(|| format!("{late} may take up to {timeout} to prepare it"))
+        };
+        found.extend(because.map(|because| (format!("publish {} now", short(&candidate.sha)), because)));
     }
     found
 }
@@ -153,12 +155,12 @@ fn troubles(state: &State, pointers: &Pointers, now: Time) -> Vec<String> {
         found.extend(state.publication.setback().map(str::to_owned));
     }
     let plain = [state.origin.backoff().why(), state.mirror.backoff().why(), state.purge.backoff().why()];
-    found.extend(lasting_troubles(state, pointers).into_iter().filter(|t| !plain.contains(&Some(t.as_str()))));
+    found.extend(lasting_troubles(state, pointers, now).into_iter().filter(|t| !plain.contains(&Some(t.as_str()))));
     found
 }
 
 /// Troubles without figures, for the member key.
-fn lasting_troubles(state: &State, pointers: &Pointers) -> Vec<String> {
+fn lasting_troubles(state: &State, pointers: &Pointers, now: Time) -> Vec<String> {
     let mut found = Vec::new();
     if !state.role().leads() {
         return found;
@@ -174,6 +176,9 @@ fn lasting_troubles(state: &State, pointers: &Pointers) -> Vec<String> {
         let key = state.settings.scope.quarantine(&tip.sha);
         found.push(format!("commit {sha} is quarantined: {reason} (to try it again, `botctl content unquarantine`, or delete the key {key})"));
     }
+    if let Some((candidate, readiness)) = leader::held(state, pointers, now) {
+        found.push(held(candidate, &readiness));
+    }
     found.extend(operator::trouble(&state.settings.scope, &state.view));
     let failures = [state.origin.backoff().why(), state.mirror.backoff().why(), state.purge.backoff().why()];
     found.extend(failures.into_iter().flatten().map(str::to_owned));
@@ -187,7 +192,7 @@ fn lasting_troubles(state: &State, pointers: &Pointers) -> Vec<String> {
     if let Some(late) = state.publication.late()
         && pointers.live_is(&late.sha)
     {
-        let still = publication::late(&state.view, &state.settings.web_scopes, &late.sha);
+        let still = Readiness::of(&state.view, &state.settings.web_scopes, &late.sha).late;
         let names: Vec<&str> = late.names.iter().filter(|n| still.contains(n)).map(String::as_str).collect();
         if !names.is_empty() {
             let timeout = state.settings.prepare_timeout;
@@ -199,6 +204,21 @@ fn lasting_troubles(state: &State, pointers: &Pointers) -> Vec<String> {
         }
     }
     found
+}
+
+/// Why a candidate waits beyond its time, without figures.
+fn held(candidate: &ContentRevision, readiness: &Readiness) -> String {
+    let (sha, who) = (short(&candidate.sha), nobody(readiness));
+    let why = readiness.trouble.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
+    format!("commit {sha} does not go live before somebody could serve it: {who} has prepared it{why}")
+}
+
+fn nobody(readiness: &Readiness) -> String {
+    if readiness.late.is_empty() {
+        String::from("no web bot")
+    } else {
+        format!("none of {}", readiness.late.join(", "))
+    }
 }
 
 fn reason(state: &State, sha: &str) -> String {

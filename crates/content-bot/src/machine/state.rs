@@ -313,7 +313,7 @@ impl State {
         self.enter(role, now);
         self.hand_on(now, out);
         let mut asked = Vec::new();
-        self.membership.publish(now, report::member(self).to_json(), &mut asked);
+        self.membership.publish(now, report::member(self, now).to_json(), &mut asked);
         out.extend(asked.into_iter().map(action));
     }
 

@@ -451,7 +451,7 @@ impl World {
     }
 
     /// A web bot says what it holds; without a slot it is idle.
-    pub fn web_says(&mut self, name: &str, slot: Option<u32>, prepared: Option<&str>, serving: Option<&str>) {
+    pub fn web_says(&mut self, name: &str, facts: &WebFacts) {
         let head = MemberHead {
             kind: Kind::Web,
             state: String::from("serving"),
@@ -462,13 +462,7 @@ impl World {
             node: String::new(),
             since_unix_ms: 0,
         };
-        let facts = WebFacts {
-            prepared: prepared.map(str::to_owned),
-            serving: serving.map(str::to_owned),
-            slot,
-            ..WebFacts::default()
-        };
-        self.put(&web().member(name), &Member::new(head, &facts).to_json());
+        self.put(&web().member(name), &Member::new(head, facts).to_json());
     }
 
     pub fn put(&mut self, key: &str, value: &str) {

@@ -155,6 +155,8 @@ impl Scope {
         members_prefix => "members/",
         /// Where the edges stand that route to a Postgres cluster.
         edges_prefix => "edges/",
+        /// Web: when load messages were posted and withdrawn of late, JSON.
+        load_history => "load/history",
         /// Where all load messages stand.
         load_prefix => "load/",
         /// Where all quarantined commits stand.

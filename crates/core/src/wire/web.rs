@@ -19,6 +19,25 @@ pub struct LoadMessage {
     pub posted_unix_ms: u64,
 }
 
+/// The `load/history` key: the changes of the number of load messages within the last hour, whoever made them. Written
+/// together with each change, so that the budget of changes is one for all leaders.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LoadHistory {
+    /// Oldest first.
+    #[serde(default)]
+    pub changes: Vec<LoadChange>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadChange {
+    /// When it was made, in milliseconds since 1970.
+    pub at_unix_ms: u64,
+    /// Whether messages were withdrawn.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lowered: bool,
+}
+
 /// How busy a serving bot is, averaged over the last publishing interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct WebLoad {
@@ -31,6 +50,22 @@ pub struct WebLoad {
     /// The 99th percentile of response times, in microseconds.
     #[serde(default)]
     pub p99_us: u64,
+    /// Requests since the bot began to serve the commit that it serves, the content bot's own among them.
+    #[serde(default)]
+    pub requests: u64,
+    /// How many of them were answered with a status of 500 or above.
+    #[serde(default)]
+    pub errors: u64,
+}
+
+/// A commit that a web bot can never serve as it is set up, whoever gives it the commit and however often it tries.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Refused {
+    /// The commit, 40 hex digits.
+    pub sha: String,
+    /// One line: what is wrong with it and how to mend it.
+    #[serde(default)]
+    pub why: String,
 }
 
 /// What a web member says beyond the common part.
@@ -45,12 +80,18 @@ pub struct WebFacts {
     /// The newest commit that stands ready to be served: the acknowledgement that the content bot waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prepared: Option<String>,
+    /// The candidate, if it can never be served here: the content bot quarantines it when a serving bot says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refused>,
     /// The load message that it holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<u32>,
     /// How busy it is; absent while idle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<WebLoad>,
+    /// Its requests wait for a processor, and weigh more than where they do not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stalled: bool,
     /// Trouble with content or the app, one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,

@@ -6,7 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bots_core::{dcs::Scope, machine::Span, shell::Common};
+use bots_core::{
+    dcs::Scope,
+    machine::Span,
+    shell::{Common, Networks},
+};
 use serde::Deserialize;
 
 use super::launch::Launch;
@@ -22,6 +26,10 @@ const PLACES_MAX: u64 = 1_024;
 const HOLD_S_MAX: u64 = 600;
 /// A day: sessions that need longer to end do not end.
 const DRAIN_S_MAX: u64 = 86_400;
+/// Who has nothing to say on a WebSocket says at least so within this, or is gone.
+const STREAM_S_DEFAULT: u64 = 3_600;
+/// A day: what is silent for longer is left over.
+const STREAM_S_MAX: u64 = 86_400;
 /// The kernel allows 107 bytes, and HAProxy binds a socket under a longer name before it renames it.
 const SOCKET_PATH_BYTES_MAX: usize = 90;
 
@@ -68,6 +76,12 @@ pub struct Web {
     pub scope: String,
     /// Where clients find it.
     pub listen: String,
+    /// How long a WebSocket or an event stream may be silent.
+    #[serde(default = "stream_timeout_s")]
+    pub stream_timeout_s: u64,
+    /// Whose word about the client, its host and its protocol is believed (`X-Forwarded-For`, `-Host`, `-Proto`).
+    #[serde(default = "Networks::loopback")]
+    pub trusted_proxies: Networks,
 }
 
 /// The proxy.
@@ -131,6 +145,8 @@ impl Config {
         within("ttl_s", self.ttl_s, TTL_S_MIN, TTL_S_MAX)?;
         within("proxy.places", self.proxy.places, 1, PLACES_MAX)?;
         within("proxy.hold_s", self.proxy.hold_s, 0, HOLD_S_MAX)?;
+        let stream_timeout_s = self.web.as_ref().map_or(STREAM_S_DEFAULT, |web| web.stream_timeout_s);
+        within("web.stream_timeout_s", stream_timeout_s, 1, STREAM_S_MAX)?;
         within("proxy.drain_timeout_s", self.proxy.drain_timeout_s, 0, DRAIN_S_MAX)?;
         if self.proxy.stop_with_bot && !self.proxy.start {
             return Err(String::from(
@@ -194,6 +210,13 @@ impl Config {
         ];
         if self.proxy.hold_s > 0 {
             env.push(("EDGE_HOLD_MS", Span::from_secs(self.proxy.hold_s).as_millis().to_string()));
+        }
+        if let Some(web) = &self.web {
+            env.push(("EDGE_STREAM_S", web.stream_timeout_s.to_string()));
+            let trusted: Vec<String> = web.trusted_proxies.texts().collect();
+            if !trusted.is_empty() {
+                env.push(("EDGE_TRUSTED", trusted.join(" ")));
+            }
         }
         for (field, address) in self.listeners()? {
             let name = match field {
@@ -270,6 +293,10 @@ const fn ttl_s() -> u64 {
     5
 }
 
+const fn stream_timeout_s() -> u64 {
+    STREAM_S_DEFAULT
+}
+
 #[cfg(test)]
 mod tests {
     use bots_core::shell::config::load;
@@ -314,6 +341,8 @@ mod tests {
         check(&more("web: {scope: web, listen: '127.0.0.1:5000'}"), "web.listen");
         check(&more("web: {scope: main, listen: '127.0.0.1:5001'}"), "web.scope");
         check(&more("web: {scope: web, listen: '127.0.0.1:0'}"), "web.listen");
+        check(&more("web: {scope: web, listen: '127.0.0.1:1', stream_timeout_s: 0}"), "web.stream_timeout_s");
+        check(&more("web: {scope: web, listen: '127.0.0.1:1', trusted_proxies: [here]}"), "web.trusted_proxies");
         check(&more("ttl_s: 1"), "ttl_s");
         check(&more("proxy: {places: 0}"), "proxy.places");
         check(&more("proxy: {hold_s: 6000}"), "proxy.hold_s");

@@ -30,6 +30,9 @@ const STARTS_MAX: usize = 5;
 /// A second longer than the checks take to bring a server up: the hold does not race with them by chance.
 pub const HOLD_MS: u64 = 3_000;
 
+/// How long a stream may be silent.
+pub const STREAM_S: u64 = 60;
+
 /// A running proxy in a folder of its own; killed when dropped.
 pub struct Proxy {
     pub socket: PathBuf,
@@ -47,8 +50,13 @@ impl Proxy {
 
     /// One with this configuration instead of the built-in one.
     pub async fn start_with(own: Option<&str>) -> Self {
+        Self::start_trusting(own, "127.0.0.0/8 ::1").await
+    }
+
+    /// One that believes these networks.
+    pub async fn start_trusting(own: Option<&str>, trusted: &str) -> Self {
         for _ in 0..STARTS_MAX {
-            match Self::start_on_free_ports(own).await {
+            match Self::start_on_free_ports(own, trusted).await {
                 Ok(proxy) => return proxy,
                 Err(why) => assert!(why.contains("Address already in use"), "{why}"),
             }
@@ -57,7 +65,7 @@ impl Proxy {
     }
 
     /// A port that is free may be taken by the time that the proxy binds it.
-    async fn start_on_free_ports(own: Option<&str>) -> Result<Self, String> {
+    async fn start_on_free_ports(own: Option<&str>, trusted: &str) -> Result<Self, String> {
         let dir = tempfile::tempdir().expect("a folder");
         let (primary, web) = (local(free_port().expect("a port")), local(free_port().expect("a port")));
         let socket = dir.path().join("haproxy.sock");
@@ -78,6 +86,8 @@ impl Proxy {
                 ("EDGE_PRIMARY", primary.to_string()),
                 ("EDGE_REPLICAS", local(free_port().expect("a port")).to_string()),
                 ("EDGE_WEB", web.to_string()),
+                ("EDGE_STREAM_S", STREAM_S.to_string()),
+                ("EDGE_TRUSTED", trusted.to_owned()),
             ],
         };
         assert!(matches!(converse(&socket, &[]).await, Look::Absent { .. }), "nobody listens yet");

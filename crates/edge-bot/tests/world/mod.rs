@@ -194,7 +194,7 @@ impl World {
         let number = name.rsplit('-').next().expect("a number");
         let facts = WebFacts {
             url: format!("http://10.0.1.{number}:8080"),
-            load: Some(WebLoad { in_flight_milli, rps: 0, p99_us: 0 }),
+            load: Some(WebLoad { in_flight_milli, ..WebLoad::default() }),
             ..WebFacts::default()
         };
         let value =

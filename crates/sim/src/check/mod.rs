@@ -2,6 +2,7 @@
 //! them look after everything that happens.
 
 mod acknowledged_writes;
+mod counted_changes;
 mod fenced_writes;
 mod lease_deadline;
 mod left_behind;
@@ -14,6 +15,7 @@ mod one_writer;
 mod protection;
 mod quiet;
 mod rewinds;
+mod servable_commits;
 mod steady_count;
 mod words;
 
@@ -147,9 +149,11 @@ impl Checks {
             Box::new(acknowledged_writes::AcknowledgedWrites::default()),
             Box::new(fenced_writes::FencedWrites),
             Box::new(one_revision::OneRevision::default()),
+            Box::new(servable_commits::ServableCommits::default()),
             Box::new(left_behind::LeftBehind::default()),
             Box::new(load_claims::LoadClaims),
             Box::new(steady_count::SteadyCount::default()),
+            Box::new(counted_changes::CountedChanges),
             Box::new(lease_deadline::LeaseDeadline::default()),
             Box::new(one_cluster::OneCluster::default()),
             Box::new(rewinds::Rewinds::default()),

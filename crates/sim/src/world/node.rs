@@ -348,7 +348,7 @@ fn web_settings(node: &Node, plan: &Plan) -> web::Settings {
         app_start_timeout: Span::from_secs(10),
         drain_timeout: Span::from_secs(5),
         cdn_url: None,
-        connections_per_bot: None,
+        connections: None,
         scaling: web::ScalingSettings { min: 1, max: 3, target_in_flight: 8, stable_window_s: STABLE_WINDOW_S },
     }
 }

@@ -1,4 +1,5 @@
-//! The app: one instance that serves, at most one that starts to replace it, and those that are being stopped.
+//! The app: one instance that serves, at most one beside it that starts to replace it or runs on the candidate, and those that
+//! are being stopped.
 //!
 //! Restart is start-new, wait until healthy, switch, drain-old. What goes into an instance (commit, database hosts, CDN)
 //! is fixed for its life; a change of any of them is a new instance.
@@ -12,7 +13,7 @@ use bots_core::{
 };
 use serde::Serialize;
 
-use super::{Action, content::backoff};
+use super::{Action, content::backoff, proof::Proof};
 
 /// How long a stopped app may take from SIGTERM to its end before it is killed.
 pub const APP_STOP_GRACE: Span = Span::from_secs(5);
@@ -33,6 +34,10 @@ pub const CRASHES_HELD_MAX: u32 = 3;
 /// appear one after another.
 pub const DATABASE_SETTLE: Span = Span::from_secs(3);
 
+/// How many processes of the app a bot has at most where connections to the database are counted: one that serves, and one
+/// that comes or goes.
+pub(super) const INSTANCES_MAX: u64 = 2;
+
 /// What an instance is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Recipe {
@@ -49,6 +54,8 @@ struct Instance {
     recipe: Recipe,
     /// While it starts: until when it must be healthy. Afterwards: since when it is.
     mark: Time,
+    /// It hangs and is to be replaced.
+    given_up: bool,
 }
 
 /// Failures in a row, and what they were failures of.
@@ -66,8 +73,13 @@ struct Failures {
 /// The sub-machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct App {
+    /// How many processes there may be at a time, those that are being stopped included.
+    instances_max: Option<u64>,
     current: Option<Instance>,
     next: Option<Instance>,
+    /// Runs on the candidate, until that goes live.
+    held: Option<Instance>,
+    pub(super) proof: Option<Proof>,
     /// Instances that nothing is sent to any more and that are to be stopped, in this step.
     leaving: Vec<Instance>,
     /// Instances that are being stopped, with their commits.
@@ -91,10 +103,13 @@ pub(super) enum Condition {
 }
 
 impl App {
-    pub(super) const fn new() -> Self {
+    pub(super) const fn new(instances_max: Option<u64>) -> Self {
         Self {
+            instances_max,
             current: None,
             next: None,
+            held: None,
+            proof: None,
             leaving: Vec::new(),
             retiring: BTreeMap::new(),
             last_id: 0,
@@ -111,23 +126,45 @@ impl App {
 
     /// Whether no process of ours is left.
     pub(super) fn is_gone(&self) -> bool {
-        !self.is_kept() && self.leaving.is_empty() && self.retiring.is_empty()
+        !self.is_kept() && !self.has_leavers()
+    }
+
+    /// Whether processes are left that are to end.
+    pub(super) fn has_leavers(&self) -> bool {
+        !self.leaving.is_empty() || !self.retiring.is_empty()
     }
 
     /// Whether an instance runs or starts, other than those that are being stopped.
     pub(super) const fn is_kept(&self) -> bool {
-        self.current.is_some() || self.next.is_some()
+        self.current.is_some() || self.next.is_some() || self.held.is_some()
     }
 
     /// The commits that some instance has its content from.
     pub(super) fn commits(&self) -> BTreeSet<String> {
-        let known = self.current.iter().chain(&self.next).chain(&self.leaving).map(|i| i.recipe.sha.clone());
+        let kept = self.current.iter().chain(&self.next).chain(&self.held);
+        let known = kept.chain(&self.leaving).map(|i| i.recipe.sha.clone());
         known.chain(self.retiring.values().cloned()).collect()
     }
 
     /// Trouble with the app, one line.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.failures.as_ref().and_then(|f| f.why.clone())
+        let of_candidate = || self.proof.as_ref().and_then(Proof::trouble);
+        self.failures.as_ref().and_then(|f| f.why.clone()).or_else(of_candidate)
+    }
+
+    /// What the instances are made of that answer requests, or could.
+    pub(super) fn instances_up(&self) -> impl Iterator<Item = &Recipe> {
+        self.current.iter().chain(&self.held).map(|instance| &instance.recipe)
+    }
+
+    /// Whether an instance serves, and none is beside it.
+    pub(super) const fn is_free_for_proof(&self) -> bool {
+        self.current.is_some() && self.next.is_none() && self.held.is_none()
+    }
+
+    /// Whether at most one instance is beside the one that serves, but for those that are being stopped.
+    pub(super) const fn is_bounded(&self) -> bool {
+        self.next.is_none() || self.held.is_none()
     }
 
     /// What serves is made of.
@@ -135,9 +172,14 @@ impl App {
         self.current.as_ref().map(|i| i.recipe.clone())
     }
 
-    /// What runs, or else starts, is made of.
+    /// What serves, or else starts in order to serve, is made of.
     pub(super) fn recipe(&self) -> Option<Recipe> {
-        self.current.as_ref().or(self.next.as_ref()).map(|i| i.recipe.clone())
+        let starts = self.next.as_ref().filter(|next| !self.is_on_trial(&next.recipe));
+        self.current.as_ref().or(starts).map(|i| i.recipe.clone())
+    }
+
+    fn is_on_trial(&self, recipe: &Recipe) -> bool {
+        self.proof.as_ref().is_some_and(|proof| proof.recipe.sha == recipe.sha)
     }
 
     /// The hosts of the database, as last seen.
@@ -175,12 +217,19 @@ impl App {
             self.start_failed(now, late.recipe.clone(), format!("the app was not healthy within {start_timeout}"));
             self.leaving.push(late);
         }
-        // The commit that it was started for is no longer the one to serve.
-        self.leaving.extend(self.next.take_if(|next| next.recipe.sha != wanted.sha));
-        let hopeless = self.failures.as_ref().is_some_and(|f| f.hopeless && f.recipe == *wanted);
-        if self.next.is_none() && !hopeless && self.may_start(now, wanted) && self.must_start(now, wanted) {
+        if let Some(held) = self.held.take_if(|held| held.recipe.sha == wanted.sha) {
+            self.serve_with(now, held);
+        }
+        let due = self.is_due(now, wanted);
+        // The commit that it was started for is no longer the one to serve, or to be proven beside.
+        let proven = self.proof.as_ref().map(|proof| proof.recipe.sha.as_str()).filter(|_| !due);
+        let useless = |i: &mut Instance| i.recipe.sha != wanted.sha && Some(i.recipe.sha.as_str()) != proven;
+        self.leaving.extend(self.next.take_if(useless));
+        self.leaving.extend(self.held.take_if(useless));
+        if self.next.is_none() && due && self.has_room() {
             self.start(now, wanted, start_timeout, out);
         }
+        let hopeless = self.is_hopeless(wanted);
         match (&self.current, &self.next) {
             (Some(_), _) => Condition::Up,
             (None, None) if hopeless => Condition::Hopeless,
@@ -188,18 +237,35 @@ impl App {
         }
     }
 
+    pub(super) fn has_room(&self) -> bool {
+        let kept = self.current.iter().chain(&self.next).chain(&self.held).count();
+        let all = kept + self.leaving.len() + self.retiring.len();
+        self.instances_max.is_none_or(|max| u64::try_from(all).is_ok_and(|all| all < max))
+    }
+
+    /// Whether an instance made of `wanted` is to be started now, unless one starts already.
+    pub(super) fn is_due(&self, now: Time, wanted: &Recipe) -> bool {
+        !self.is_hopeless(wanted) && self.may_start(now, wanted) && self.must_start(now, wanted)
+    }
+
+    fn is_hopeless(&self, wanted: &Recipe) -> bool {
+        self.failures.as_ref().is_some_and(|f| f.hopeless && f.recipe == *wanted)
+    }
+
     fn must_start(&self, now: Time, wanted: &Recipe) -> bool {
         let Some(current) = &self.current else { return true };
         let settled = self.hosts_since + DATABASE_SETTLE <= now;
-        current.recipe.sha != wanted.sha
+        current.given_up
+            || current.recipe.sha != wanted.sha
             || current.recipe.cdn_url != wanted.cdn_url
             || current.recipe.restart != wanted.restart
             || (current.recipe.database_hosts != wanted.database_hosts && settled)
     }
 
-    fn start(&mut self, now: Time, wanted: &Recipe, start_timeout: Span, out: &mut Vec<Action>) {
+    pub(super) fn start(&mut self, now: Time, wanted: &Recipe, start_timeout: Span, out: &mut Vec<Action>) {
         self.last_id += 1;
-        self.next = Some(Instance { id: self.last_id, recipe: wanted.clone(), mark: now + start_timeout });
+        self.next =
+            Some(Instance { id: self.last_id, recipe: wanted.clone(), mark: now + start_timeout, given_up: false });
         out.push(Action::StartApp {
             instance: self.last_id,
             sha: wanted.sha.clone(),
@@ -208,11 +274,43 @@ impl App {
         });
     }
 
-    /// An instance answers its health check: it serves from now on.
+    /// An instance answers its health check: it serves from now on, or when its commit goes live, or is well again.
     pub(super) fn ready(&mut self, now: Time, instance: u64) {
+        if let Some(current) = self.current.as_mut().filter(|current| current.id == instance) {
+            current.given_up = false;
+            self.failures = self.failures.take().map(|f| Failures { why: None, ..f });
+        }
         let Some(next) = self.next.take_if(|next| next.id == instance) else { return };
+        match self.proof.as_mut().filter(|proof| proof.recipe.sha == next.recipe.sha) {
+            Some(proof) => {
+                proof.succeeded();
+                self.held = Some(next);
+            }
+            None => self.serve_with(now, next),
+        }
+    }
+
+    /// A healthy instance takes the place of the one that serves.
+    fn serve_with(&mut self, now: Time, next: Instance) {
         self.failures = self.failures.take().filter(|f| f.recipe == next.recipe).map(|f| Failures { why: None, ..f });
         self.leaving.extend(self.current.replace(Instance { mark: now, ..next }));
+    }
+
+    /// An instance lives and does not answer: that counts like its death. It serves on until another is healthy, but for one
+    /// of several in a row: then another bot shall try.
+    pub(super) fn hung(&mut self, now: Time, instance: u64, how: &str) {
+        if let Some(held) = self.held.take_if(|held| held.id == instance) {
+            self.start_failed(now, held.recipe.clone(), format!("the app hung: {how}"));
+            self.leaving.push(held);
+        }
+        let hung = self.current.as_mut().filter(|current| current.id == instance && !current.given_up);
+        let Some(hung) = hung else { return };
+        hung.given_up = true;
+        let (recipe, healthy_since) = (hung.recipe.clone(), hung.mark);
+        self.failed_at_work(now, recipe, healthy_since, format!("the app hung: {how}"));
+        if self.failures.as_ref().is_some_and(|f| f.hopeless) {
+            self.leaving.extend(self.current.take());
+        }
     }
 
     /// An instance has ended, asked or not.
@@ -222,24 +320,33 @@ impl App {
         if let Some(next) = self.next.take_if(|next| next.id == instance) {
             self.start_failed(now, next.recipe, format!("the app ended before it was healthy: {how}"));
         }
-        if let Some(dead) = self.current.take_if(|current| current.id == instance) {
-            let proven = dead.mark + APP_PROVEN_AFTER <= now;
-            let count = if proven { 1 } else { self.count_for(&dead.recipe) + 1 };
-            let pause = match count {
-                1 => Span::ZERO,
-                more => backoff(RESTART_BACKOFF_MIN, RESTART_BACKOFF_MAX, more - 1),
-            };
-            self.failures = Some(Failures {
-                count,
-                recipe: dead.recipe,
-                retry_at: now + pause,
-                hopeless: count >= CRASHES_HELD_MAX,
-                why: Some(format!("the app died: {how}")),
-            });
+        if let Some(held) = self.held.take_if(|held| held.id == instance) {
+            self.start_failed(now, held.recipe, format!("the app died: {how}"));
+        }
+        let dead = self.current.take_if(|current| current.id == instance);
+        // One that was given up is counted already.
+        if let Some(dead) = dead.filter(|dead| !dead.given_up) {
+            self.failed_at_work(now, dead.recipe, dead.mark, format!("the app died: {how}"));
         }
     }
 
+    /// An instance that was healthy has failed.
+    fn failed_at_work(&mut self, now: Time, recipe: Recipe, healthy_since: Time, why: String) {
+        let proven = healthy_since + APP_PROVEN_AFTER <= now;
+        let count = if proven { 1 } else { self.count_for(&recipe) + 1 };
+        let pause = match count {
+            1 => Span::ZERO,
+            more => backoff(RESTART_BACKOFF_MIN, RESTART_BACKOFF_MAX, more - 1),
+        };
+        let hopeless = count >= CRASHES_HELD_MAX;
+        self.failures = Some(Failures { count, recipe, retry_at: now + pause, hopeless, why: Some(why) });
+    }
+
     fn start_failed(&mut self, now: Time, recipe: Recipe, why: String) {
+        if let Some(proof) = self.proof.as_mut().filter(|proof| proof.recipe.sha == recipe.sha) {
+            proof.failed(now, why);
+            return;
+        }
         let count = self.count_for(&recipe) + 1;
         let retry_at = now + backoff(RESTART_BACKOFF_MIN, RESTART_BACKOFF_MAX, count);
         self.failures = Some(Failures { count, recipe, retry_at, hopeless: self.current.is_none(), why: Some(why) });
@@ -253,6 +360,8 @@ impl App {
     pub(super) fn rest(&mut self) {
         self.leaving.extend(self.current.take());
         self.leaving.extend(self.next.take());
+        self.leaving.extend(self.held.take());
+        self.proof = None;
         if let Some(failures) = &mut self.failures {
             failures.hopeless = false;
         }
@@ -272,9 +381,10 @@ impl App {
         let failures = self.failures.as_ref().filter(|f| Some(&f.recipe) == wanted && f.retry_at > now);
         let behind = self.current.as_ref().zip(wanted).filter(|(current, wanted)| current.recipe != **wanted);
         let settled = self.hosts_since + DATABASE_SETTLE;
-        let idle = self.next.is_none();
+        let idle = self.next.as_ref().is_none_or(|next| self.is_on_trial(&next.recipe));
         Deadline::earliest([
             self.next.as_ref().map(|next| due(next.mark, "the app must be healthy")),
+            self.proof.as_ref().filter(|_| self.is_free_for_proof()).and_then(|proof| proof.deadline(now)),
             failures.filter(|_| idle).map(|f| due(f.retry_at, "start the app again")),
             behind.filter(|_| idle && settled > now).map(|_| due(settled, "restart the app for new database hosts")),
         ])
@@ -282,7 +392,7 @@ impl App {
 }
 
 /// `host:port` of a connection URL.
-fn host_of(conn_url: &str) -> Option<String> {
+pub(super) fn host_of(conn_url: &str) -> Option<String> {
     let (_, rest) = conn_url.split_once("://")?;
     let authority = rest.split(['/', '?']).next()?;
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bots_core::{
     dcs::{Scope, View},
     machine::{Deadline, Span, Time},
-    wire::{Canary, ContentFacts, ContentRevision, Member},
+    wire::{Canary, ContentFacts, ContentRevision, Member, Refused},
 };
 use serde::Serialize;
 
@@ -29,9 +29,20 @@ const FAILURES_BEFORE_ORIGIN: u32 = 2;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 enum Entry {
-    Fetching { id: u64, failures: u32 },
+    Fetching {
+        id: u64,
+        failures: u32,
+    },
     Prepared,
-    Failed { why: String, failures: u32, retry_at: Time },
+    Failed {
+        why: String,
+        failures: u32,
+        retry_at: Time,
+    },
+    /// Never to be served here: no further try would end otherwise.
+    Refused {
+        why: String,
+    },
 }
 
 /// The sub-machine.
@@ -100,26 +111,40 @@ impl Content {
         let live = self.live()?;
         match self.entries.get(live) {
             Some(Entry::Prepared) => Some(live),
-            Some(Entry::Failed { .. } | Entry::Fetching { failures: 1.., .. }) => {
-                self.recent.iter().map(String::as_str).find(|sha| self.is_prepared(sha))
+            Some(Entry::Failed { .. } | Entry::Refused { .. } | Entry::Fetching { failures: 1.., .. }) => {
+                self.newest_published()
             }
             Some(Entry::Fetching { failures: 0, .. }) | None => None,
         }
     }
 
-    /// The newest commit that stands ready: what the content bot waits for.
-    pub(super) fn acknowledged(&self) -> Option<&str> {
-        let known = self.candidate.iter().map(|r| &r.sha).chain(&self.recent);
-        known.map(String::as_str).find(|sha| self.is_prepared(sha))
+    /// The candidate, if it stands ready.
+    pub(super) fn ready_candidate(&self) -> Option<&str> {
+        self.candidate.as_ref().map(|r| r.sha.as_str()).filter(|sha| self.is_prepared(sha))
+    }
+
+    /// The newest commit that has been live and stands ready.
+    pub(super) fn newest_published(&self) -> Option<&str> {
+        self.recent.iter().map(String::as_str).find(|sha| self.is_prepared(sha))
     }
 
     /// Trouble with content, one line.
     pub(super) fn trouble(&self) -> Option<String> {
         let failed = self.entries.iter().find_map(|(sha, entry)| match entry {
             Entry::Failed { why, .. } => Some(format!("commit {} cannot be prepared: {why}", short(sha))),
+            Entry::Refused { why } => Some(format!("commit {} can never be served: {why}", short(sha))),
             Entry::Fetching { .. } | Entry::Prepared => None,
         });
         self.trouble.clone().or(failed)
+    }
+
+    /// The candidate, if it can never be served here: what the content bot quarantines it for.
+    pub(super) fn refusal(&self) -> Option<Refused> {
+        let sha = &self.candidate.as_ref()?.sha;
+        match self.entries.get(sha)? {
+            Entry::Refused { why } => Some(Refused { sha: sha.clone(), why: why.clone() }),
+            Entry::Failed { .. } | Entry::Fetching { .. } | Entry::Prepared => None,
+        }
     }
 
     /// What the bot waits for before it can serve.
@@ -165,14 +190,16 @@ impl Content {
     pub(super) fn advance(&mut self, now: Time, in_use: &BTreeSet<String>, view: &View, out: &mut Vec<Action>) {
         let wanted: Vec<ContentRevision> = [self.live.clone(), self.candidate.clone()].into_iter().flatten().collect();
         self.entries.retain(|sha, entry| match entry {
-            Entry::Failed { .. } => wanted.iter().any(|r| r.sha == *sha),
+            Entry::Failed { .. } | Entry::Refused { .. } => wanted.iter().any(|r| r.sha == *sha),
             Entry::Fetching { .. } | Entry::Prepared => true,
         });
         for revision in wanted {
             let failures = match self.entries.get(&revision.sha) {
                 None => 0,
                 Some(Entry::Failed { failures, retry_at, .. }) if *retry_at <= now => *failures,
-                Some(Entry::Failed { .. } | Entry::Fetching { .. } | Entry::Prepared) => continue,
+                Some(Entry::Failed { .. } | Entry::Refused { .. } | Entry::Fetching { .. } | Entry::Prepared) => {
+                    continue;
+                }
             };
             self.last_id += 1;
             self.entries.insert(revision.sha.clone(), Entry::Fetching { id: self.last_id, failures });
@@ -229,10 +256,17 @@ impl Content {
         if let Some(entry) = self.fetching(id, sha) {
             let failures = match entry {
                 Entry::Fetching { failures, .. } => *failures + 1,
-                Entry::Prepared | Entry::Failed { .. } => 1,
+                Entry::Prepared | Entry::Failed { .. } | Entry::Refused { .. } => 1,
             };
             let retry_at = now + backoff(PREPARE_BACKOFF_MIN, PREPARE_BACKOFF_MAX, failures);
             *entry = Entry::Failed { why: why.to_owned(), failures, retry_at };
+        }
+    }
+
+    /// A preparation has shown that the commit can never be served here.
+    pub(super) fn refused(&mut self, id: u64, sha: &str, why: String) {
+        if let Some(entry) = self.fetching(id, sha) {
+            *entry = Entry::Refused { why };
         }
     }
 
@@ -244,7 +278,7 @@ impl Content {
     pub(super) fn deadline(&self) -> Option<Deadline> {
         let retries = self.entries.values().filter_map(|entry| match entry {
             Entry::Failed { retry_at, .. } => Some(*retry_at),
-            Entry::Fetching { .. } | Entry::Prepared => None,
+            Entry::Fetching { .. } | Entry::Refused { .. } | Entry::Prepared => None,
         });
         retries.min().map(|at| Deadline { at, reason: String::from("try again to prepare the content") })
     }

@@ -2,7 +2,8 @@
 //! connections than it has.
 //!
 //! Requests that wait for a new primary pile up. That looks like load, and is none: more bots would only wait with them.
-//! A flip or a restart in such a moment starts an app that cannot reach its database.
+//! A flip or a restart in such a moment starts an app that cannot reach its database. Before the lease of a lost primary has
+//! ended the store shows nothing of that, so the primary is asked itself before a bot more is asked for.
 
 use bots_core::{
     dcs::{Scope, View},
@@ -11,17 +12,51 @@ use bots_core::{
 };
 use serde::Serialize;
 
+use super::{
+    Action,
+    app::{INSTANCES_MAX, host_of},
+    settings::ConnectionBudget,
+};
+
 /// How long after a failover requests that had to wait may still look like load.
 pub const FAILOVER_SETTLE: Span = Span::from_secs(3);
 
 /// A database that is gone for longer than this is not failing over: content and settings go their way again.
 pub const FREEZE_MAX: Span = Span::from_secs(60);
 
+/// How long an answer of the primary is good for: it is asked and answers within milliseconds.
+pub const PROBE_COUNTS: Span = Span::from_secs(1);
+
+/// The pause before a primary that did not answer is asked again.
+pub const PROBE_PAUSE: Span = Span::from_millis(500);
+
+/// What is known of the primary from itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+enum Probe {
+    #[default]
+    Unasked,
+    Asked {
+        id: u64,
+    },
+    Answered {
+        until: Time,
+    },
+    Silent {
+        ask_again: Time,
+    },
+}
+
 /// The sub-machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Database {
     /// The primary, as last seen.
     primary: Option<String>,
+    /// Where it takes connections.
+    address: Option<String>,
+    probe: Probe,
+    probes: u64,
+    /// Since when it has not answered.
+    silent_since: Option<Time>,
     /// Since when there is none, or another one that we have not got used to.
     disturbed_since: Option<Time>,
     /// Since when all is well again, until that is old news.
@@ -41,9 +76,9 @@ impl Database {
         });
         match primary {
             Some((name, facts)) => {
-                if let Some(connections) = facts.and_then(|facts| facts.connections) {
-                    self.connections = Some(connections);
-                }
+                let facts = facts.unwrap_or_default();
+                self.connections = facts.connections.or(self.connections);
+                self.meet(host_of(&facts.conn_url));
                 let moved = self.primary.as_ref().is_some_and(|known| *known != name);
                 if self.disturbed_since.take().is_some() || moved {
                     self.well_since = Some(now);
@@ -63,26 +98,83 @@ impl Database {
         disturbed || self.well_since.is_some_and(|since| now < since + FAILOVER_SETTLE)
     }
 
-    /// How many bots may serve when each takes `each` connections at most; nothing if the database does not say what it
-    /// has. One share is left for the instance that replaces another before that one has ended.
-    pub(super) fn bots_max(&self, each: u32) -> Option<u32> {
+    fn meet(&mut self, address: Option<String>) {
+        if address != self.address {
+            (self.address, self.probe, self.silent_since) = (address, Probe::Unasked, None);
+        }
+    }
+
+    /// Whether requests that wait may be load: the primary has just answered, or cannot be asked, or is silent for so long that
+    /// it does not fail over.
+    pub(super) fn answers(&self, now: Time) -> bool {
+        let given_up = self.silent_since.is_some_and(|since| since + FREEZE_MAX <= now);
+        self.address.is_none() || given_up || matches!(self.probe, Probe::Answered { until } if now < until)
+    }
+
+    /// Asks the primary whether it answers, unless that is under way or has to wait.
+    pub(super) fn ask(&mut self, now: Time, out: &mut Vec<Action>) {
+        let waits = match self.probe {
+            Probe::Unasked | Probe::Answered { .. } => false,
+            Probe::Asked { .. } => true,
+            Probe::Silent { ask_again } => now < ask_again,
+        };
+        let Some(address) = self.address.clone().filter(|_| !waits) else { return };
+        self.probes += 1;
+        self.probe = Probe::Asked { id: self.probes };
+        out.push(Action::ProbeDatabase { id: self.probes, address });
+    }
+
+    /// It need not be known any more whether the primary answers; what is known of it by now gets old.
+    pub(super) fn forget_silence(&mut self) {
+        self.silent_since = None;
+        if let Probe::Silent { .. } = self.probe {
+            self.probe = Probe::Unasked;
+        }
+    }
+
+    /// Takes in what came of that.
+    pub(super) fn probed(&mut self, now: Time, id: u64, answers: bool) {
+        if self.probe != (Probe::Asked { id }) {
+            return;
+        }
+        (self.probe, self.silent_since) = if answers {
+            (Probe::Answered { until: now + PROBE_COUNTS }, None)
+        } else {
+            (Probe::Silent { ask_again: now + PROBE_PAUSE }, self.silent_since.or(Some(now)))
+        };
+    }
+
+    /// How many bots may serve; nothing if the database does not say what it has. A flip replaces the instances of all bots
+    /// at once, so each counts for as many as it may have by then.
+    pub(super) fn bots_max(&self, budget: ConnectionBudget) -> Option<u32> {
         let Connections { max, reserved } = self.connections?;
-        Some((max.saturating_sub(reserved) / each.max(1)).saturating_sub(1))
+        let given = u64::from(max.saturating_sub(reserved)) * u64::from(budget.share_percent) / 100;
+        let instances = given / u64::from(budget.per_instance.max(1));
+        u32::try_from(instances / INSTANCES_MAX).ok()
     }
 
     /// When the sub-machine wants a step of its own accord.
     pub(super) fn deadline(&self, now: Time) -> Option<Deadline> {
         let due = |at, reason: &str| Deadline { at, reason: reason.to_owned() };
+        let ask_again = match self.probe {
+            Probe::Silent { ask_again } => Some(due(ask_again, "ask the database again whether it answers")),
+            Probe::Unasked | Probe::Asked { .. } | Probe::Answered { .. } => None,
+        };
         let ends = [
+            ask_again,
             self.disturbed_since.map(|since| due(since + FREEZE_MAX, "stop waiting for a failover of the database")),
             self.well_since.map(|since| due(since + FAILOVER_SETTLE, "the database's failover is over")),
         ];
         Deadline::earliest(ends.map(|end| end.filter(|deadline| deadline.at > now)))
     }
 
-    /// One line, while everything waits for the database.
+    /// One line, while something waits for the database.
     pub(super) fn trouble(&self, now: Time) -> Option<String> {
         let disturbed = self.disturbed_since.is_some_and(|since| now < since + FREEZE_MAX);
-        disturbed.then(|| String::from("the database fails over: no flip, no restart and no scaling meanwhile"))
+        if disturbed {
+            return Some(String::from("the database fails over: no flip, no restart and no scaling meanwhile"));
+        }
+        let address = self.address.as_ref().filter(|_| self.silent_since.is_some())?;
+        Some(format!("the database does not answer at {address}: requests that wait for it ask for no more bots"))
     }
 }

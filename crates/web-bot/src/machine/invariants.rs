@@ -28,6 +28,9 @@ impl State {
             | Role::Stopping
             | Role::Failed => {}
         }
+        if !self.app.is_bounded() {
+            return Err(String::from("two instances of the app beside the one that serves"));
+        }
         if self.drain.is_some() != matches!(self.role, Role::Draining | Role::Stopping) {
             return Err(format!("{} and the drain is {:?}", self.role, self.drain));
         }

@@ -13,20 +13,26 @@
 //!  any of them ──► Failed   (another live bot has our name: exit at once)
 //! ```
 //!
-//! Files: `roles` (one step function a role), `content` (which commits), `slots` (the place in the serving set), `app`
-//! (the user's process), `scaling` (the leader's count), `behind` (others have what this bot lacks), `outward` (member key,
-//! route, report), `board` and `settings`.
+//! Files: `role` (the table of edges), `roles` (one step function a role), `content` (which commits), `slots` (the place in
+//! the serving set), `app` (the user's process), `proof` (whether it comes up on a candidate), `database` (what it means for
+//! us), `scaling` (the leader's count), `budget` (how often it may change), `behind` (others have what this bot lacks),
+//! `pressure` (stalls of the processor), `outward` (member key, route, report), `route`, `board` and `settings`.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
 mod app;
 mod behind;
 mod board;
+mod budget;
 mod content;
 mod database;
 mod invariants;
 mod outward;
+mod pressure;
+mod proof;
+mod role;
 mod roles;
+mod route;
 mod scaling;
 mod settings;
 mod slots;
@@ -34,7 +40,7 @@ mod slots;
 use bots_core::{
     dcs::{DcsAction, DcsEvent, Revision, View},
     leadership::{Leadership, LeadershipChange},
-    machine::{Deadline, Edge, Machine, Report, Span, Step, Time, TransitionTable},
+    machine::{Deadline, Machine, Report, Span, Step, Time, TransitionTable},
     membership::{Membership, MembershipAction, MembershipChange, MembershipEvent, RETRY_AFTER},
     wire::WebLoad,
 };
@@ -45,62 +51,32 @@ pub use self::{
         APP_PROVEN_AFTER, APP_STOP_GRACE, CRASHES_HELD_MAX, DATABASE_SETTLE, RESTART_BACKOFF_MAX, RESTART_BACKOFF_MIN,
     },
     behind::CATCH_UP_MAX,
+    budget::{ACTIONS_PER_HOUR_MAX, SCALE_INS_PER_HOUR_MAX},
     content::{PREPARE_BACKOFF_MAX, PREPARE_BACKOFF_MIN, REVISIONS_KEPT},
-    database::{FAILOVER_SETTLE, FREEZE_MAX},
+    database::{FAILOVER_SETTLE, FREEZE_MAX, PROBE_COUNTS, PROBE_PAUSE},
+    pressure::{STALL_COUNTS, STALLED_WEIGHT},
+    proof::PROOFS_FAILED_MAX,
+    role::Role,
     roles::DRAIN_NOTICE,
-    scaling::{ACTIONS_PER_HOUR_MAX, SCALE_INS_PER_HOUR_MAX, SCALE_INS_PER_WINDOW},
-    settings::{Mode, SLOTS_MAX, ScalingSettings, Settings},
+    route::Route,
+    scaling::SCALE_INS_PER_WINDOW,
+    settings::{ConnectionBudget, Mode, SLOTS_MAX, ScalingSettings, Settings},
     slots::RECLAIM_GRACE,
 };
 use self::{
-    app::{App, Recipe},
+    app::{App, INSTANCES_MAX, Recipe},
     behind::Behind,
     board::Board,
     content::Content,
     database::Database,
     outward::Shared,
+    pressure::Pressure,
+    role::EDGES,
     roles::Drain,
     scaling::Scaling,
     settings::Effective,
     slots::{Sight, Slots},
 };
-
-/// The node of the state diagram.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Waits for etcd: a lease, the name, a first look.
-    Initializing,
-    /// Waits for the live revision to stand ready.
-    Preparing,
-    /// Could serve, and need not.
-    Idle,
-    /// Has claimed a load message and brings the app up.
-    Waking,
-    /// Serves.
-    Serving,
-    /// Lets the requests in flight end.
-    Draining,
-    /// Was asked to end: drains, gives everything back, exits.
-    Stopping,
-    /// Must not run; has said why and exits.
-    Failed,
-}
-
-impl std::fmt::Display for Role {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Initializing => "initializing",
-            Self::Preparing => "preparing",
-            Self::Idle => "idle",
-            Self::Waking => "waking",
-            Self::Serving => "serving",
-            Self::Draining => "draining",
-            Self::Stopping => "stopping",
-            Self::Failed => "failed",
-        })
-    }
-}
 
 /// Everything the bot knows.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -128,6 +104,7 @@ pub struct State {
     drain: Option<Drain>,
     drains: u64,
     load: Option<WebLoad>,
+    pressure: Pressure,
     route: Route,
     shared: Shared,
     ended: bool,
@@ -154,7 +131,7 @@ pub enum Event {
         /// The commit.
         sha: String,
     },
-    /// A commit could not be prepared.
+    /// A commit could not be prepared this time: nobody gave it, or the disk failed.
     ContentFailed {
         /// The number of the preparation.
         id: u64,
@@ -163,10 +140,27 @@ pub enum Event {
         /// One line: what failed and how to mend it.
         why: String,
     },
-    /// An instance of the app answers its health check.
+    /// A commit can never be served by this bot as it is set up, whoever gives it.
+    ContentRefused {
+        /// The number of the preparation.
+        id: u64,
+        /// The commit.
+        sha: String,
+        /// One line: what is wrong with it and how to mend it.
+        why: String,
+    },
+    /// An instance of the app answers its health check, for the first time or again after [`Event::AppHung`].
     AppReady {
         /// The instance.
         instance: u64,
+    },
+    /// An instance that was ready has missed several health checks in a row, and its process lives. Said again for as long as
+    /// that goes on.
+    AppHung {
+        /// The instance.
+        instance: u64,
+        /// One line: what came of the last check.
+        how: String,
     },
     /// An instance of the app has ended, or could not be started.
     AppExited {
@@ -175,8 +169,17 @@ pub enum Event {
         /// One line: its exit status, or what kept it from starting.
         how: String,
     },
+    /// The primary of the database was asked whether it answers.
+    DatabaseProbed {
+        /// The number of the question.
+        id: u64,
+        /// Whether it did, in time.
+        answers: bool,
+    },
     /// How busy the data plane was of late.
     LoadMeasured(WebLoad),
+    /// Work on this machine has waited for a processor for much of the last seconds.
+    ProcessorStalled,
     /// No request is in flight any more.
     InFlightEnded {
         /// The number of the drain that asked.
@@ -195,7 +198,8 @@ pub enum Action {
         api_url: String,
     },
     /// Make a commit ready: from disk if it is there, else from the packs in order, else from the origin. Answered by
-    /// [`Event::ContentPrepared`] once every object is durable and verified, or by [`Event::ContentFailed`].
+    /// [`Event::ContentPrepared`] once every object is durable and verified, by [`Event::ContentRefused`] if it is and can
+    /// never be served, or by [`Event::ContentFailed`].
     PrepareContent {
         /// The number of the preparation.
         id: u64,
@@ -213,8 +217,8 @@ pub enum Action {
         /// The commits.
         shas: Vec<String>,
     },
-    /// Start an instance of the app on a prepared commit. Answered by [`Event::AppReady`] once it is healthy and by
-    /// [`Event::AppExited`] when it ends, at whatever time.
+    /// Start an instance of the app on a prepared commit. Answered by [`Event::AppReady`] once it is healthy, by
+    /// [`Event::AppHung`] if it is not any more, and by [`Event::AppExited`] when it ends, at whatever time.
     StartApp {
         /// The instance.
         instance: u64,
@@ -234,6 +238,14 @@ pub enum Action {
         /// How long it may then take to end by itself.
         grace: Span,
     },
+    /// Ask the server at `address` whether it answers as Postgres does. Answered by [`Event::DatabaseProbed`], soon and in any
+    /// case.
+    ProbeDatabase {
+        /// The number of the question.
+        id: u64,
+        /// `host:port`.
+        address: String,
+    },
     /// Send requests there from now on, all at once: a request that has begun keeps the route that it began with.
     SetRoute(Route),
     /// Say when no request is in flight, by [`Event::InFlightEnded`].
@@ -250,79 +262,9 @@ pub enum Action {
     },
 }
 
-/// Where requests go.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub enum Route {
-    /// Nowhere: 503, naming the state, with the advice to try again soon.
-    Refuse {
-        /// The bot's role.
-        state: String,
-    },
-    /// Wait a little: the app is about to be there.
-    Hold,
-    /// To the files of a commit.
-    Static {
-        /// The commit.
-        sha: String,
-        /// Ask clients to close their connections: we are leaving.
-        closing: bool,
-    },
-    /// To an instance of the app.
-    App {
-        /// The instance.
-        instance: u64,
-        /// The commit that it was started on.
-        sha: String,
-        /// Ask clients to close their connections: we are leaving.
-        closing: bool,
-    },
-}
-
-impl Route {
-    /// The commit that responses come from.
-    #[must_use]
-    pub fn sha(&self) -> Option<&str> {
-        match self {
-            Self::Static { sha, .. } | Self::App { sha, .. } => Some(sha),
-            Self::Refuse { .. } | Self::Hold => None,
-        }
-    }
-}
-
 /// The web bot's machine.
 #[derive(Debug, Clone, Copy)]
 pub struct WebMachine;
-
-const EDGES: &[Edge<Role>] = &[
-    Edge::new(Role::Initializing, Role::Preparing, "etcd answered and the name is ours"),
-    Edge::new(Role::Preparing, Role::Idle, "the content stands ready"),
-    Edge::new(Role::Idle, Role::Waking, "a load message is claimed"),
-    Edge::new(Role::Waking, Role::Serving, "content and app are ready"),
-    Edge::new(
-        Role::Waking,
-        Role::Idle,
-        "the app does not come up, or the message is gone, or the live commit is served by others alone",
-    ),
-    Edge::new(Role::Serving, Role::Waking, "the app died"),
-    Edge::new(
-        Role::Serving,
-        Role::Draining,
-        "the message is gone, or was lost and all are taken, or the live commit is served by others alone",
-    ),
-    Edge::new(Role::Draining, Role::Idle, "requests in flight are done"),
-    Edge::new(Role::Initializing, Role::Stopping, "asked to stop"),
-    Edge::new(Role::Preparing, Role::Stopping, "asked to stop"),
-    Edge::new(Role::Idle, Role::Stopping, "asked to stop"),
-    Edge::new(Role::Waking, Role::Stopping, "asked to stop"),
-    Edge::new(Role::Serving, Role::Stopping, "asked to stop"),
-    Edge::new(Role::Draining, Role::Stopping, "asked to stop"),
-    Edge::new(Role::Initializing, Role::Failed, "another live bot has the name"),
-    Edge::new(Role::Preparing, Role::Failed, "another live bot has the name"),
-    Edge::new(Role::Idle, Role::Failed, "another live bot has the name"),
-    Edge::new(Role::Waking, Role::Failed, "another live bot has the name"),
-    Edge::new(Role::Serving, Role::Failed, "another live bot has the name"),
-    Edge::new(Role::Draining, Role::Failed, "another live bot has the name"),
-];
 
 impl Machine for WebMachine {
     const KIND: &'static str = "web";
@@ -370,7 +312,8 @@ impl Machine for WebMachine {
 
 impl State {
     /// A bot that has just been started. `instance` tells this process from any other of the same name; `epoch_unix_ms` is
-    /// the wall time at the origin of the machine's clock, to show, never to decide by.
+    /// the wall time at the origin of the machine's clock, to show, and to count an hour's scaling actions by, never to decide
+    /// anything else.
     #[must_use]
     pub fn new(settings: Settings, instance: impl Into<String>, epoch_unix_ms: u64) -> Self {
         let scopes = [Some(&settings.scope), Some(&settings.content), settings.database.as_ref()];
@@ -387,12 +330,13 @@ impl State {
             content: Content::new(settings.content.clone(), format!("{}/{}", settings.scope.name(), settings.name)),
             behind: Behind::default(),
             slots: Slots::new(settings.scope.clone()),
-            app: App::new(),
+            app: App::new(settings.connections.map(|_| INSTANCES_MAX)),
             database: Database::default(),
             scaling: Scaling::new(settings.scope.clone()),
             drain: None,
             drains: 0,
             load: None,
+            pressure: Pressure::default(),
             route: Route::Refuse { state: Role::Initializing.to_string() },
             shared: Shared::default(),
             ended: false,
@@ -464,9 +408,15 @@ impl State {
             Event::ShutdownRequested => self.stop(now),
             Event::ContentPrepared { id, sha } => self.content.prepared(id, &sha),
             Event::ContentFailed { id, sha, why } => self.content.failed(now, id, &sha, &why),
+            Event::ContentRefused { id, sha, why } => self.content.refused(id, &sha, why),
             Event::AppReady { instance } => self.app.ready(now, instance),
+            // An app that waits for its database is not made better by another start.
+            Event::AppHung { .. } if self.database.is_frozen(now) || self.role != Role::Serving => {}
+            Event::AppHung { instance, how } => self.app.hung(now, instance, &how),
             Event::AppExited { instance, how } => self.app.exited(now, instance, &how),
+            Event::DatabaseProbed { id, answers } => self.database.probed(now, id, answers),
             Event::LoadMeasured(load) => self.load = Some(load),
+            Event::ProcessorStalled => self.pressure.stalled(now),
             Event::InFlightEnded { id } => {
                 if let Some(drain) = self.drain.as_mut().filter(|d| d.is(id)) {
                     drain.end();
@@ -485,7 +435,10 @@ impl State {
         self.take_in_membership(now, &MembershipEvent::Dcs(event), out);
         match lock {
             Some(LeadershipChange::Won(_)) => self.scaling.begin(now),
-            Some(LeadershipChange::Lost(_) | LeadershipChange::Yielded) => self.scaling.end(),
+            Some(LeadershipChange::Lost(_) | LeadershipChange::Yielded) => {
+                self.scaling.end();
+                self.database.forget_silence();
+            }
             Some(LeadershipChange::Refused) => self.lock_refused = Some((self.seen(), now + RETRY_AFTER)),
             None => {}
         }
@@ -565,10 +518,15 @@ impl State {
         let Some(fence) = self.leadership.fence(now, &self.membership) else { return };
         let figures = self.figures(now, board);
         self.scaling.advance(&figures, fence, &self.leadership, &mut self.membership, out);
+        if self.scaling.doubts() {
+            self.database.ask(now, out);
+        } else {
+            self.database.forget_silence();
+        }
     }
 
     fn effective(&self) -> Effective {
-        let bots_max = self.settings.connections_per_bot.and_then(|each| self.database.bots_max(each));
+        let bots_max = self.settings.connections.and_then(|budget| self.database.bots_max(budget));
         Effective::of(&self.settings, &self.view).within(bots_max)
     }
 
@@ -579,7 +537,14 @@ impl State {
     }
 
     fn sight<'v>(&self, now: Time, board: &'v Board) -> Sight<'v> {
-        Sight { now, board, view: self.seen(), watched: self.view.is_watched(), max: self.effective().scaling.max }
+        Sight {
+            now,
+            board,
+            view: self.seen(),
+            watched: self.view.is_watched(),
+            max: self.effective().scaling.max,
+            vacated: self.settings.connections.is_none() || !self.app.has_leavers(),
+        }
     }
 
     /// What an instance of the app is to be made of, as far as it is known.
@@ -616,6 +581,7 @@ impl State {
             self.slots.deadline(&sight, &self.membership),
             self.app.deadline(now, recipe.as_ref()),
             self.database.deadline(now),
+            self.pressure.deadline(now).filter(|_| self.is_stalled()),
             self.drain.as_ref().and_then(Drain::deadline),
             leads.then(|| self.scaling.deadline(&self.figures(now, &board))).flatten(),
         ])

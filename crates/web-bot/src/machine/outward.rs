@@ -6,7 +6,10 @@ use bots_core::{
 };
 use serde::Serialize;
 
-use super::{Action, Mode, Role, Route, State, WebMachine, board::Board, content::short, scaling::Figures};
+use super::{
+    Action, Mode, Role, Route, STALLED_WEIGHT, State, WebMachine, board::Board, budget::Budget, content::short,
+    pressure::weighed, scaling::Figures,
+};
 
 /// What was last shared, to tell news from figures.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -30,6 +33,10 @@ impl State {
     pub(super) fn send_outward(&mut self, now: Time, out: &mut Vec<Action>) {
         let route = self.wanted_route();
         if route != self.route {
+            if route.sha() != self.route.sha() {
+                // What was counted of one commit says nothing of another.
+                self.load = self.load.map(|load| WebLoad { requests: 0, errors: 0, ..load });
+            }
             self.route = route;
             out.push(Action::SetRoute(self.route.clone()));
         }
@@ -56,14 +63,17 @@ impl State {
         let mut facts = WebFacts {
             url: self.settings.url.clone(),
             serving: self.route.sha().map(str::to_owned),
-            prepared: self.content.acknowledged().map(str::to_owned),
+            prepared: self.acknowledged().map(str::to_owned),
+            refused: self.refusal(),
             slot: self.slots.serving_for(),
             load: None,
+            stalled: false,
             trouble: self.troubles().into_iter().next(),
         };
         let solid = Member::new(head.clone(), &facts).to_json();
         facts.load = self.load.filter(|_| self.role == Role::Serving).or_else(|| self.knocks());
-        let bots = facts.load.map_or(0, |load| self.effective().scaling.bots_for(load.in_flight_milli));
+        facts.stalled = self.is_stalled();
+        let bots = self.effective().scaling.bots_for(weighed(&facts));
         let value = Member::new(head, &facts).to_json();
         let mut asked = Vec::new();
         // Load that calls for another bot is news; load that wobbles is a figure.
@@ -116,12 +126,15 @@ impl State {
         let members = self.view.below(&prefix).filter_map(|kv| Member::from_json(&kv.value));
         let counts = |m: &Member| [Role::Serving, Role::Idle].iter().any(|role| m.head.node == role.to_string());
         let serving = members.filter(|m| m.head.kind == Kind::Web && counts(m));
-        let loads = serving.filter_map(|m| m.facts::<WebFacts>()?.load).map(|load| load.in_flight_milli);
+        let loads = serving.filter_map(|m| m.facts::<WebFacts>()).map(|facts| weighed(&facts));
+        let unix_ms = self.epoch_unix_ms.saturating_add(now.as_millis());
         Figures {
             now,
-            unix_ms: self.epoch_unix_ms.saturating_add(now.as_millis()),
+            unix_ms,
+            budget: Budget::read(&self.view, &self.settings.scope, unix_ms),
             board,
             frozen: self.database.is_frozen(now),
+            database_answers: self.database.answers(now),
             view: self.seen(),
             total_milli: loads.fold(0, u64::saturating_add),
             settings: self.effective().scaling,
@@ -149,7 +162,10 @@ impl State {
         }
         let store =
             (!self.view.is_watched()).then(|| String::from("the watch of etcd is broken: what is known may be old"));
-        for trouble in self.troubles().into_iter().chain(self.membership.trouble()).chain(store) {
+        let stall = self
+            .is_stalled()
+            .then(|| format!("work waits for a processor: a request in flight counts for {STALLED_WEIGHT}"));
+        for trouble in self.troubles().into_iter().chain(self.membership.trouble()).chain(store).chain(stall) {
             report = report.trouble(trouble);
         }
         report

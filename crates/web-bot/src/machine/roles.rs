@@ -3,7 +3,12 @@
 use bots_core::machine::{Deadline, Span, Time};
 use serde::Serialize;
 
-use super::{Action, Mode, Role, Route, State, app::Condition, board::Board, slots::Standing};
+use super::{
+    Action, Mode, Role, Route, State,
+    app::{Condition, Recipe},
+    board::Board,
+    slots::Standing,
+};
 
 /// How long a draining bot goes on taking new requests after it has said that it leaves: proxies and clients learn of it
 /// through the store within a fraction of this, so none of them meets a closed door.
@@ -204,10 +209,24 @@ impl State {
             },
             // While a new live commit is fetched, what runs stays wanted as it is.
             Mode::App => match self.recipe().or_else(|| self.app.recipe()) {
-                Some(recipe) => self.app.advance(now, &recipe, self.settings.app_start_timeout, out),
+                Some(recipe) => self.run_instances(now, &recipe, out),
                 None => Condition::Coming,
             },
         }
+    }
+
+    /// While the database fails over, what is known of the candidate stays as it is: an app would not come up.
+    fn run_instances(&mut self, now: Time, recipe: &Recipe, out: &mut Vec<Action>) -> Condition {
+        let (frozen, timeout) = (self.database.is_frozen(now), self.settings.app_start_timeout);
+        if !frozen {
+            let candidate = self.candidate_recipe(recipe);
+            self.app.follow(candidate);
+        }
+        let condition = self.app.advance(now, recipe, timeout, out);
+        if !frozen {
+            self.app.prove(now, recipe, timeout, out);
+        }
+        condition
     }
 
     /// Back to `Idle`: nothing runs, the place is given back.

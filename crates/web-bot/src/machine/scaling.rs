@@ -3,7 +3,8 @@
 //! Up at once on the newest figures; down only after a whole stable window of lower desire, one slot at a time, the
 //! highest first, each after the last has drained. Messages that nobody has claimed yet count as capacity, so that slow
 //! starters do not call for ever more. The count lives in the store: a new leader takes it from there and does not lower
-//! it before it has watched for a whole window. Every change is refused once the lock is another's (S3).
+//! it before it has watched for a whole window. Every change is refused once the lock is another's (S3), and counts against
+//! the hour's budget (`budget`).
 
 use std::collections::VecDeque;
 
@@ -16,20 +17,15 @@ use bots_core::{
 };
 use serde::Serialize;
 
-use super::{Action, board::Board, settings::ScalingSettings};
-
-/// How many changes a leader may make within an hour. Whatever the figures say, a scaler that wants more than one a
-/// minute is swinging, or somebody works against it: it stops and says so.
-pub const ACTIONS_PER_HOUR_MAX: usize = 60;
-
-/// How many of them may lower the count. Every rise beyond the maximum needs a fall before it, so bounding the falls
-/// bounds the swing, and a rise is never refused for want of budget that falls have used up.
-pub const SCALE_INS_PER_HOUR_MAX: usize = 30;
+use super::{
+    Action,
+    board::Board,
+    budget::{ACTIONS_PER_HOUR_MAX, Budget},
+    settings::ScalingSettings,
+};
 
 /// How many slots may go within one stable window, once load has been lower for a whole one.
 pub const SCALE_INS_PER_WINDOW: u64 = 3;
-
-const HOUR: Span = Span::from_secs(3_600);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 enum Phase {
@@ -60,8 +56,12 @@ pub(super) struct Scaling {
     desired: u32,
     /// Higher wishes of before, highest first, each with the moment at which it ended.
     higher: VecDeque<(u32, Time)>,
-    /// When changes were made, oldest first, and whether they lowered the count.
-    actions: VecDeque<(Time, bool)>,
+    /// When this leader lowered the count last.
+    lowered_at: Option<Time>,
+    /// The hour's budget is used up.
+    is_spent: bool,
+    /// Load asks for more, if it is load.
+    doubts: bool,
     total_milli: u64,
 }
 
@@ -74,8 +74,11 @@ pub(super) struct Figures<'v> {
     /// Requests in flight over all serving bots, in thousandths.
     pub(super) total_milli: u64,
     pub(super) settings: ScalingSettings,
+    pub(super) budget: Budget,
     /// The database fails over: what looks like load may be requests that wait for it.
     pub(super) frozen: bool,
+    /// The database is known to answer, so that requests do not wait for it.
+    pub(super) database_answers: bool,
 }
 
 impl Scaling {
@@ -87,7 +90,9 @@ impl Scaling {
             phase: Phase::Watching,
             desired: 0,
             higher: VecDeque::new(),
-            actions: VecDeque::new(),
+            lowered_at: None,
+            is_spent: false,
+            doubts: false,
             total_milli: 0,
         }
     }
@@ -130,11 +135,15 @@ impl Scaling {
             Phase::Pausing { until } if figures.now < until => return,
             Phase::Watching | Phase::Catching { .. } | Phase::Pausing { .. } => self.phase = Phase::Watching,
         }
-        let Some((mut compare, then)) = self.change(figures, membership.name()) else { return };
-        compare.extend(leadership.guard(fence));
-        let request = membership.next_request();
+        self.doubts = self.wants_more(figures) && !figures.database_answers;
+        let Some((mut compare, mut then)) = self.change(figures, membership.name()) else { return };
         let lowers = then.iter().any(|w| matches!(w, Write::Delete { .. }));
-        self.actions.push_back((figures.now, lowers));
+        let (unspent, record) = figures.budget.spend(lowers);
+        compare.push(unspent);
+        compare.extend(leadership.guard(fence));
+        then.push(record);
+        let request = membership.next_request();
+        self.lowered_at = if lowers { Some(figures.now) } else { self.lowered_at };
         self.phase = Phase::Asking { request };
         out.push(Action::Dcs(DcsAction::Transact { id: request, transaction: Transaction::new(compare, then) }));
     }
@@ -142,6 +151,8 @@ impl Scaling {
     /// Keeps the record of wishes: a wish counts until it ended plus one stable window. Only wishes above the present one
     /// matter, so the record holds at most one entry a count.
     fn note(&mut self, figures: &Figures<'_>) {
+        self.is_spent = !figures.budget.may_act();
+        self.doubts = false;
         if figures.frozen {
             self.frozen_at = Some(figures.now);
             return;
@@ -162,9 +173,6 @@ impl Scaling {
         while self.higher.back().is_some_and(|(d, _)| *d <= desired) {
             self.higher.pop_back();
         }
-        while self.actions.front().is_some_and(|(at, _)| *at + HOUR <= figures.now) {
-            self.actions.pop_front();
-        }
     }
 
     /// The change to make now, if there is one: its own conditions and its writes.
@@ -177,19 +185,31 @@ impl Scaling {
         let beyond: Vec<u32> = figures.board.posted().filter(|slot| *slot >= max).collect();
         let count = u32::try_from(posted.len()).unwrap_or(u32::MAX);
         if !beyond.is_empty() {
-            return self.may_act().then(|| (Vec::new(), beyond.iter().map(|s| self.withdraw(*s)).collect()));
+            return figures.budget.may_act().then(|| (Vec::new(), beyond.iter().map(|s| self.withdraw(*s)).collect()));
         }
-        if self.desired > count {
+        let sure = if self.doubts { self.desired.min(figures.settings.min.max(1)) } else { self.desired };
+        if sure > count {
             let missing = (0..max).filter(|slot| !posted.contains(slot));
-            let slots: Vec<u32> = missing.take(usize::try_from(self.desired - count).unwrap_or(0)).collect();
+            let slots: Vec<u32> = missing.take(usize::try_from(sure - count).unwrap_or(0)).collect();
             let absent = slots.iter().map(|slot| Compare::Absent(self.scope.load(*slot))).collect();
             let message = self.message(figures, count, me);
             let posts = slots.iter().map(|slot| Write::put(self.scope.load(*slot), message.clone())).collect();
-            return self.may_act().then_some((absent, posts));
+            return figures.budget.may_act().then_some((absent, posts));
         }
         let due = self.scale_in_due(figures, count)?;
         let highest = *posted.last()?;
-        (due <= figures.now && self.may_scale_in()).then(|| (Vec::new(), vec![self.withdraw(highest)]))
+        (due <= figures.now && figures.budget.may_scale_in()).then(|| (Vec::new(), vec![self.withdraw(highest)]))
+    }
+
+    /// Whether load asks for more bots than there always are: somebody has to serve in any case.
+    fn wants_more(&self, figures: &Figures<'_>) -> bool {
+        let count = u32::try_from(figures.board.posted().count()).unwrap_or(u32::MAX);
+        !figures.frozen && self.desired > count.max(figures.settings.min.max(1))
+    }
+
+    /// Whether it has to be known whether the database answers.
+    pub(super) const fn doubts(&self) -> bool {
+        self.doubts
     }
 
     fn withdraw(&self, slot: u32) -> Write {
@@ -215,18 +235,9 @@ impl Scaling {
             return None;
         }
         let wished = self.higher.iter().filter(|(d, _)| *d >= count).map(|(_, ended)| *ended + window).max();
-        let last = self.actions.iter().rev().find(|(_, lowered)| *lowered).map(|(at, _)| *at);
-        let spaced = last.map(|at| at + window.divided_by(SCALE_INS_PER_WINDOW));
+        let spaced = self.lowered_at.map(|at| at + window.divided_by(SCALE_INS_PER_WINDOW));
         let calm = self.frozen_at.map(|at| at + window);
         [Some(since + window), wished, spaced, calm].into_iter().flatten().max()
-    }
-
-    fn may_act(&self) -> bool {
-        self.actions.len() < ACTIONS_PER_HOUR_MAX
-    }
-
-    fn may_scale_in(&self) -> bool {
-        self.may_act() && self.actions.iter().filter(|(_, lowered)| *lowered).count() < SCALE_INS_PER_HOUR_MAX
     }
 
     /// When the sub-machine wants a step of its own accord.
@@ -240,11 +251,11 @@ impl Scaling {
             Phase::Watching | Phase::Catching { .. } => {
                 let count = u32::try_from(figures.board.posted().count()).unwrap_or(u32::MAX);
                 let at = self.scale_in_due(figures, count)?;
-                if self.may_scale_in() {
+                if figures.budget.may_scale_in() {
                     return due(at, "send one bot to rest if load stays low");
                 }
-                let (oldest, _) = self.actions.front()?;
-                due(at.max(*oldest + HOUR), "the hour's budget of scaling actions is used up")
+                let eased = figures.now + figures.budget.eases_in();
+                due(at.max(eased), "the hour's budget of scaling actions is used up")
             }
         }
     }
@@ -256,7 +267,7 @@ impl Scaling {
 
     /// Trouble that an operator should know of.
     pub(super) fn trouble(&self) -> Option<String> {
-        (self.leading_since.is_some() && !self.may_act()).then(|| {
+        (self.leading_since.is_some() && self.is_spent).then(|| {
             format!(
                 "{ACTIONS_PER_HOUR_MAX} scaling actions within an hour: no more before the oldest is an hour old; \
                      look for what makes load messages come and go"
@@ -264,11 +275,8 @@ impl Scaling {
         })
     }
 
-    /// The budget holds.
+    /// The record of wishes is in order.
     pub(super) fn invariants(&self) -> Result<(), String> {
-        if self.actions.len() > ACTIONS_PER_HOUR_MAX {
-            return Err(format!("{} scaling actions are on record within an hour", self.actions.len()));
-        }
         let falling = self.higher.iter().zip(self.higher.iter().skip(1)).all(|((a, _), (b, _))| a > b);
         if !falling {
             return Err(format!("the record of wishes is not in order: {:?}", self.higher));

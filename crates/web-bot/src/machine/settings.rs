@@ -105,9 +105,17 @@ pub struct Settings {
     pub cdn_url: Option<String>,
     /// Scaling, unless the store says otherwise.
     pub scaling: ScalingSettings,
-    /// How many connections to the database one bot's app holds at most: more bots than it has connections for never
-    /// serve.
-    pub connections_per_bot: Option<u32>,
+    /// What the fleet may have of the database's connections; with it, more bots than that is enough for never serve.
+    pub connections: Option<ConnectionBudget>,
+}
+
+/// A fleet's part of the connections that a database gives away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ConnectionBudget {
+    /// How many one instance of the app holds at most.
+    pub per_instance: u32,
+    /// The fleet's part of all of them, for there may be other fleets.
+    pub share_percent: u32,
 }
 
 /// What holds at the moment: the settings with the operator's overrides.
@@ -152,7 +160,10 @@ impl Effective {
             self.scaling.max = bots_max;
             self.scaling.min = self.scaling.min.min(bots_max);
             self.trouble.get_or_insert_with(|| {
-                format!("scaling.max is {asked}, and the database has connections for {bots_max} bots: raise max_connections")
+                format!(
+                    "scaling.max is {asked}, and the database has connections for {bots_max} bots while each is replaced: \
+                     raise max_connections or database.share_percent"
+                )
             });
         }
         self

@@ -92,6 +92,8 @@ pub(super) struct Sight<'v> {
     /// The watch is whole: what is absent in the view is absent in the store, or was a moment ago.
     pub(super) watched: bool,
     pub(super) max: u32,
+    /// A place that is given back may be another's: nothing of ours that was started for it is left.
+    pub(super) vacated: bool,
 }
 
 impl Slots {
@@ -331,7 +333,7 @@ impl Slots {
             });
         }
         let Some(release) = &mut self.release else { return };
-        if release.request.is_some() || release.retry_at > sight.now {
+        if release.request.is_some() || release.retry_at > sight.now || !sight.vacated {
             return;
         }
         if membership.lease(sight.now) != Some(release.lease) {
@@ -364,7 +366,7 @@ impl Slots {
             }
             Hold::Free | Hold::Claiming { .. } | Hold::Held { .. } | Hold::Lost { .. } => None,
         };
-        let release = self.release.as_ref().filter(|r| r.request.is_none());
+        let release = self.release.as_ref().filter(|r| r.request.is_none() && sight.vacated);
         let stray = self.release.is_none().then(|| self.stray(sight, membership)).flatten();
         Deadline::earliest([
             retry,

@@ -1,7 +1,8 @@
-//! The user's web process: start it with what it needs to know, ask until it is healthy, see its end, stop it.
+//! The user's web process: start it with what it needs to know, ask whether it is healthy, see its end, stop it.
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     net::{Ipv4Addr, TcpListener},
     path::PathBuf,
     sync::Arc,
@@ -16,7 +17,7 @@ use bots_core::{
     },
 };
 use rustix::process::Signal;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::MissedTickBehavior};
 
 use super::plane::{Backend, Meter};
 use crate::machine::Event;
@@ -24,8 +25,12 @@ use crate::machine::Event;
 /// Between two questions to an app that is not healthy yet.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long one answer to such a question may take.
+/// How long one answer to a health check may take.
 const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
+
+/// An app that misses so many checks in a row hangs: one or two are missed by an app that collects its garbage, or on a
+/// machine that is busy.
+const MISSES_MAX: u64 = 3;
 
 /// A host of the database that does not answer costs the app this much before it tries the next.
 const CONNECT_TIMEOUT_S: u32 = 2;
@@ -38,8 +43,10 @@ const PRIVATE_PREFIXES: [&str; 3] = ["BOT_", "PATRONI_", "NOTIFY_SOCKET"];
 pub(crate) struct Recipe {
     /// The program and its arguments.
     pub(crate) command: Vec<String>,
-    /// Asked until it is answered below 500.
+    /// Healthy is what answers below 500 there.
     pub(crate) health_path: String,
+    /// Between two questions to a healthy app.
+    pub(crate) health_interval: Duration,
     /// The account in the database.
     pub(crate) database: Option<DatabaseLogin>,
 }
@@ -98,6 +105,7 @@ impl Apps {
                     running,
                     backend: Arc::clone(&backend),
                     health_url,
+                    health_interval: self.recipe.health_interval,
                     events: self.events.clone(),
                 };
                 tokio::spawn(supervisor.run(stopped));
@@ -155,25 +163,20 @@ struct Supervisor {
     running: Running,
     backend: Arc<Backend>,
     health_url: String,
+    health_interval: Duration,
     events: Events<Event>,
 }
 
 impl Supervisor {
     async fn run(mut self, stopped: oneshot::Receiver<Stop>) {
         let instance = self.instance;
-        let healthy = healthy(self.health_url.clone());
-        tokio::pin!(healthy, stopped);
-        let mut ready = false;
-        let how = loop {
-            tokio::select! {
-                biased;
-                ended = self.running.ended() => break describe(ended),
-                stop = &mut stopped => break self.stop(stop.unwrap_or(Stop { drain: Span::ZERO, grace: Span::ZERO })).await,
-                () = &mut healthy, if !ready => {
-                    ready = true;
-                    self.events.send(Event::AppReady { instance }).await;
-                }
-            }
+        let pulse = follow_health(instance, self.health_url.clone(), self.health_interval, self.events.clone());
+        tokio::pin!(pulse, stopped);
+        let how = tokio::select! {
+            biased;
+            ended = self.running.ended() => describe(ended),
+            stop = &mut stopped => self.stop(stop.unwrap_or(Stop { drain: Span::ZERO, grace: Span::ZERO })).await,
+            never = &mut pulse => match never {},
         };
         tracing::info!(instance, how, "app ended");
         self.events.send(Event::AppExited { instance, how }).await;
@@ -207,15 +210,45 @@ fn describe(ended: std::io::Result<bots_core::shell::process::Ended>) -> String 
     }
 }
 
-/// Waits until the app answers below 500; a path that it does not know is an answer.
-async fn healthy(url: String) {
-    loop {
-        if let Ok((status, _body)) = http::get(&url, HEALTH_DEADLINE).await
-            && status < 500
-        {
-            return;
-        }
+/// Asks an app until it is healthy, and then for as long as it runs, and tells what changes.
+async fn follow_health(instance: u64, url: String, interval: Duration, events: Events<Event>) -> Infallible {
+    while ask(&url).await.is_err() {
         tokio::time::sleep(HEALTH_INTERVAL).await;
+    }
+    events.send(Event::AppReady { instance }).await;
+    let mut misses: u64 = 0;
+    let mut turns = tokio::time::interval(interval);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    turns.tick().await;
+    loop {
+        turns.tick().await;
+        match ask(&url).await {
+            Ok(()) => {
+                if misses >= MISSES_MAX {
+                    tracing::info!(instance, "the app answers its health check again");
+                    events.send(Event::AppReady { instance }).await;
+                }
+                misses = 0;
+            }
+            Err(how) => {
+                misses += 1;
+                if misses == MISSES_MAX {
+                    tracing::warn!(instance, how, "the app hangs");
+                }
+                if misses.is_multiple_of(MISSES_MAX) {
+                    events.send(Event::AppHung { instance, how }).await;
+                }
+            }
+        }
+    }
+}
+
+/// Healthy is an answer below 500: a path that the app does not know is an answer, too. Else one line says what came of it.
+async fn ask(url: &str) -> Result<(), String> {
+    match http::get(url, HEALTH_DEADLINE).await {
+        Ok((..500, _body)) => Ok(()),
+        Ok((status, _body)) => Err(format!("its health check was answered with {status}")),
+        Err(error) => Err(format!("its health check failed: {error}")),
     }
 }
 

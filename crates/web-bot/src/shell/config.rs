@@ -7,11 +7,11 @@ use std::{
 
 use bots_core::{
     machine::Span,
-    shell::{Common, Secret, config::one_secret},
+    shell::{Common, Networks, Secret, config::one_secret},
 };
 use serde::Deserialize;
 
-use crate::machine::{Mode, ScalingSettings, Settings};
+use crate::machine::{ConnectionBudget, Mode, ScalingSettings, Settings};
 
 /// The shortest lease: etcd counts in whole seconds and rounds up to its own election time.
 const TTL_S_MIN: u64 = 2;
@@ -60,9 +60,12 @@ pub struct Web {
     /// The app and its arguments.
     #[serde(default)]
     pub command: Vec<String>,
-    /// Asked until the app answers below 500: then it is healthy.
+    /// Asked for as long as the app runs: below 500 it is healthy.
     #[serde(default = "health_path")]
     pub health_path: String,
+    /// How often a healthy app is asked again. One that misses three in a row is replaced.
+    #[serde(default = "health_interval_s")]
+    pub health_interval_s: u64,
     /// How long the app may take to become healthy.
     #[serde(default = "app_start_timeout_s")]
     pub app_start_timeout_s: u64,
@@ -72,6 +75,9 @@ pub struct Web {
     /// How long the app may take to begin an answer.
     #[serde(default = "app_answer_timeout_s")]
     pub app_answer_timeout_s: u64,
+    /// Whose word about the client, its host and its protocol is believed (`X-Forwarded-For`, `-Host`, `-Proto`).
+    #[serde(default = "Networks::loopback")]
+    pub trusted_proxies: Networks,
     /// How much of the site is held in memory, compressed forms included; the rest is read from disk as it is sent.
     #[serde(default = "memory_max_bytes")]
     pub memory_max_bytes: u64,
@@ -129,6 +135,9 @@ pub struct Database {
     /// connections for.
     #[serde(default)]
     pub connections_per_bot: Option<u32>,
+    /// The fleet's part of the database's connections, in hundredths: less than all where several fleets share it.
+    #[serde(default = "share_percent")]
+    pub share_percent: u32,
 }
 
 /// The CDN in front.
@@ -137,6 +146,13 @@ pub struct Database {
 pub struct Cdn {
     /// What asset URLs begin with; the key `config` of the scope in etcd wins.
     pub base_url: Option<String>,
+}
+
+impl Database {
+    fn budget(&self) -> Option<ConnectionBudget> {
+        let share_percent = self.share_percent;
+        self.connections_per_bot.map(|per_instance| ConnectionBudget { per_instance, share_percent })
+    }
 }
 
 impl WebConfig {
@@ -159,6 +175,9 @@ impl WebConfig {
                     "database.connections_per_bot is 0: use what the app's pool holds, or leave it out",
                 ));
             }
+            if !(1..=100).contains(&database.share_percent) {
+                return Err(format!("database.share_percent is {}: use 1 to 100", database.share_percent));
+            }
         }
         if self.web.mode == Mode::App && self.web.command.first().is_none_or(String::is_empty) {
             return Err(String::from("web.command is empty: name the app's program, or use web.mode: static"));
@@ -171,6 +190,7 @@ impl WebConfig {
         }
         let bounded = [
             ("ttl_s", self.ttl_s, TTL_S_MIN),
+            ("web.health_interval_s", self.web.health_interval_s, 1),
             ("web.app_start_timeout_s", self.web.app_start_timeout_s, 1),
             ("web.app_answer_timeout_s", self.web.app_answer_timeout_s, 1),
             ("web.drain_timeout_s", self.web.drain_timeout_s, 0),
@@ -250,7 +270,7 @@ impl WebConfig {
             drain_timeout: Span::from_secs(self.web.drain_timeout_s),
             cdn_url: self.cdn.base_url.clone(),
             scaling: self.scaling,
-            connections_per_bot: self.database.as_ref().and_then(|database| database.connections_per_bot),
+            connections: self.database.as_ref().and_then(Database::budget),
         })
     }
 }
@@ -273,6 +293,14 @@ fn web_listen() -> String {
 
 fn health_path() -> String {
     String::from("/healthz")
+}
+
+const fn health_interval_s() -> u64 {
+    5
+}
+
+const fn share_percent() -> u32 {
+    100
 }
 
 const fn app_start_timeout_s() -> u64 {
@@ -329,6 +357,7 @@ mod tests {
         check("mode: static", "mode: app", "web.command");
         check("mode: static", "mode: fast", "web.mode");
         check("localhost:0", "nowhere", "web.listen");
+        check("mode: static", "mode: static, trusted_proxies: [10.0.0.0/99]", "web.trusted_proxies");
         check("scope: site", "scope: a/b", "content.scope");
         check("scope: site", "scope: site, path_in_repo: a/../..", "content.path_in_repo");
         check("data_dir: /tmp/x", "data_dir: /tmp/x\nscaling: {max: 0}", "scaling.max");
@@ -336,5 +365,7 @@ mod tests {
         check("data_dir: /tmp/x\n", "", "data_dir");
         let both = "data_dir: /tmp/x\ndatabase: {scope: main, dbname: d, username: u, password: a, password_file: b}";
         check("data_dir: /tmp/x", both, "database.password");
+        let share = "data_dir: /tmp/x\ndatabase: {scope: main, dbname: d, username: u, share_percent: 101}";
+        check("data_dir: /tmp/x", share, "database.share_percent");
     }
 }

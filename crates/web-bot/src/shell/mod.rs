@@ -3,7 +3,9 @@
 mod app;
 mod config;
 mod content;
+mod database;
 mod plane;
+mod pressure;
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -21,7 +23,7 @@ use bots_core::{
 pub use self::config::WebConfig;
 use self::{
     app::{Apps, DatabaseLogin, Launch, Recipe},
-    content::{Library, Shelving, Wanted},
+    content::{ContentError, Library, Shelving, Wanted},
     plane::{Doors, Plane, Target, TlsFiles},
 };
 use crate::machine::{Action, Event, Role, Route, State, WebMachine};
@@ -77,9 +79,14 @@ impl Bot for WebBot {
         let recipe = Recipe {
             command: config.web.command.clone(),
             health_path: config.web.health_path.clone(),
+            health_interval: Duration::from_secs(config.web.health_interval_s),
             database: login(&config).map_err(Exit::usage)?,
         };
         let apps = Apps::new(recipe, events.clone());
+        let stalls = context
+            .metrics
+            .counter("web_processor_stalls", "Times that the kernel told of work waiting for a processor");
+        tokio::spawn(pressure::follow(events.clone(), stalls));
         let state = State::new(settings, context.instance, context.epoch_unix_ms);
         let prefixes = state.prefixes();
         let shell = WebShell { dcs: context.dcs, events, library, plane, apps };
@@ -98,8 +105,8 @@ fn doors(config: &WebConfig) -> Result<Doors, Exit> {
         (Some(_), None) | (None, _) => None,
     };
     let app_answer_timeout = Duration::from_secs(config.web.app_answer_timeout_s);
-    let access_log = config.web.access_log.clone();
-    Ok(Doors { plain, tls, access_log, app_answer_timeout, patience: CLIENT_PATIENCE })
+    let (access_log, trusted) = (config.web.access_log.clone(), config.web.trusted_proxies.clone());
+    Ok(Doors { plain, tls, access_log, app_answer_timeout, trusted, patience: CLIENT_PATIENCE })
 }
 
 fn bind(field: &str, listen: SocketAddr) -> Result<TcpListener, Exit> {
@@ -172,6 +179,9 @@ impl Shell for WebShell {
                 self.apps.start(Launch { instance, sha, content_dir, database_hosts, cdn_url });
             }
             Action::StopApp { instance, drain, grace } => self.apps.stop(instance, drain, grace),
+            Action::ProbeDatabase { id, address } => {
+                self.later(async move { Event::DatabaseProbed { id, answers: database::answers(&address).await } });
+            }
             Action::SetRoute(route) => {
                 if let Some(commit) = route.sha() {
                     tracing::info!(commit, "requests are answered from this commit");
@@ -206,6 +216,10 @@ impl WebShell {
                 Ok(()) => {
                     tracing::info!(commit = sha, "content prepared");
                     Event::ContentPrepared { id, sha }
+                }
+                Err(ContentError::Refused(why)) => {
+                    tracing::warn!(commit = sha, why, "content can never be served");
+                    Event::ContentRefused { id, sha, why }
                 }
                 Err(error) => {
                     tracing::warn!(commit = sha, %error, "content cannot be prepared");

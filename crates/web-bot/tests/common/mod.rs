@@ -11,6 +11,9 @@ use bots_core::{
 };
 use web_bot::machine::{Action, Event, Mode, Role, ScalingSettings, Settings, State, WebMachine};
 
+/// The wall time at the origin of the machines' clocks.
+pub const EPOCH_UNIX_MS: u64 = 1_700_000_000_000;
+
 /// The settings of the bot `name` in the scopes of the demo.
 pub fn settings(name: &str, mode: Mode, scaling: ScalingSettings) -> Settings {
     let scope = |name: &str| Scope::new("service", name).expect("a valid name");
@@ -27,7 +30,7 @@ pub fn settings(name: &str, mode: Mode, scaling: ScalingSettings) -> Settings {
         app_start_timeout: Span::from_secs(10),
         drain_timeout: Span::from_secs(5),
         cdn_url: None,
-        connections_per_bot: None,
+        connections: None,
         scaling,
     }
 }
@@ -44,13 +47,14 @@ pub struct Bot {
     pub apps: BTreeMap<u64, bool>,
     pub awaited: Option<u64>,
     pub probed: Option<String>,
+    pub database_probe: Option<u64>,
     pub exit: Option<u8>,
 }
 
 impl Bot {
     pub fn new(settings: Settings, instance: &str) -> Self {
         Self {
-            state: Some(State::new(settings, instance, 1_700_000_000_000)),
+            state: Some(State::new(settings, instance, EPOCH_UNIX_MS)),
             questions: VecDeque::new(),
             wants_lease: None,
             lease: None,
@@ -59,6 +63,7 @@ impl Bot {
             apps: BTreeMap::new(),
             awaited: None,
             probed: None,
+            database_probe: None,
             exit: None,
         }
     }
@@ -104,6 +109,7 @@ impl Bot {
                     *stopping = true;
                 }
             }
+            Action::ProbeDatabase { id, .. } => self.database_probe = Some(*id),
             Action::AwaitInFlight { id } => self.awaited = Some(*id),
             Action::Exit { code, .. } => self.exit = Some(*code),
             Action::SetRoute(_) | Action::RetainContent { .. } => {}

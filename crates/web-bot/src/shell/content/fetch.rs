@@ -31,12 +31,14 @@ pub(crate) async fn fetch(wanted: &Wanted, draft: &Path, size_max: u64, site: &[
     for url in &wanted.pack_urls {
         match from_pack(url, wanted, draft, size_max, site).await {
             Ok(()) => return Ok(()),
+            Err(refused @ ContentError::Refused(_)) => return Err(refused),
             Err(error) => failures.push(format!("{url}: {error}")),
         }
     }
     if !wanted.origin.is_empty() || wanted.pack_urls.is_empty() {
         match from_origin(wanted.clone(), draft, size_max, site).await {
             Ok(()) => return Ok(()),
+            Err(refused @ ContentError::Refused(_)) => return Err(refused),
             Err(error) => failures.push(format!("{}: {error}", wanted.origin)),
         }
     }

@@ -19,7 +19,7 @@ use std::{
 
 pub(crate) use fetch::Wanted;
 
-use super::plane::{Site, SiteBuilder, Vault};
+use super::plane::{Site, SiteBuilder, SiteError, Vault};
 use crate::machine::Mode;
 
 /// The most files in one revision: more than any site that one would push by hand.
@@ -67,15 +67,27 @@ pub(crate) enum ContentError {
     /// Nobody gave it.
     #[error("{0}")]
     Fetch(String),
-    /// It is not whole, not sound or too large.
+    /// It did not come whole or sound; from another source it may.
     #[error("{0}")]
     Unsound(String),
+    /// It came whole, and can never be served as this bot is set up.
+    #[error("{0}")]
+    Refused(String),
     /// The disk.
     #[error("{what} {}: {source}", .path.display())]
     Disk { what: &'static str, path: PathBuf, source: io::Error },
     /// The git library.
     #[error("git: {0}")]
     Git(#[from] git2::Error),
+}
+
+impl From<SiteError> for ContentError {
+    fn from(error: SiteError) -> Self {
+        match error {
+            SiteError::Rules(wrong) => Self::Refused(wrong),
+            SiteError::Spill(_) => Self::Unsound(error.to_string()),
+        }
+    }
 }
 
 impl ContentError {
@@ -105,11 +117,13 @@ impl Library {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Makes a commit ready: from disk, else from a pack, else from the origin.
+    /// Makes a commit ready: from disk, else from a pack, else from the origin. What git has verified and cannot be served
+    /// would not be another commit from elsewhere.
     pub(crate) async fn prepare(&self, wanted: Wanted) -> Result<(), ContentError> {
         let (library, sha) = (self.clone(), wanted.sha.clone());
-        if blocking(move || library.finish(&sha)).await.is_ok() {
-            return Ok(());
+        let from_disk = blocking(move || library.finish(&sha)).await;
+        if matches!(from_disk, Ok(()) | Err(ContentError::Refused(_))) {
+            return from_disk;
         }
         let draft = self.draft();
         let fetched = fetch::fetch(&wanted, &draft, self.inner.shelving.size_max, self.site()).await;

@@ -48,7 +48,7 @@ pub(crate) fn load(
     let time = Repository::open_bare(repository)?.find_commit(Oid::from_str(sha)?)?.time().seconds();
     let mut loaded = begin(u64::try_from(time).unwrap_or(0));
     let _left_out = visit(repository, sha, site, size_max, |file| {
-        loaded.add(file.path, &file.id.to_string(), file.data).map_err(|e| ContentError::Unsound(e.to_string()))
+        loaded.add(file.path, &file.id.to_string(), file.data).map_err(ContentError::from)
     })?;
     Ok(loaded)
 }
@@ -91,9 +91,9 @@ fn visit(
     let commit = repository.find_commit(Oid::from_str(sha)?)?;
     let mut tree = commit.tree()?;
     for part in site {
-        let entry = tree.get_name(part).map(|entry| entry.id());
-        let id = entry.ok_or_else(|| {
-            ContentError::Unsound(format!("there is no folder {}: correct content.path_in_repo", site.join("/")))
+        let folder = tree.get_name(part).filter(|entry| entry.kind() == Some(ObjectType::Tree)).map(|entry| entry.id());
+        let id = folder.ok_or_else(|| {
+            ContentError::Refused(format!("there is no folder {}: correct content.path_in_repo", site.join("/")))
         })?;
         tree = repository.find_tree(id)?;
     }
@@ -114,7 +114,7 @@ struct Walk<'r, F> {
 impl<F: FnMut(&File<'_>) -> Result<(), ContentError>> Walk<'_, F> {
     fn tree(&mut self, tree: &Tree<'_>, above: &str, depth: usize) -> Result<(), ContentError> {
         if depth > DEPTH_MAX {
-            return Err(ContentError::Unsound(format!("{above} is more than {DEPTH_MAX} folders deep")));
+            return Err(ContentError::Refused(format!("{above} is more than {DEPTH_MAX} folders deep")));
         }
         for entry in tree {
             let name = std::str::from_utf8(entry.name_bytes()).unwrap_or_default();
@@ -141,7 +141,7 @@ impl<F: FnMut(&File<'_>) -> Result<(), ContentError>> Walk<'_, F> {
         let size = u64::try_from(data.len()).unwrap_or(u64::MAX);
         let limits = self.size_left.checked_sub(size).zip(self.files_left.checked_sub(1));
         let Some((size_left, files_left)) = limits else {
-            return Err(ContentError::Unsound(format!(
+            return Err(ContentError::Refused(format!(
                 "the site is larger than content.size_max_bytes or has more than {FILES_MAX} files: shrink it"
             )));
         };

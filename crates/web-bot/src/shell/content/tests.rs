@@ -190,13 +190,35 @@ async fn limits_and_folders_are_named() {
     let check = async |site: &str, size_max: u64, expected: &str| {
         let library = Library::open(dir.path(), shelving(Mode::Static, &[site], size_max)).expect("open");
         let error: ContentError = library.prepare(origin.wanted()).await.expect_err("refused");
-        assert!(error.to_string().contains(expected), "{error}");
+        assert!(matches!(&error, ContentError::Refused(why) if why.contains(expected)), "{error:?}");
     };
     check("nowhere", 1 << 20, "content.path_in_repo").await;
+    check("index.html", 1 << 20, "content.path_in_repo").await;
     check("css", 3, "content.size_max_bytes").await;
     let library = Library::open(dir.path(), shelving(Mode::Static, &["css"], 1 << 20)).expect("open");
     library.prepare(origin.wanted()).await.expect("prepared");
     let site = library.site_of(&origin.sha).expect("in memory");
     let answer = site.answer(&hyper::Method::GET, &"/site.css".parse().expect("a path"), &hyper::HeaderMap::new());
     assert_eq!(answer.status().as_u16(), 200);
+}
+
+#[tokio::test]
+async fn rules_that_cannot_be_read_refuse_the_commit_and_a_bad_pack_does_not() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let repository = Repository::init_bare(dir.path()).expect("init");
+    let sha = commit(&repository, &[("_redirects", "/a /b 299", 0o100_644)], None).to_string();
+    let (origin, data) = (Origin { dir, sha }, tempfile::tempdir().expect("a folder"));
+    let library = library(data.path(), Mode::Static);
+    let url = content_bot(origin.pack(true)).await;
+    for wanted in [Wanted { pack_urls: vec![url], origin: String::new(), ..origin.wanted() }, origin.wanted()] {
+        let error = library.prepare(wanted).await.expect_err("refused");
+        assert!(matches!(&error, ContentError::Refused(why) if why.contains("_redirects")), "{error:?}");
+    }
+    let url = content_bot(b"no pack".to_vec()).await;
+    let damaged = Wanted { pack_urls: vec![url], origin: String::new(), ..origin.wanted() };
+    let error = library.prepare(damaged).await.expect_err("damaged");
+    assert!(matches!(error, ContentError::Fetch(_)), "{error:?}");
+    // An app has no such rules.
+    let library = self::library(&data.path().join("app"), Mode::App);
+    library.prepare(origin.wanted()).await.expect("prepared");
 }

@@ -34,6 +34,16 @@ struct Figures {
     ended: u64,
     times: [u32; BUCKETS],
     total: u64,
+    of_commit: OfCommit,
+}
+
+/// What is counted for the commit that is served, and for no other.
+#[derive(Default)]
+struct OfCommit {
+    sha: String,
+    /// How many requests there were before it was served.
+    total_before: u64,
+    errors: u64,
 }
 
 /// A request in flight, until it is dropped.
@@ -54,6 +64,7 @@ impl Meter {
             ended: 0,
             times: [0; BUCKETS],
             total: 0,
+            of_commit: OfCommit::default(),
         };
         Self { inner: Arc::new(Inner { figures: Mutex::new(figures), busy: Notify::new(), still: Notify::new() }) }
     }
@@ -73,6 +84,23 @@ impl Meter {
         InFlight { meter: self.clone(), began_us }
     }
 
+    /// A commit is served from now on; if it is another one, its errors are counted from zero.
+    pub(crate) fn follow(&self, sha: &str) {
+        let mut figures = self.figures();
+        if figures.of_commit.sha != sha {
+            let total_before = figures.total;
+            figures.of_commit = OfCommit { sha: sha.to_owned(), total_before, errors: 0 };
+        }
+    }
+
+    /// A request to a commit was answered with a status of 500 or above.
+    pub(crate) fn failed(&self, sha: &str) {
+        let mut figures = self.figures();
+        if figures.of_commit.sha == sha {
+            figures.of_commit.errors = figures.of_commit.errors.saturating_add(1);
+        }
+    }
+
     /// Requests in flight at this moment, and all there ever were.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let figures = self.figures();
@@ -89,6 +117,8 @@ impl Meter {
             in_flight_milli: figures.area.saturating_mul(1_000) / span,
             rps: figures.ended.saturating_mul(1_000_000) / span,
             p99_us: figures.percentile(99),
+            requests: figures.total.saturating_sub(figures.of_commit.total_before),
+            errors: figures.of_commit.errors,
         };
         (figures.area, figures.ended, figures.sampled_us, figures.times) = (0, 0, now, [0; BUCKETS]);
         (load, figures.in_flight > 0)
@@ -209,5 +239,26 @@ mod tests {
         drop(second);
         meter.still().await;
         assert_eq!(meter.counts(), (0, 2));
+    }
+
+    #[test]
+    fn errors_are_counted_for_the_commit_that_is_served() {
+        let meter = Meter::new();
+        let counts = || {
+            let (load, _busy) = meter.sample();
+            (load.requests, load.errors)
+        };
+        meter.follow("a");
+        drop(meter.begin());
+        drop(meter.begin());
+        meter.failed("a");
+        assert_eq!(counts(), (2, 1));
+        meter.follow("b");
+        drop(meter.begin());
+        // An answer of the commit before, that came late.
+        meter.failed("a");
+        assert_eq!(counts(), (1, 0));
+        meter.follow("b");
+        assert_eq!(counts(), (1, 0));
     }
 }

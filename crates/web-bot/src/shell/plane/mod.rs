@@ -23,7 +23,7 @@ use std::{
 };
 
 use bots_core::{
-    shell::{Events, Metrics},
+    shell::{Events, Metrics, Networks},
     wire::WebLoad,
 };
 use hyper::header::HeaderValue;
@@ -38,7 +38,7 @@ use self::{
 };
 pub(crate) use self::{
     meter::{InFlight, Meter},
-    site::{Site, SiteBuilder, Vault},
+    site::{Site, SiteBuilder, SiteError, Vault},
 };
 use crate::machine::Event;
 
@@ -95,6 +95,7 @@ struct Shared {
     meter: Meter,
     counters: Counters,
     log: MaybeLog,
+    trusted: Networks,
     patience: Duration,
     /// Requests that wait for a route.
     held: AtomicUsize,
@@ -112,6 +113,8 @@ pub(crate) struct Doors {
     pub(crate) access_log: Option<PathBuf>,
     /// How long the app may take to begin an answer.
     pub(crate) app_answer_timeout: Duration,
+    /// Whose word about other clients is believed.
+    pub(crate) trusted: Networks,
     /// How long a client may take to send the head of its next request, and to read something of what is sent to it.
     pub(crate) patience: Duration,
 }
@@ -149,6 +152,7 @@ impl Plane {
             meter: Meter::new(),
             counters: Counters::register(metrics),
             log,
+            trusted: doors.trusted,
             patience: doors.patience,
             held: AtomicUsize::new(0),
             connections: Mutex::new(watch::Sender::new(())),
@@ -176,6 +180,11 @@ impl Plane {
 
     /// Sends requests to `target` from now on. When this returns, none begins with the old one any more.
     pub(crate) fn set_target(&self, target: Target) {
+        match &target {
+            Target::Static { site, closing: _ } => self.shared.meter.follow(site.sha()),
+            Target::App { backend, closing: _ } => self.shared.meter.follow(&backend.sha),
+            Target::Refuse { .. } | Target::Hold => {}
+        }
         self.shared.route.send_replace(target);
     }
 
@@ -226,7 +235,8 @@ async fn measure(meter: Meter, measured: watch::Sender<WebLoad>, events: Events<
                 measured.send_replace(load);
                 events.send(Event::LoadMeasured(load)).await;
             }
-            if !busy && load == WebLoad::default() {
+            let silent = WebLoad { requests: load.requests, errors: load.errors, ..WebLoad::default() };
+            if !busy && load == silent {
                 break;
             }
         }

@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bots_core::shell::Networks;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited, combinators::UnsyncBoxBody};
 use hyper::{
@@ -58,6 +59,10 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const REAL_IP: &str = "x-real-ip";
+
+/// Those three have relatives, such as the port and the prefix of the path.
+const FORWARDED_PREFIX: &str = "x-forwarded-";
 
 /// The client's side of the proxy.
 pub(super) struct Proxy {
@@ -127,7 +132,8 @@ impl Worker {
         let mut entered = first;
         for last_try in (0..tries).rev() {
             let (backend, closing, at_app) = entered;
-            let Some(outgoing) = outgoing(&head, if safe { None } else { body.take() }, &backend, client) else {
+            let body = if safe { None } else { body.take() };
+            let Some(outgoing) = outgoing(&head, body, &backend, client, &self.shared.trusted) else {
                 return self.trouble(StatusCode::BAD_REQUEST, "the address of the request cannot be used\n", in_flight);
             };
             match self.proxy.send(outgoing).await {
@@ -172,7 +178,7 @@ impl Worker {
         (backend, closing, at_app): (Arc<Backend>, bool, InFlight),
     ) -> Response<Answer> {
         let version = head.version;
-        let Some(mut outgoing) = outgoing(&head, Some(body), &backend, client) else {
+        let Some(mut outgoing) = outgoing(&head, Some(body), &backend, client, &self.shared.trusted) else {
             return self.trouble(StatusCode::BAD_REQUEST, "the address of the request cannot be used\n", in_flight);
         };
         outgoing.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -230,7 +236,13 @@ impl Failure {
 }
 
 /// The request as the app shall see it; nothing if its address makes no sense there.
-fn outgoing(head: &Parts, body: Option<Incoming>, backend: &Backend, client: Asker) -> Option<Request<RequestBody>> {
+fn outgoing(
+    head: &Parts,
+    body: Option<Incoming>,
+    backend: &Backend,
+    client: Asker,
+    trusted: &Networks,
+) -> Option<Request<RequestBody>> {
     let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let uri = Uri::builder().scheme("http").authority(format!("127.0.0.1:{}", backend.port)).path_and_query(path);
     let body = match body {
@@ -243,16 +255,19 @@ fn outgoing(head: &Parts, body: Option<Incoming>, backend: &Backend, client: Ask
     *request.version_mut() = Version::HTTP_11;
     let mut headers = head.headers.clone();
     strip(&mut headers);
-    introduce(&mut headers, client);
+    introduce(&mut headers, client, trusted);
     *request.headers_mut() = headers;
     Some(request)
 }
 
-/// Says who asked, and for what host.
-fn introduce(headers: &mut HeaderMap, client: Asker) {
+/// Says who asked, and for what host. What was said of that before counts only if a trusted proxy said it.
+fn introduce(headers: &mut HeaderMap, client: Asker, trusted: &Networks) {
+    let peer = client.address.ip().to_canonical();
+    if !trusted.contains(peer) {
+        forget_origin(headers);
+    }
     let before: Vec<&str> = headers.get_all(&FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect();
-    let chain =
-        before.into_iter().map(str::to_owned).chain([client.address.ip().to_string()]).collect::<Vec<_>>().join(", ");
+    let chain = before.into_iter().map(str::to_owned).chain([peer.to_string()]).collect::<Vec<_>>().join(", ");
     headers.remove(&FORWARDED_FOR);
     headers.extend(HeaderValue::from_str(&chain).ok().map(|chain| (FORWARDED_FOR, chain)));
     // A proxy in front knows better than we do.
@@ -263,6 +278,19 @@ fn introduce(headers: &mut HeaderMap, client: Asker) {
         && let Some(host) = headers.get(header::HOST).cloned()
     {
         headers.insert(FORWARDED_HOST, host);
+    }
+}
+
+/// Takes out all that apps may believe to be said by a proxy.
+fn forget_origin(headers: &mut HeaderMap) {
+    let of_origin = |name: &&HeaderName| {
+        // Some apps cannot tell the two signs.
+        let name = name.as_str().replace('_', "-");
+        name == header::FORWARDED.as_str() || name == REAL_IP || name.starts_with(FORWARDED_PREFIX)
+    };
+    let names: Vec<HeaderName> = headers.keys().filter(of_origin).cloned().collect();
+    for name in names {
+        headers.remove(&name);
     }
 }
 
@@ -328,21 +356,44 @@ mod tests {
     fn the_app_learns_who_asked() {
         let peer = Asker { address: "10.0.0.7:4711".parse().expect("address"), secure: false };
         let mut found = headers(&[("host", "example.org")]);
-        introduce(&mut found, peer);
-        let wanted = [
+        introduce(&mut found, peer, &Networks::loopback());
+        let wanted = headers(&[
             ("host", "example.org"),
             ("x-forwarded-for", "10.0.0.7"),
             ("x-forwarded-proto", "http"),
             ("x-forwarded-host", "example.org"),
-        ];
-        assert_eq!(found, headers(&wanted));
-        let mut behind_a_proxy = headers(&[
+        ]);
+        assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn what_a_trusted_proxy_says_of_the_client_is_passed_on_and_nobody_elses_word() {
+        let peer = Asker { address: "10.0.0.7:4711".parse().expect("address"), secure: false };
+        let said = headers(&[
+            ("host", "example.org"),
             ("x-forwarded-for", "192.0.2.1"),
             ("x-forwarded-for", "192.0.2.2"),
             ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "bank.example"),
+            ("x-forwarded-port", "443"),
+            ("forwarded", "for=192.0.2.1"),
+            ("x-real-ip", "192.0.2.1"),
+            ("x_forwarded_for", "192.0.2.1"),
         ]);
-        introduce(&mut behind_a_proxy, peer);
-        let wanted = [("x-forwarded-for", "192.0.2.1, 192.0.2.2, 10.0.0.7"), ("x-forwarded-proto", "https")];
-        assert_eq!(behind_a_proxy, headers(&wanted));
+        let mut believed = said.clone();
+        introduce(&mut believed, peer, &Networks::parse(["10.0.0.0/24"]).expect("networks"));
+        let mut wanted = said.clone();
+        wanted.insert(FORWARDED_FOR, HeaderValue::from_static("192.0.2.1, 192.0.2.2, 10.0.0.7"));
+        assert_eq!(believed, wanted);
+
+        let mut overwritten = said;
+        introduce(&mut overwritten, peer, &Networks::loopback());
+        let wanted = headers(&[
+            ("host", "example.org"),
+            ("x-forwarded-for", "10.0.0.7"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-host", "example.org"),
+        ]);
+        assert_eq!(overwritten, wanted);
     }
 }

@@ -81,9 +81,13 @@ impl Worker {
             _fits => self.route(request, client).await,
         };
         self.shared.counters.count(answer.status());
+        let commit = answer.headers().get(REVISION_HEADER).and_then(|commit| commit.to_str().ok());
+        if let Some(commit) = commit.filter(|_| answer.status().is_server_error()) {
+            self.shared.meter.failed(commit);
+        }
         if let Some(mut line) = line {
             line.status = answer.status().as_u16();
-            if let Some(commit) = answer.headers().get(REVISION_HEADER).and_then(|commit| commit.to_str().ok()) {
+            if let Some(commit) = commit {
                 commit.clone_into(&mut line.commit);
             }
             answer.body_mut().log(line);

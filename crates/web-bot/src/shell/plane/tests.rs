@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use bots_core::shell::{Metrics, http, runtime};
+use bots_core::shell::{Metrics, Networks, http, runtime};
 use bytes::Bytes;
 use hyper::{HeaderMap, Method};
 use tokio::{
@@ -28,7 +28,8 @@ fn stand(app_answer_timeout: Duration) -> Stand {
 }
 
 fn stand_with(app_answer_timeout: Duration, patience: Duration, tls: Option<(StdListener, TlsFiles)>) -> Stand {
-    stand_behind(|plain| Doors { plain, tls, access_log: None, app_answer_timeout, patience })
+    let trusted = Networks::loopback();
+    stand_behind(|plain| Doors { plain, tls, access_log: None, app_answer_timeout, trusted, patience })
 }
 
 fn stand_behind(doors: impl FnOnce(StdListener) -> Doors) -> Stand {
@@ -168,6 +169,7 @@ async fn a_connection_that_has_said_nothing_does_not_hold_up_a_drain() {
             tls: None,
             access_log,
             app_answer_timeout: PATIENCE,
+            trusted: Networks::loopback(),
             patience: PATIENCE.saturating_mul(100),
         });
         stand.plane.set_target(files("aaaa"));

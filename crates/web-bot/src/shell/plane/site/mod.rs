@@ -151,6 +151,11 @@ impl SiteBuilder {
 const TIME_S_MAX: u64 = 253_402_300_799;
 
 impl Site {
+    /// The commit.
+    pub(crate) fn sha(&self) -> &str {
+        self.stamp.sha.to_str().unwrap_or_default()
+    }
+
     /// Answers a request. Every answer says from which commit it is.
     pub(crate) fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Response<Content> {
         if !matches!(*method, Method::GET | Method::HEAD) {

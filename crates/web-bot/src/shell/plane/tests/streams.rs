@@ -79,6 +79,7 @@ async fn a_key_that_does_not_fit_is_named() {
             tls: Some((listener(), files)),
             access_log: None,
             app_answer_timeout: PATIENCE,
+            trusted: Networks::loopback(),
             patience: PATIENCE,
         };
         let error = Plane::start(doors, "web-1", runtime::queue().0, &Metrics::new()).err().expect("refused");

@@ -1,0 +1,113 @@
+//! The proof of a candidate: an instance of the app is started on it beside the one that serves, before the bot says that it
+//! stands ready, and is held until the candidate goes live. Not what serves, which is `app`'s.
+//!
+//! What serves comes first: where both want a start, the instance of the candidate makes way.
+
+use bots_core::{
+    machine::{Deadline, Span, Time},
+    wire::Refused,
+};
+use serde::Serialize;
+
+use super::{
+    Action, State,
+    app::{App, RESTART_BACKOFF_MAX, RESTART_BACKOFF_MIN, Recipe},
+    content::{backoff, short},
+};
+
+/// An app that does not come up on a candidate this often in a row never will. Fewer, and a moment's weakness of the machine
+/// or the database would condemn a good commit.
+pub const PROOFS_FAILED_MAX: u32 = 3;
+
+/// What is known of the candidate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Proof {
+    pub(super) recipe: Recipe,
+    failures: u32,
+    retry_at: Time,
+    why: Option<String>,
+}
+
+impl Proof {
+    const fn of(recipe: Recipe) -> Self {
+        Self { recipe, failures: 0, retry_at: Time::ZERO, why: None }
+    }
+
+    const fn is_over(&self) -> bool {
+        self.failures >= PROOFS_FAILED_MAX
+    }
+
+    /// An instance of it has not come up, or has not stayed.
+    pub(super) fn failed(&mut self, now: Time, why: String) {
+        self.failures += 1;
+        self.retry_at = now + backoff(RESTART_BACKOFF_MIN, RESTART_BACKOFF_MAX, self.failures);
+        self.why = Some(why);
+    }
+
+    pub(super) fn succeeded(&mut self) {
+        self.failures = 0;
+        self.why = None;
+    }
+
+    /// When the next try is due, if there is one.
+    pub(super) fn deadline(&self, now: Time) -> Option<Deadline> {
+        let due = !self.is_over() && self.retry_at > now;
+        due.then(|| Deadline { at: self.retry_at, reason: String::from("start the app on the candidate again") })
+    }
+
+    pub(super) fn trouble(&self) -> Option<String> {
+        let why = self.why.as_ref()?;
+        Some(format!("the app does not come up on the candidate {}: {why}", short(&self.recipe.sha)))
+    }
+}
+
+impl App {
+    /// Follows the candidate; what is known of an earlier one is forgotten.
+    pub(super) fn follow(&mut self, candidate: Option<Recipe>) {
+        match (&mut self.proof, candidate) {
+            (Some(proof), Some(candidate)) if proof.recipe.sha == candidate.sha => proof.recipe = candidate,
+            (proof, candidate) => *proof = candidate.map(Proof::of),
+        }
+    }
+
+    /// Starts an instance on the candidate if none runs and nothing else is to be started.
+    pub(super) fn prove(&mut self, now: Time, wanted: &Recipe, start_timeout: Span, out: &mut Vec<Action>) {
+        let tries = self.proof.as_ref().filter(|proof| !proof.is_over() && proof.retry_at <= now);
+        let Some(recipe) = tries.map(|proof| proof.recipe.clone()) else { return };
+        if self.is_free_for_proof() && !self.is_due(now, wanted) && self.has_room() {
+            self.start(now, &recipe, start_timeout, out);
+        }
+    }
+
+    /// Whether requests could be sent to an instance on that commit at once.
+    pub(super) fn is_proven(&self, sha: &str) -> bool {
+        self.instances_up().any(|recipe| recipe.sha == sha)
+    }
+
+    /// The candidate, if the app never comes up on it.
+    pub(super) fn refusal(&self) -> Option<Refused> {
+        let proof = self.proof.as_ref().filter(|proof| proof.is_over())?;
+        let why = proof.why.as_deref().unwrap_or_default();
+        Some(Refused { sha: proof.recipe.sha.clone(), why: format!("{why} ({} times in a row)", proof.failures) })
+    }
+}
+
+impl State {
+    /// What an instance on the candidate is to be made of, beside what serves.
+    pub(super) fn candidate_recipe(&self, serving: &Recipe) -> Option<Recipe> {
+        let sha = self.content.ready_candidate().filter(|sha| *sha != serving.sha)?;
+        Some(Recipe { sha: sha.to_owned(), ..serving.clone() })
+    }
+
+    /// The newest commit that could be served at once. Where an app serves, a candidate is one when the app runs on it.
+    pub(super) fn acknowledged(&self) -> Option<&str> {
+        let proven = |sha: &&str| self.app.serving().is_none() || self.app.is_proven(sha);
+        let candidate = self.content.ready_candidate().filter(proven);
+        candidate.or_else(|| self.content.newest_published())
+    }
+
+    /// The candidate, if it can never be served here.
+    pub(super) fn refusal(&self) -> Option<Refused> {
+        self.content.refusal().or_else(|| self.app.refusal())
+    }
+}
