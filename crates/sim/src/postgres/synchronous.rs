@@ -169,11 +169,11 @@ impl World {
             0 => Lsn(u64::MAX),
             needed => reached.get(needed - 1).copied().unwrap_or_default(),
         };
-        let now = self.now;
+        let (now, overdue) = (self.now, self.is_overdue(node));
         let waiting = std::mem::take(&mut self.body_mut(node).commits.waiting);
         for ack in waiting {
             if ack.end <= upto {
-                self.ledger.acks.push(Ack { at: now, ..ack });
+                self.ledger.acks.push(Ack { at: now, overdue, ..ack });
             } else {
                 self.body_mut(node).commits.waiting.push(ack);
             }

@@ -60,11 +60,7 @@ impl World {
 
     fn befall(&mut self, fault: Fault) {
         match fault {
-            Fault::KillBot => self.with_bot(None, |world, node| {
-                world.end_bot(node, "is killed");
-                let pause = world.pause(200, 12_000);
-                world.start_later(node, pause);
-            }),
+            Fault::KillBot => self.with_bot(None, Self::kill_bot),
             Fault::PowerLoss => self.with_bot(None, Self::power_fails),
             Fault::Freeze => self.with_bot(None, |world, node| {
                 let pause = world.pause(50, 12_000);
@@ -123,6 +119,13 @@ impl World {
                 world.after(pause, Item::Chaos(ChaosItem::SpeakAgain(node)));
             }),
         }
+    }
+
+    /// kill -9; it is started again.
+    pub(super) fn kill_bot(&mut self, node: NodeId) {
+        self.end_bot(node, "is killed");
+        let pause = self.pause(200, 12_000);
+        self.start_later(node, pause);
     }
 
     /// Most pauses are short, some are long.
