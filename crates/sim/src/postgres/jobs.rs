@@ -170,6 +170,10 @@ impl World {
     pub(super) fn job_done_at(&mut self, node: NodeId, serial: u64) {
         let Some(running) = self.body_mut(node).job.take_if(|running| running.serial == serial) else { return };
         let result = self.end_job(node, &running);
+        let rewinds = matches!(running.job, Job::Rewind { .. });
+        if rewinds && result.is_err() && self.plant == Some(Plant::FailedRewindIsFinal) {
+            return;
+        }
         self.job_ended(node, running.id, result);
     }
 

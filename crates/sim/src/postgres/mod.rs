@@ -196,6 +196,11 @@ impl PostgresBody {
         self.fence.map(|fence| self.wanted_fence.map_or(fence, |wanted| wanted.max(fence)))
     }
 
+    /// Whether its bot is gone, or its end is decided.
+    pub(crate) const fn is_left_alone(&self) -> bool {
+        self.kept || self.ending
+    }
+
     /// Whether it follows another server at this moment.
     #[must_use]
     pub const fn streams(&self) -> bool {

@@ -183,6 +183,7 @@ impl World {
     /// What a look shows of it.
     pub(super) fn with_commits(&self, node: NodeId, mut server: Server) -> Server {
         if server.in_recovery {
+            server.streaming |= self.plant == Some(Plant::UpstreamForgotten);
             return server;
         }
         let commits = &self.body(node).commits;

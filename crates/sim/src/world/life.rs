@@ -3,7 +3,10 @@
 use bots_core::machine::Span;
 
 use super::{Body, BotEvent, Brain, Client, Frozen, Item, NodeId, World};
-use crate::{plant::Plant, postgres::Process};
+use crate::{
+    plant::Plant,
+    postgres::{PostgresBody, Process},
+};
 
 /// A guard that is woken has killed every process of its server after so long, whatever else the machine has to do.
 pub(crate) const GUARD_LATE: Span = Span::from_millis(100);
@@ -89,7 +92,7 @@ impl World {
 
     /// The machine stands still, or the bot of a server alone, or its guard.
     pub(super) fn freeze(&mut self, node: NodeId, pause: Span) {
-        if self.nodes[node.0].frozen != Frozen::No || self.nodes[node.0].brain.is_none() {
+        if self.nodes[node.0].frozen != Frozen::No {
             return;
         }
         let frozen = self.what_freezes(node);
@@ -104,7 +107,7 @@ impl World {
 
     fn what_freezes(&mut self, node: NodeId) -> Frozen {
         let Some(process) = self.nodes[node.0].postgres().map(|body| body.process) else { return Frozen::Machine };
-        if !self.rng.chance(500) {
+        if !self.rng.chance(500) || self.nodes[node.0].brain.is_none() {
             return Frozen::Machine;
         }
         let guard = self.rng.chance(GUARDS_AMONG_FROZEN) && process != Process::Down;
@@ -125,8 +128,18 @@ impl World {
         let n = &self.nodes[node.0];
         let same = n.power == power && n.frozen == Frozen::Guard;
         let armed = n.postgres().is_some_and(|body| body.run == run && body.may_take_writes());
-        if same && armed && self.plant != Some(Plant::DeviceSleeps) {
+        if same && armed && !self.device_is_off(node) {
             self.reset_machine(node);
+        }
+    }
+
+    /// Whether a device acts on no server, for there is none or by a mistake.
+    fn device_is_off(&self, node: NodeId) -> bool {
+        let closed = self.nodes[node.0].postgres().is_some_and(PostgresBody::is_left_alone);
+        match self.plant {
+            Some(Plant::DeviceSleeps) => true,
+            Some(Plant::DeviceClosedTooSoon) => closed || !self.plan.device,
+            _no_mistake => !self.plan.device,
         }
     }
 
@@ -154,7 +167,9 @@ impl World {
     fn move_again(&mut self, node: NodeId) {
         let n = &mut self.nodes[node.0];
         let was = std::mem::replace(&mut n.frozen, Frozen::No);
-        n.thawed = Some(self.now);
+        if was == Frozen::Machine {
+            n.thawed = Some(self.now);
+        }
         if was == Frozen::Guard {
             self.guard_moves_again(node);
         }
@@ -171,7 +186,7 @@ impl World {
     fn was_reset(&self, node: NodeId) -> bool {
         let n = &self.nodes[node.0];
         let Some(body) = n.postgres().filter(|body| body.may_take_writes()) else { return false };
-        if self.plant == Some(Plant::DeviceSleeps) || !self.plan.device {
+        if self.device_is_off(node) {
             return false;
         }
         let acts = body.device.zip(body.fence).map(|(device, fence)| device.max(fence));

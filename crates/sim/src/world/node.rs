@@ -175,7 +175,7 @@ pub struct Node {
     pub client: Client,
     /// What stands still.
     pub frozen: Frozen,
-    /// When it moved again last.
+    /// When the whole machine moved again last.
     pub(super) thawed: Option<Time>,
     /// What it looks after.
     pub body: Body,
