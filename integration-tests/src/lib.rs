@@ -14,6 +14,7 @@ pub mod fleet;
 pub mod git;
 pub mod ground;
 pub mod http;
+pub mod logs;
 pub mod network;
 pub mod orphans;
 pub mod patroni;

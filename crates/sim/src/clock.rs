@@ -11,6 +11,8 @@ pub const DRIFT_PPM_MAX: i64 = 500;
 #[derive(Debug, Clone, Copy)]
 pub struct NodeClock {
     offset: u64,
+    /// So much it was set back, if that mistake is made.
+    back: u64,
     drift_ppm: i64,
 }
 
@@ -18,7 +20,7 @@ impl NodeClock {
     /// Some machine's clock.
     pub fn draw(rng: &mut Rng, drifts: bool) -> Self {
         let ppm = i64::try_from(rng.between(0, 2 * DRIFT_PPM_MAX.unsigned_abs())).unwrap_or(0) - DRIFT_PPM_MAX;
-        Self { offset: rng.between(1_000, 100_000_000), drift_ppm: if drifts { ppm } else { 0 } }
+        Self { offset: rng.between(1_000, 100_000_000), back: 0, drift_ppm: if drifts { ppm } else { 0 } }
     }
 
     /// What it shows at the true time `now`.
@@ -26,13 +28,19 @@ impl NodeClock {
     pub fn local(&self, now: Time) -> Time {
         let true_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
         let shown = true_ms + true_ms * self.drift_ppm / 1_000_000;
-        Time::from_millis(self.offset + u64::try_from(shown).unwrap_or(0))
+        Time::from_millis((self.offset + u64::try_from(shown).unwrap_or(0)).saturating_sub(self.back))
+    }
+
+    /// Sets it back, as nobody can set a clock that counts from the machine's start.
+    pub fn set_back(&mut self, by: Span) {
+        self.back += by.as_millis();
     }
 
     /// The first true time at which it shows `local` or later; the origin for what lies before it.
     #[must_use]
     pub fn global(&self, local: Time) -> Time {
-        let shown = i64::try_from(local.as_millis().saturating_sub(self.offset)).unwrap_or(i64::MAX / 1_000_000);
+        let shown =
+            i64::try_from((local.as_millis() + self.back).saturating_sub(self.offset)).unwrap_or(i64::MAX / 1_000_000);
         let guess = shown.saturating_mul(1_000_000) / (1_000_000 + self.drift_ppm);
         let mut at = Time::from_millis(u64::try_from(guess.saturating_sub(2)).unwrap_or(0));
         while self.local(at) < local {

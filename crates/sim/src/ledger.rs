@@ -17,6 +17,8 @@ pub struct Ack {
     pub serial: u64,
     /// Where it ends.
     pub end: Lsn,
+    /// By a server that stood still past its fence and was about to be killed: nobody vouches for it.
+    pub overdue: bool,
 }
 
 /// All acknowledged writes, in order.

@@ -14,7 +14,7 @@ pub enum Fault {
     KillBot,
     /// A whole machine loses power and comes back later.
     PowerLoss,
-    /// A machine stands still for a while.
+    /// A machine stands still for a while, or a bot alone, or the guard of a server.
     Freeze,
     /// A bot is asked to stop, ends in good order, and is started again later.
     Shutdown,
@@ -164,6 +164,12 @@ pub struct Plan {
     pub takeover: bool,
     /// Whether the primary leads on without etcd, while enough members vouch for it. Such worlds lose etcd for longer.
     pub failsafe: bool,
+    /// Steps of which only the first actions are carried out, because the bot dies between two of them, out of a thousand.
+    pub cut_short: u64,
+    /// Answers, questions of members and webhooks that are delivered a second time, out of a thousand.
+    pub repeated: u64,
+    /// Whether machines have a watchdog device.
+    pub device: bool,
 }
 
 impl Plan {
@@ -214,6 +220,9 @@ impl Plan {
             strict: rng.chance(250),
             sync_count: *rng.pick(&[1, 1, 1, 2]).unwrap_or(&1),
             failsafe: cast.postgres > 0 && rng.chance(600),
+            cut_short: 0,
+            repeated: 0,
+            device: true,
         };
         if plan.failsafe {
             plan.faults.insert(Fault::CutLeader, rng.span(6_000, 25_000));
@@ -230,6 +239,9 @@ impl Plan {
         if cast.postgres > 0 && rng.chance(250) {
             plan.faults.insert(Fault::ChangeMode, rng.span(2_500, 15_000));
         }
+        plan.cut_short = some(rng, 60);
+        plan.repeated = some(rng, 100);
+        plan.device = rng.chance(700);
         plan
     }
 

@@ -4,7 +4,7 @@
 use bots_core::dcs::{
     Change, Compare, DcsAction, DcsEvent, KeyValue, Outcome, RequestId, Revision, Transaction, Write,
 };
-use bots_core::wire::SyncRecord;
+use bots_core::wire::{Lsn, PostgresStatus, SyncRecord};
 use postgres_bot::machine::{self as postgres, Action, Job, Role, StopMode};
 
 use content_bot::machine as content;
@@ -92,10 +92,20 @@ pub enum Plant {
     PromiseUncompared,
     /// Once a synchronous mode is switched off, Postgres waits for nobody before the `sync` key is gone.
     NamesGoBeforeKey,
+    /// A standby loses its upstream when etcd blinks, and is said to follow its leader (patroni#3717, #3686, #2094).
+    UpstreamForgotten,
+    /// The watchdog device is closed as soon as the bot is gone or a stop has begun, while the server lives (patroni#3639).
+    DeviceClosedTooSoon,
+    /// Times are those of the wall clock, which is set back now and then (patroni#3560).
+    ClockSetBack,
+    /// The last position of the leader that candidates compare with is ahead of what any of them can have (patroni#1849, #2151, #3703).
+    OptimeAhead,
+    /// A rewind that fails is the end of it: nothing else is tried (patroni#962, #2302).
+    FailedRewindIsFinal,
 }
 
 /// All that are known to be caught, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 37] = [
+pub const PLANTS: [(Plant, &str); 42] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -133,6 +143,11 @@ pub const PLANTS: [(Plant, &str); 37] = [
     (Plant::PromiseNotKept, "promise-not-kept"),
     (Plant::PromiseUncompared, "promise-uncompared"),
     (Plant::NamesGoBeforeKey, "names-go-before-key"),
+    (Plant::UpstreamForgotten, "upstream-forgotten"),
+    (Plant::DeviceClosedTooSoon, "device-closed-too-soon"),
+    (Plant::ClockSetBack, "clock-set-back"),
+    (Plant::OptimeAhead, "optime-ahead"),
+    (Plant::FailedRewindIsFinal, "failed-rewind-is-final"),
 ];
 
 impl Plant {
@@ -294,6 +309,12 @@ pub(crate) fn alter_event(plant: Option<Plant>, leads: bool, mut event: BotEvent
     if let BotEvent::Content(content::Event::Dcs(event)) = &mut event {
         alter_content(plant, event);
     }
+    if plant == Some(Plant::OptimeAhead)
+        && !leads
+        && let BotEvent::Postgres(postgres::Event::Dcs(event)) = &mut event
+    {
+        each_value(event, &put_optime_ahead);
+    }
     if plant == Some(Plant::AnyReplicaWill)
         && let BotEvent::Postgres(event) = &mut event
     {
@@ -331,6 +352,14 @@ fn accept(kv: &mut KeyValue) {
     if let Some(sha) = refused.and_then(|refused| refused.get("sha").cloned()) {
         value["prepared"] = sha;
         kv.value = value.to_string();
+    }
+}
+
+fn put_optime_ahead(kv: &mut KeyValue) {
+    if kv.key.ends_with("/status")
+        && let Ok(status) = serde_json::from_str::<PostgresStatus>(&kv.value)
+    {
+        kv.value = serde_json::to_string(&PostgresStatus { optime: Lsn(u64::MAX / 2), ..status }).unwrap_or_default();
     }
 }
 

@@ -15,6 +15,7 @@ use clap::Parser;
 use fleet::{
     Fleet,
     fleet::MAIN,
+    logs::errors,
     process::{Process, Program},
     program::{print, run_program},
     steps::StepLog,
@@ -193,7 +194,8 @@ async fn soak(fleet: &mut Fleet, args: &Args) -> Result<Figures> {
     drop(burners);
     fleet.postgres_up(UP_DEADLINE).await?;
     let writes = writers.finish().await?;
-    let errors = fleet.postgres.iter().flat_map(|node| errors(&node.bot.log()));
+    let own = |log: &str| errors(log).map(str::to_owned).collect::<Vec<_>>();
+    let errors = fleet.postgres.iter().flat_map(|node| own(&node.bot.log()));
     Ok(Figures {
         minutes: args.minutes,
         ttl_s: TTL_S,
@@ -249,10 +251,6 @@ async fn standing(fleet: &Fleet) -> Result<String> {
     let server = |pid: Option<u32>| pid.map_or_else(|| String::from("none"), |pid| pid.to_string());
     let servers = fleet.postgres.iter().map(|node| format!("{} {}", node.bot.name, server(node.postmaster())));
     Ok(format!("leader {}; servers {}", now.leader().unwrap_or("none"), servers.collect::<Vec<_>>().join(", ")))
-}
-
-fn errors(log: &str) -> Vec<String> {
-    log.lines().filter(|line| line.contains("ERROR")).map(str::to_owned).collect()
 }
 
 /// Starts the load: it ends when dropped.

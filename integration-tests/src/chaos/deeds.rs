@@ -32,9 +32,9 @@ const SLOW_DISK_WRITES: u32 = 10;
 /// The faults as they befall a fleet.
 pub(super) struct Deeds<'f> {
     pub(super) fleet: &'f mut Fleet,
-    due: Vec<(Instant, Mend)>,
-    /// Members with a fault that is not mended yet: one at a time.
-    busy: Vec<bool>,
+    due: Vec<Due>,
+    /// What has befallen each member and is not mended yet: one fault, seldom two.
+    standing: Vec<Vec<Fault>>,
     etcd_busy: bool,
     network_busy: bool,
     /// How often each was done.
@@ -43,6 +43,14 @@ pub(super) struct Deeds<'f> {
     pub(super) skipped: u64,
     /// What operators have asked for; nobody waits for them.
     operators: Vec<Process>,
+}
+
+/// A fault that will be mended.
+#[derive(Debug)]
+struct Due {
+    at: Instant,
+    fault: Fault,
+    mend: Mend,
 }
 
 /// What mends a fault.
@@ -62,12 +70,27 @@ enum Mend {
     Quicken(usize),
 }
 
+impl Mend {
+    /// The member that it frees, if it is one's.
+    const fn member(&self) -> Option<usize> {
+        match self {
+            Self::Start(member)
+            | Self::Thaw(member)
+            | Self::Continue(member, _)
+            | Self::Free(member)
+            | Self::GoOn(member)
+            | Self::Quicken(member) => Some(*member),
+            Self::StartEtcd(_) | Self::ThawEtcd | Self::QuickenEtcd(_) | Self::Open(_) | Self::Keep(_) => None,
+        }
+    }
+}
+
 impl<'f> Deeds<'f> {
     pub(super) fn new(fleet: &'f mut Fleet) -> Self {
         Self {
             fleet,
             due: Vec::new(),
-            busy: vec![false; MEMBERS],
+            standing: vec![Vec::new(); MEMBERS],
             etcd_busy: false,
             network_busy: false,
             done: BTreeMap::new(),
@@ -89,7 +112,7 @@ impl<'f> Deeds<'f> {
 
     /// When the next fault is to be mended.
     pub(super) fn next_mend(&self) -> Option<Instant> {
-        self.due.iter().map(|(at, _)| *at).min()
+        self.due.iter().map(|due| due.at).min()
     }
 
     /// Does it, if its place is free; says what was done.
@@ -136,8 +159,17 @@ impl<'f> Deeds<'f> {
         Ok(did)
     }
 
+    /// Whether a fault may befall a member beside what stands there.
+    fn is_free(&self, planned: Planned, member: usize) -> bool {
+        match self.standing[member].as_slice() {
+            [] => true,
+            [standing] => planned.together && planned.fault.goes_with(*standing),
+            _two => false,
+        }
+    }
+
     fn befall_processes(&mut self, planned: Planned, member: usize) -> Result<bool> {
-        if self.busy[member] {
+        if !self.is_free(planned, member) {
             return Ok(false);
         }
         let node = &mut self.fleet.postgres[member];
@@ -169,7 +201,6 @@ impl<'f> Deeds<'f> {
                 Some(Mend::Start(member))
             }
         };
-        self.busy[member] = mend.is_some();
         Ok(self.later(planned, mend))
     }
 
@@ -242,7 +273,7 @@ impl<'f> Deeds<'f> {
     }
 
     fn befall_disk(&mut self, planned: Planned, member: usize) -> Result<bool> {
-        let Some(disk) = self.disk(member).filter(|_| !self.busy[member]) else { return Ok(false) };
+        let Some(disk) = self.disk(member).filter(|_| self.is_free(planned, member)) else { return Ok(false) };
         let mend = match planned.fault {
             Fault::DiskFull => {
                 disk.fill()?;
@@ -257,7 +288,6 @@ impl<'f> Deeds<'f> {
                 Mend::Quicken(member)
             }
         };
-        self.busy[member] = true;
         Ok(self.later(planned, Some(mend)))
     }
 
@@ -276,14 +306,17 @@ impl<'f> Deeds<'f> {
 
     fn later(&mut self, planned: Planned, mend: Option<Mend>) -> bool {
         let Some(mend) = mend else { return false };
-        self.due.push((Instant::now() + planned.length, mend));
+        if let Some(member) = mend.member() {
+            self.standing[member].push(planned.fault);
+        }
+        self.due.push(Due { at: Instant::now() + planned.length, fault: planned.fault, mend });
         true
     }
 
     /// Mends what is due.
     pub(super) fn mend_due(&mut self) -> Result<()> {
         let now = Instant::now();
-        let (due, later) = std::mem::take(&mut self.due).into_iter().partition(|(at, _)| *at <= now);
+        let (due, later) = std::mem::take(&mut self.due).into_iter().partition(|due| due.at <= now);
         self.due = later;
         self.mend(due)
     }
@@ -295,22 +328,18 @@ impl<'f> Deeds<'f> {
         self.mend(due)
     }
 
-    fn mend(&mut self, due: Vec<(Instant, Mend)>) -> Result<()> {
-        tokio::task::block_in_place(|| due.into_iter().try_for_each(|(_, mend)| self.mend_one(mend)))
+    fn mend(&mut self, due: Vec<Due>) -> Result<()> {
+        tokio::task::block_in_place(|| due.into_iter().try_for_each(|due| self.mend_one(due)))
     }
 
-    fn mend_one(&mut self, mend: Mend) -> Result<()> {
-        match mend {
-            Mend::Start(member) => {
-                self.busy[member] = false;
-                self.fleet.postgres[member].bot.start()?;
-            }
-            Mend::Thaw(member) => {
-                self.busy[member] = false;
-                self.fleet.postgres[member].bot.thaw()?;
-            }
-            Mend::Continue(member, pids) => {
-                self.busy[member] = false;
+    fn mend_one(&mut self, due: Due) -> Result<()> {
+        if let Some(member) = due.mend.member() {
+            self.standing[member].retain(|fault| *fault != due.fault);
+        }
+        match due.mend {
+            Mend::Start(member) => self.fleet.postgres[member].bot.start()?,
+            Mend::Thaw(member) => self.fleet.postgres[member].bot.thaw()?,
+            Mend::Continue(_member, pids) => {
                 // The server first, which is the worst that can be.
                 pids.iter().rev().for_each(|pid| signal_pid(*pid, Signal::CONT));
             }
@@ -335,18 +364,9 @@ impl<'f> Deeds<'f> {
                 self.network_busy = false;
                 self.network()?.keep(&ways)?;
             }
-            Mend::Free(member) => {
-                self.busy[member] = false;
-                self.disk(member).context("a disk")?.free()?;
-            }
-            Mend::GoOn(member) => {
-                self.busy[member] = false;
-                self.disk(member).context("a disk")?.go_on()?;
-            }
-            Mend::Quicken(member) => {
-                self.busy[member] = false;
-                self.disk(member).context("a disk")?.limit(0)?;
-            }
+            Mend::Free(member) => self.disk(member).context("a disk")?.free()?,
+            Mend::GoOn(member) => self.disk(member).context("a disk")?.go_on()?,
+            Mend::Quicken(member) => self.disk(member).context("a disk")?.limit(0)?,
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ use crate::{
     Fleet,
     fleet::MAIN,
     ground::Ground,
+    logs,
     wait::{millis, until},
     writers::{Acknowledged, Writers, longest_gap, missing, missing_bytes, two_writable},
 };
@@ -250,18 +251,10 @@ fn terms(acknowledged: &[Acknowledged]) -> usize {
     acknowledged.windows(2).filter(|pair| pair[0].port != pair[1].port).count()
 }
 
-fn is_error(line: &str) -> bool {
-    line.split_whitespace().nth(1) == Some("ERROR")
-}
-
-/// What the bots have logged as errors: a human would have to look. A line of theirs begins with the time and the level; what
-/// it quotes, and what the server beside it writes into the same file, may say ERROR too.
+/// What the bots have logged as errors, by their names.
 fn errors(fleet: &Fleet) -> Vec<String> {
     let logs = fleet.postgres.iter().map(|node| (node.bot.name.clone(), node.bot.log()));
-    logs.flat_map(|(name, log)| {
-        let errors: Vec<String> =
-            log.lines().filter(|line| is_error(line)).map(|line| format!("{name}: {line}")).collect();
-        errors
-    })
-    .collect()
+    let named =
+        |(name, log): (String, String)| logs::errors(&log).map(|line| format!("{name}: {line}")).collect::<Vec<_>>();
+    logs.flat_map(named).collect()
 }

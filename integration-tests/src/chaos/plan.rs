@@ -10,6 +10,9 @@ use crate::random::Random;
 /// Members of the Postgres cluster, and of etcd.
 pub(super) const MEMBERS: usize = 3;
 
+/// One fault in so many may befall a member beside another.
+const TOGETHER_ONE_IN: u64 = 4;
+
 /// From one fault to the next, in milliseconds.
 const PAUSE_MS: (u64, u64) = (300, 6_000);
 
@@ -93,6 +96,8 @@ pub struct Planned {
     pub to_leader: bool,
     /// Whom else it takes, where it takes two.
     pub other: usize,
+    /// It may befall a member that another fault has befallen, where the two go together.
+    pub together: bool,
 }
 
 impl Fault {
@@ -111,6 +116,38 @@ impl Fault {
                 (0, 0)
             }
         }
+    }
+
+    /// Whether it may befall a member that `standing` has befallen. Never so that nobody is left to stop a server in time, neither bot nor
+    /// guard nor a disk that lets processes die: that is nobody's promise.
+    pub(super) const fn goes_with(self, standing: Self) -> bool {
+        use Fault::{
+            BotFrozen, BotKilled, BotRestarted, DiskFull, DiskSlow, DiskStalled, GuardFrozen, GuardKilled, NodeFrozen,
+            NodeLost, ServerFrozen, ServerKilled,
+        };
+        matches!(
+            (standing, self),
+            (BotKilled | BotFrozen | BotRestarted, GuardKilled | ServerKilled | ServerFrozen | DiskFull | DiskSlow)
+                | (NodeLost, DiskFull | DiskSlow)
+                | (NodeFrozen, GuardKilled | ServerKilled | DiskFull | DiskSlow)
+                | (GuardFrozen, GuardKilled | ServerKilled | DiskFull | DiskSlow)
+                | (
+                    ServerFrozen,
+                    BotKilled | BotFrozen | GuardKilled | ServerKilled | DiskFull | DiskSlow | DiskStalled
+                )
+                | (
+                    DiskFull | DiskSlow,
+                    BotKilled
+                        | BotFrozen
+                        | NodeLost
+                        | NodeFrozen
+                        | GuardKilled
+                        | GuardFrozen
+                        | ServerKilled
+                        | ServerFrozen
+                )
+                | (DiskStalled, GuardKilled | ServerKilled | ServerFrozen)
+        )
     }
 
     pub(super) const fn need(self) -> Need {
@@ -155,7 +192,8 @@ pub fn plan(seed: u64, whole: Duration, faults: &[Fault]) -> Vec<Planned> {
         let length = random.pause(fault.span_ms());
         let (member, other) = (random.index(MEMBERS), random.index(2 * MEMBERS));
         let to_leader = random.next().is_multiple_of(2);
-        plan.push(Planned { at, fault, length, member, to_leader, other });
+        let together = random.next().is_multiple_of(TOGETHER_ONE_IN);
+        plan.push(Planned { at, fault, length, member, to_leader, other, together });
         at += Duration::from_millis(random.between(PAUSE_MS));
     }
     plan
@@ -168,6 +206,17 @@ mod tests {
     use clap::ValueEnum;
 
     use super::{Fault, plan};
+
+    #[test]
+    fn no_two_faults_leave_a_server_to_itself() {
+        let faults = Fault::value_variants();
+        let no_bot = [Fault::BotKilled, Fault::BotFrozen, Fault::BotRestarted, Fault::NodeFrozen];
+        assert!(
+            no_bot.iter().all(|fault| !fault.goes_with(Fault::GuardFrozen) && !Fault::GuardFrozen.goes_with(*fault))
+        );
+        assert!(faults.iter().all(|fault| !fault.goes_with(*fault)), "one place is not taken twice");
+        assert!(faults.iter().any(|fault| fault.goes_with(Fault::DiskFull)));
+    }
 
     #[test]
     fn a_seed_gives_one_plan_and_in_time_every_fault() {

@@ -32,6 +32,7 @@ use crate::{
     fleet::{SITE, WEB},
     git::Origin,
     http::Http,
+    logs,
     process::{Program, system_binary},
     store::Store,
     wait::{millis, until},
@@ -403,8 +404,7 @@ fn errors(fleet: &Fleet) -> Vec<String> {
     let bots = content.chain(fleet.web.iter().map(|w| &w.bot));
     let errors = bots.flat_map(|bot| {
         let log = bot.log();
-        let lines = log.lines().filter(|line| line.split_whitespace().nth(1) == Some("ERROR"));
-        lines.map(|line| format!("{}: {line}", bot.name)).collect::<Vec<_>>()
+        logs::errors(&log).map(|line| format!("{}: {line}", bot.name)).collect::<Vec<_>>()
     });
     errors.collect()
 }

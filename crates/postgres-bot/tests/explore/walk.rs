@@ -76,6 +76,7 @@ impl Walk {
             "primary_start_timeout": timeout,
             "synchronous_mode": random.pick(&["off", "off", "on", "quorum"]),
             "synchronous_mode_strict": random.one_in(3),
+            "takeover": random.one_in(2),
         });
         let data =
             random.pick(&[Data::Empty, Data::Empty, Data::Standby, Data::Primary, Data::Unfinished { cloning: false }]);
@@ -310,7 +311,9 @@ impl Walk {
     fn others_act(&mut self) {
         let random = &mut self.random;
         let free = self.world.dcs.get("/service/main/leader").is_none();
-        match random.below(13) {
+        match random.below(14) {
+            13 if random.one_in(2) => self.world.put_leased("leader", "pg2"),
+            13 => self.world.put_promise("pg3"),
             12 => self.edge_acts(),
             11 if random.one_in(2) => self.operator_acts(),
             11 if free || !self.plausible => {
@@ -367,6 +370,7 @@ impl Walk {
                     "config",
                     &json!({
                         "ttl": ttl, "primary_start_timeout": random.pick(&[0, 2, 300]), "pause": random.one_in(10),
+                        "synchronous_mode": random.pick(&["off", "quorum"]), "takeover": random.one_in(2),
                     })
                     .to_string(),
                 );

@@ -1,26 +1,15 @@
-//! When two states of the world are one.
+//! When two states of a world are one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-use crate::{disk::Disk, world::World};
-
-/// Two states of the world with one fingerprint do the same from here on: moments count from now, numbers by their order.
-pub(crate) fn fingerprint(world: &World, disk: &Disk) -> u64 {
-    let text = format!(
-        "{:?} {:?} {disk:?} {} {} {:?} {} {:?}",
-        world.state,
-        world.asked,
-        world.renewing,
-        world.running,
-        world.kept,
-        world.shown == world.dcs.revision(),
-        world.dcs.list("/"),
-    );
+/// Two states with one fingerprint do the same from here on: moments count from now, numbers by their order. `text` is all that decides
+/// what a world does.
+pub(crate) fn fingerprint(text: &str, now: u64) -> u64 {
     let mut hasher = DefaultHasher::new();
-    for part in normal(&text, world.now.as_millis()) {
+    for part in normal(text, now) {
         part.hash(&mut hasher);
     }
     hasher.finish()
@@ -36,8 +25,8 @@ enum Part<'t> {
 }
 
 fn normal(text: &str, now: u64) -> Vec<Part<'_>> {
-    const RANKED: &[&str] = &["Revision(", "RequestId(", "JobId(", "ProbeId(", "LeaseId("];
-    const COUNTED: &[&str] = &["jobs: ", "probes: ", "requests: ", "since_unix_ms\\\":"];
+    const RANKED: &[&str] = &["Revision(", "RequestId(", "JobId(", "ProbeId(", "LeaseId(", "AskId("];
+    const COUNTED: &[&str] = &["jobs: ", "probes: ", "requests: ", "asks: ", "since_unix_ms\\\":"];
     let mut numbers: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
     let mut pieces = Vec::new();
     let mut rest = text;

@@ -400,6 +400,21 @@ impl World {
         self.dcs.transact(self.now, &Transaction::new(Vec::new(), vec![Write::put(scope().key(key), value)]));
     }
 
+    /// The same, under a lease of its own.
+    pub(crate) fn put_leased(&mut self, key: &str, value: &str) {
+        let lease = self.dcs.grant(self.now, LEASE_FOR_EVER);
+        let write = Write::put_leased(scope().key(key), value, lease);
+        self.dcs.transact(self.now, &Transaction::new(Vec::new(), vec![write]));
+    }
+
+    /// Another member promises to receive nothing from the present leader in its present term, if there is one.
+    pub(crate) fn put_promise(&mut self, of: &str) {
+        if let Some(lock) = self.dcs.get(&scope().leader()) {
+            let term = json!({"created": lock.created, "modified": lock.modified});
+            self.put_leased(&format!("promises/{of}"), &term.to_string());
+        }
+    }
+
     pub(crate) fn delete(&mut self, key: &str) {
         self.dcs.transact(self.now, &Transaction::new(Vec::new(), vec![Write::delete(scope().key(key))]));
     }

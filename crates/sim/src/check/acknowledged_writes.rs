@@ -67,7 +67,7 @@ impl AcknowledgedWrites {
         let needed = Lsn(shared.optime.0.saturating_sub(world.plan.lag_max));
         let handed_over = self.handed_over.take();
         for (at, ack) in world.ledger.acks.iter().enumerate() {
-            if self.lost.contains(&at) || body.disk.wal.has(ack.index, ack.serial) {
+            if ack.overdue || self.lost.contains(&at) || body.disk.wal.has(ack.index, ack.serial) {
                 continue;
             }
             if self.protection.demands(node, at) {

@@ -8,15 +8,12 @@ use postgres_bot::machine::{Action, Job};
 
 use super::{Check, Seen};
 use crate::{
-    postgres::Contents,
-    world::{Frozen, Node, NodeId, World},
+    postgres::{Contents, PostgresBody},
+    world::{Frozen, GUARD_LATE, Node, NodeId, World},
 };
 
 /// What clocks that run wrong may cost over the longest lease.
 const DRIFT_MAX: Span = Span::from_millis(10);
-
-/// How late a guard may be.
-const GUARD_LATE: Span = Span::from_millis(100);
 
 #[derive(Debug, Default)]
 pub(super) struct LeaseDeadline {
@@ -48,7 +45,7 @@ impl LeaseDeadline {
     fn check_belief(&mut self, world: &World, node: NodeId) -> Result<(), String> {
         let n = &world.nodes[node.0];
         let believed = n.postgres_state().and_then(|state| state.membership().lease(n.clock.local(world.now)));
-        let there = believed.is_none_or(|lease| n.frozen != Frozen::No || world.store.lease_lives(lease));
+        let there = believed.is_none_or(|lease| n.frozen.holds_bot() || world.store.lease_lives(lease));
         if self.expired.note(world, node, there) {
             return Err(format!("{} believes in a lease that etcd does not have", n.name));
         }
@@ -81,9 +78,9 @@ impl Check for LeaseDeadline {
                     // nobody else does is S1's to see.
                     let vouched = world.plan.failsafe
                         && n.postgres()
-                            .and_then(|body| body.fence)
+                            .and_then(PostgresBody::fence_wanted)
                             .is_some_and(|fence| moves_again || n.clock.local(world.now) < fence + GUARD_LATE);
-                    if writable && unlocked && able && !vouched {
+                    if writable && unlocked && able && !vouched && !world.is_overdue(node) {
                         return Err(format!("{} accepts writes without the leader key in etcd", n.name));
                     }
                 }

@@ -6,10 +6,7 @@ use bots_core::wire::Kind;
 use web_bot::machine::Role;
 
 use super::{Check, Seen};
-use crate::{
-    web::SERVING_MAX,
-    world::{Frozen, World},
-};
+use crate::{web::SERVING_MAX, world::World};
 
 #[derive(Debug)]
 pub(super) struct LoadClaims;
@@ -24,7 +21,7 @@ impl Check for LoadClaims {
             return Ok(());
         }
         let mut claimed: BTreeMap<u32, &str> = BTreeMap::new();
-        for node in world.nodes.iter().filter(|node| node.kind == Kind::Web && node.frozen == Frozen::No) {
+        for node in world.nodes.iter().filter(|node| node.kind == Kind::Web && !node.frozen.holds_bot()) {
             let Some(state) = node.web_state() else { continue };
             if !matches!(state.role(), Role::Waking | Role::Serving) {
                 continue;

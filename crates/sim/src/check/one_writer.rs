@@ -19,7 +19,8 @@ impl Check for OneWriter {
         let able = |id: &NodeId| !world.plan.takeover || world.can_acknowledge(*id);
         let writable = |id: &NodeId| {
             let node = &world.nodes[id.0];
-            node.frozen != Frozen::Machine && node.postgres().is_some_and(|body| body.accepts_writes()) && able(id)
+            let moves = node.frozen != Frozen::Machine && !world.is_overdue(*id);
+            moves && node.postgres().is_some_and(|body| body.accepts_writes()) && able(id)
         };
         let mut writers = world.ids().filter(writable).map(|id| &world.nodes[id.0]);
         match (writers.next(), writers.next()) {

@@ -10,6 +10,9 @@ use crate::{
     world::{NodeId, World},
 };
 
+/// A bot waits so long for its guard.
+pub(super) const GUARD_PATIENCE: Span = Span::from_secs(2);
+
 /// The end of what a job says of a source that cannot be reached.
 pub(super) const SILENT: &str = " does not answer";
 
@@ -75,7 +78,9 @@ impl World {
             Job::Promote { timeline } => self.promote(node, serial, timeline),
             Job::Stop { mode } => {
                 if self.body(node).process == Process::Down {
-                    self.job_after(node, Span::from_millis(3), serial);
+                    if !self.body(node).unburied {
+                        self.job_after(node, Span::from_millis(3), serial);
+                    }
                 } else {
                     self.stop_server(node, mode);
                 }
@@ -98,7 +103,7 @@ impl World {
             Contents::Unfinished { cloning } => primary && !cloning && self.body(node).disk.system_id.is_some(),
             Contents::Empty => false,
         };
-        if self.body(node).process != Process::Down || !startable {
+        if self.body(node).process != Process::Down || self.body(node).unburied || !startable {
             return self.job_after(node, Span::from_millis(5), serial);
         }
         let time = self.job_time(40, 1_500);
@@ -130,7 +135,11 @@ impl World {
 
     fn promote(&mut self, node: NodeId, serial: u64, timeline: Timeline) {
         let run = self.body(node).run;
-        let (time, fails) = (self.job_time(20, 700), self.job_fails());
+        let (mut time, mut fails) = (self.job_time(20, 700), self.job_fails());
+        if self.nodes[node.0].frozen.holds_guard() {
+            // Without its word that the fence stands, nothing is promoted.
+            (time, fails) = (GUARD_PATIENCE, true);
+        }
         let body = self.body_mut(node);
         body.promoting_to = timeline.max(Timeline(body.disk.wal.timeline().max(body.disk.history_seen).0 + 1));
         match &mut body.process {
@@ -161,6 +170,10 @@ impl World {
     pub(super) fn job_done_at(&mut self, node: NodeId, serial: u64) {
         let Some(running) = self.body_mut(node).job.take_if(|running| running.serial == serial) else { return };
         let result = self.end_job(node, &running);
+        let rewinds = matches!(running.job, Job::Rewind { .. });
+        if rewinds && result.is_err() && self.plant == Some(Plant::FailedRewindIsFinal) {
+            return;
+        }
         self.job_ended(node, running.id, result);
     }
 

@@ -12,7 +12,7 @@ use bots_core::{
     machine::Time,
     wire::{Lsn, Timeline},
 };
-use postgres_bot::machine::{DataDir, Job, JobId, Postgres, Running, Server};
+use postgres_bot::machine::{DataDir, Job, JobId, Postgres, Running, Server, WatchdogOrder};
 
 pub(crate) use self::process::End;
 pub use self::{synchronous::Commits, wal::Wal};
@@ -122,6 +122,10 @@ pub struct PostgresBody {
     pub fence: Option<Time>,
     /// Where the bot wants the fence of the next server that takes writes.
     wanted_fence: Option<Time>,
+    /// What the guard was told and has not read.
+    unread: Option<(Time, Option<WatchdogOrder>)>,
+    /// Its processes are gone, and the bot waits for a guard that does not say so.
+    unburied: bool,
     /// When the machine's watchdog device resets it at the latest, on its own clock, if the fence is moved on no more.
     pub device: Option<Time>,
     /// It lives and answers nobody.
@@ -144,6 +148,8 @@ pub(crate) enum ServerItem {
     Promoted { run: u64 },
     /// The process is gone.
     Gone { run: u64, end: End },
+    /// The bot has waited long enough for the guard of a server that is gone.
+    Buried { run: u64, life: u64, end: End, checkpoint: Option<Lsn> },
     /// A job is done, or has failed.
     JobDone { serial: u64 },
     /// WAL arrives, or a look whether the connection still stands.
@@ -184,6 +190,17 @@ impl PostgresBody {
         )
     }
 
+    /// Until when it may take writes as far as its bot knows, which stops it before.
+    #[must_use]
+    pub fn fence_wanted(&self) -> Option<Time> {
+        self.fence.map(|fence| self.wanted_fence.map_or(fence, |wanted| wanted.max(fence)))
+    }
+
+    /// Whether its bot is gone, or its end is decided.
+    pub(crate) const fn is_left_alone(&self) -> bool {
+        self.kept || self.ending
+    }
+
     /// Whether it follows another server at this moment.
     #[must_use]
     pub const fn streams(&self) -> bool {
@@ -220,9 +237,9 @@ impl PostgresBody {
         }
     }
 
-    /// What a look at the data directory shows.
-    fn inspected(&self) -> DataDir {
-        let running = match (self.process, self.kept) {
+    /// What a look at the data directory shows, to who hears the guard or does not.
+    fn inspected(&self, guard_moves: bool) -> DataDir {
+        let running = match (self.process, self.kept && guard_moves) {
             (Process::Down, _) => Running::No,
             (_, true) => Running::Guarded { fenced: self.fence.is_some() },
             (_, false) => Running::LeftBehind,

@@ -135,6 +135,10 @@ impl World {
         let life = self.nodes[node.0].life;
         let body = self.body_mut(node);
         (body.told, body.told_stalled) = (Postgres::Down, false);
+        if !self.plan.device {
+            let none = Err(String::from("/dev/watchdog: No such file or directory"));
+            self.tell_postgres(node, Span::ZERO, Event::WatchdogSeen(none));
+        }
         let delay = self.rng.span(1, LOOK_EVERY.as_millis());
         self.server_after(node, delay, ServerItem::Look { life });
     }
@@ -143,7 +147,8 @@ impl World {
         match item {
             ServerItem::Ready { run } => self.server_ready(node, run),
             ServerItem::Promoted { run } => self.server_promoted(node, run),
-            ServerItem::Gone { run, end } => self.server_gone(node, run, &end),
+            ServerItem::Gone { run, end } => self.server_gone(node, run, end),
+            ServerItem::Buried { run, life, end, checkpoint } => self.buried(node, run, life, &end, checkpoint),
             ServerItem::JobDone { serial } => self.job_done_at(node, serial),
             ServerItem::Stream { run } => self.stream(node, run),
             ServerItem::Connect { run } => self.connect_upstream(node, run),
@@ -160,7 +165,8 @@ impl World {
             }
             ServerItem::Inspect { life } => {
                 if self.nodes[node.0].life == life {
-                    let found = self.body(node).inspected();
+                    let guard_moves = !self.nodes[node.0].frozen.holds_guard();
+                    let found = self.body(node).inspected(guard_moves);
                     self.tell_postgres(node, Span::ZERO, Event::DataInspected(found));
                 }
             }

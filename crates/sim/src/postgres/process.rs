@@ -6,7 +6,7 @@ use bots_core::{
 };
 use postgres_bot::machine::{Event, Job, JobResult, Postgres, StopMode, WatchdogOrder};
 
-use super::{PostgresBody, Process, ServerItem, streaming::CONNECT_EVERY};
+use super::{PostgresBody, Process, ServerItem, jobs::GUARD_PATIENCE, streaming::CONNECT_EVERY};
 use crate::{
     check::Seen,
     plant::Plant,
@@ -37,7 +37,12 @@ pub(crate) enum End {
 impl World {
     /// Launches the process.
     pub(super) fn launch(&mut self, node: NodeId, primary: bool, how_long: Span, fails: bool) {
+        if self.nodes[node.0].frozen == Frozen::Guard {
+            // The guard of an earlier server is killed before.
+            self.nodes[node.0].frozen = Frozen::No;
+        }
         let body = self.body_mut(node);
+        body.unread = None;
         body.run += 1;
         body.process = Process::Starting { primary };
         body.told = Postgres::Starting;
@@ -165,13 +170,13 @@ impl World {
     }
 
     /// The process is gone: the bot hears of it, and standbys do.
-    pub(super) fn server_gone(&mut self, node: NodeId, run: u64, end: &End) {
+    pub(super) fn server_gone(&mut self, node: NodeId, run: u64, end: End) {
         let body = self.body(node);
         if body.run != run || body.process == Process::Down {
             return;
         }
         let mut checkpoint = None;
-        if *end == End::Clean && !body.disk.standby {
+        if end == End::Clean && !body.disk.standby {
             let at = body.disk.wal.end();
             let serial = self.ledger.next_record();
             let body = self.body_mut(node);
@@ -181,7 +186,12 @@ impl World {
             self.last_words(node);
         }
         self.promotion_breaks_off(node);
+        let (n, life) = (&self.nodes[node.0], self.nodes[node.0].life);
+        let waited_for = n.brain.is_some() && n.frozen == Frozen::Guard;
         let body = self.body_mut(node);
+        // A guard that says nothing is waited for, and then killed.
+        body.unburied = waited_for && !body.kept;
+        let unburied = body.unburied;
         body.process = Process::Down;
         body.link = None;
         (body.fence, body.kept) = (None, false);
@@ -190,6 +200,27 @@ impl World {
         let name = self.nodes[node.0].name.clone();
         self.say(format_args!("{name}: Postgres is gone: {end:?}"));
         self.standbys_notice_end(node);
+        if unburied {
+            return self.server_after(node, GUARD_PATIENCE, ServerItem::Buried { run, life, end, checkpoint });
+        }
+        self.tell_of_end(node, &end, checkpoint);
+    }
+
+    pub(super) fn buried(&mut self, node: NodeId, run: u64, life: u64, end: &End, checkpoint: Option<Lsn>) {
+        if self.nodes[node.0].life != life
+            || self.body(node).run != run
+            || !std::mem::take(&mut self.body_mut(node).unburied)
+        {
+            return;
+        }
+        if self.nodes[node.0].frozen == Frozen::Guard {
+            self.nodes[node.0].frozen = Frozen::No;
+        }
+        self.tell_of_end(node, end, checkpoint);
+    }
+
+    /// The bot hears that every process of the server is gone.
+    fn tell_of_end(&mut self, node: NodeId, end: &End, checkpoint: Option<Lsn>) {
         let how = match end {
             End::Clean => "shut down",
             End::Died(how) => how,
@@ -234,7 +265,7 @@ impl World {
         self.abandon_job(node);
         let guard_dies = self.rng.chance(200);
         let body = self.body_mut(node);
-        body.told = Postgres::Down;
+        (body.told, body.unburied) = (Postgres::Down, false);
         if body.process == Process::Down {
             return;
         }
@@ -244,6 +275,9 @@ impl World {
         }
         body.ending = true;
         let run = body.run;
+        if self.nodes[node.0].frozen == Frozen::Guard {
+            self.nodes[node.0].frozen = Frozen::No;
+        }
         let delay = self.rng.span(1, ORPHANS_DIE_MS);
         self.server_after(node, delay, ServerItem::Gone { run, end: End::Died("its guard died") });
     }
@@ -251,13 +285,26 @@ impl World {
     /// The bot moves the fence, or says where that of the next server that takes writes shall be.
     pub(super) fn set_fence(&mut self, node: NodeId, at: Time, watchdog: Option<WatchdogOrder>) {
         let at = if self.plant == Some(Plant::FenceTooLate) { at + FENCE_TOO_LATE } else { at };
+        let frozen = self.nodes[node.0].frozen;
         let body = self.body_mut(node);
         body.wanted_fence = Some(at);
+        if frozen == Frozen::Guard {
+            body.unread = Some((at, watchdog));
+            return;
+        }
         body.device = watchdog.map(|order| order.until);
         if body.process != Process::Down {
             body.fence = Some(at);
             self.arm_guard(node);
         }
+    }
+
+    /// The guard moves again: it reads what it was told meanwhile, and then looks at its clock.
+    pub(crate) fn guard_moves_again(&mut self, node: NodeId) {
+        if let Some((at, watchdog)) = self.body_mut(node).unread.take() {
+            self.set_fence(node, at, watchdog);
+        }
+        self.arm_guard(node);
     }
 
     fn arm_guard(&mut self, node: NodeId) {
@@ -272,7 +319,9 @@ impl World {
     pub(super) fn guard_acts(&mut self, node: NodeId, run: u64) {
         let body = self.body(node);
         let due = body.fence.is_some_and(|fence| self.nodes[node.0].clock.local(self.now) >= fence);
-        if body.run != run || body.process == Process::Down || !due || self.plant == Some(Plant::GuardSleeps) {
+        let frozen = self.nodes[node.0].frozen.holds_guard();
+        if body.run != run || body.process == Process::Down || !due || frozen || self.plant == Some(Plant::GuardSleeps)
+        {
             return;
         }
         self.body_mut(node).ending = true;

@@ -111,6 +111,12 @@ impl World {
         self.server_after(node, Span::from_millis(100), ServerItem::Connect { run });
     }
 
+    /// For a mistake that is made without the machine.
+    pub(crate) fn forget_upstream(&mut self, node: NodeId) {
+        self.body_mut(node).disk.upstream = None;
+        self.drop_link(node);
+    }
+
     /// A server is gone: standbys that it can reach see their connection closed, others when they hear nothing any more.
     pub(super) fn standbys_notice_end(&mut self, node: NodeId) {
         for standby in self.standbys_of(node) {

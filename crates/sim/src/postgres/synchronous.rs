@@ -169,11 +169,11 @@ impl World {
             0 => Lsn(u64::MAX),
             needed => reached.get(needed - 1).copied().unwrap_or_default(),
         };
-        let now = self.now;
+        let (now, overdue) = (self.now, self.is_overdue(node));
         let waiting = std::mem::take(&mut self.body_mut(node).commits.waiting);
         for ack in waiting {
             if ack.end <= upto {
-                self.ledger.acks.push(Ack { at: now, ..ack });
+                self.ledger.acks.push(Ack { at: now, overdue, ..ack });
             } else {
                 self.body_mut(node).commits.waiting.push(ack);
             }
@@ -183,6 +183,7 @@ impl World {
     /// What a look shows of it.
     pub(super) fn with_commits(&self, node: NodeId, mut server: Server) -> Server {
         if server.in_recovery {
+            server.streaming |= self.plant == Some(Plant::UpstreamForgotten);
             return server;
         }
         let commits = &self.body(node).commits;

@@ -447,6 +447,9 @@ impl World {
         let delay = self.rng.span(50, 80);
         self.after(delay, Item::Relist { node, life, prefix: prefix.clone() });
         self.hear(node, DcsEvent::WatchLost { prefix, why: why.to_owned() });
+        if self.plant == Some(Plant::UpstreamForgotten) && self.nodes[node.0].postgres().is_some() {
+            self.forget_upstream(node);
+        }
     }
 }
 

@@ -101,35 +101,59 @@ impl World {
                 let actions = self.turned(node, &turned, &path);
                 self.nodes[node.0].brain = Some(Brain::Postgres(Box::new(turned.state)));
                 self.arm(node, turned.deadline);
-                let actions = plant::alter_actions(self, node, turned.from, actions);
+                let mut actions = plant::alter_actions(self, node, turned.from, actions);
+                let dies = self.cut_short(&mut actions);
                 self.see(&Seen::PostgresStep { node, from: turned.from, to: turned.to, actions: &actions });
                 for action in actions {
                     self.perform_postgres(node, action);
                 }
+                self.end_if(node, dies);
             }
             (Brain::Content(state), BotEvent::Content(event)) => {
                 self.say_event(node, &event);
                 let turned = turn::<ContentMachine>(*state, now, event);
                 let path = [turned.from, turned.to];
-                let actions = self.turned(node, &turned, &path);
+                let mut actions = self.turned(node, &turned, &path);
                 self.nodes[node.0].brain = Some(Brain::Content(Box::new(turned.state)));
                 self.arm(node, turned.deadline);
+                let dies = self.cut_short(&mut actions);
                 for action in actions {
                     self.perform_content(node, action);
                 }
+                self.end_if(node, dies);
             }
             (Brain::Web(state), BotEvent::Web(event)) => {
                 self.say_event(node, &event);
                 let turned = turn::<WebMachine>(*state, now, event);
                 let path = turned.state.path().to_vec();
-                let actions = self.turned(node, &turned, &path);
+                let mut actions = self.turned(node, &turned, &path);
                 self.nodes[node.0].brain = Some(Brain::Web(Box::new(turned.state)));
                 self.arm(node, turned.deadline);
+                let dies = self.cut_short(&mut actions);
                 for action in actions {
                     self.perform_web(node, action);
                 }
+                self.end_if(node, dies);
             }
             (brain, event) => unreachable!("{brain:?} is told {event:?}"),
+        }
+    }
+
+    /// Now and then a bot dies between two actions of a step: leaves those that it comes to, and says whether it does.
+    fn cut_short<A>(&mut self, actions: &mut Vec<A>) -> bool {
+        if actions.is_empty() || !self.happens(self.plan.cut_short) {
+            return false;
+        }
+        let most = u64::try_from(actions.len()).unwrap_or(u64::MAX);
+        let done = usize::try_from(self.rng.below(most)).unwrap_or(0);
+        self.say(format_args!("only the first {done} of {most} actions are carried out"));
+        actions.truncate(done);
+        true
+    }
+
+    fn end_if(&mut self, node: NodeId, dies: bool) {
+        if dies {
+            self.kill_bot(node);
         }
     }
 

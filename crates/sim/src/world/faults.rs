@@ -4,7 +4,7 @@ use bots_core::{machine::Span, wire::Kind};
 use postgres_bot::machine::{Command, CommandId, Event, Restart};
 
 use super::{BotEvent, Cut, Frozen, Item, Network, NodeId, World, node::Node};
-use crate::plan::Fault;
+use crate::{plan::Fault, plant::Plant};
 
 /// So many power failures out of a thousand are of a supply that other machines hang on, too.
 const SHARED_SUPPLY: u64 = 400;
@@ -39,6 +39,9 @@ impl World {
                 }
                 self.say(format_args!("fault: {fault:?}"));
                 self.befall(fault);
+                if self.plant == Some(Plant::ClockSetBack) {
+                    self.with_bot(Some(Kind::Postgres), Self::set_clock_back);
+                }
                 let pause = self.plan.faults.get(&fault).copied().unwrap_or(Span::from_secs(30));
                 let delay = self.rng.around(pause);
                 self.after(delay, Item::Chaos(ChaosItem::Begin(fault)));
@@ -60,11 +63,7 @@ impl World {
 
     fn befall(&mut self, fault: Fault) {
         match fault {
-            Fault::KillBot => self.with_bot(None, |world, node| {
-                world.end_bot(node, "is killed");
-                let pause = world.pause(200, 12_000);
-                world.start_later(node, pause);
-            }),
+            Fault::KillBot => self.with_bot(None, Self::kill_bot),
             Fault::PowerLoss => self.with_bot(None, Self::power_fails),
             Fault::Freeze => self.with_bot(None, |world, node| {
                 let pause = world.pause(50, 12_000);
@@ -123,6 +122,19 @@ impl World {
                 world.after(pause, Item::Chaos(ChaosItem::SpeakAgain(node)));
             }),
         }
+    }
+
+    fn set_clock_back(&mut self, node: NodeId) {
+        let by = self.rng.span(3_000, 60_000);
+        self.nodes[node.0].clock.set_back(by);
+        self.guard_moves_again(node);
+    }
+
+    /// kill -9; it is started again.
+    pub(super) fn kill_bot(&mut self, node: NodeId) {
+        self.end_bot(node, "is killed");
+        let pause = self.pause(200, 12_000);
+        self.start_later(node, pause);
     }
 
     /// Most pauses are short, some are long.

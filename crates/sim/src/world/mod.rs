@@ -27,6 +27,7 @@ pub use self::{
 pub(crate) use self::{
     client::{Reply, Request},
     faults::ChaosItem,
+    life::GUARD_LATE,
     modes::mode_in,
     users::UserItem,
 };
@@ -50,6 +51,9 @@ pub const CONVERGE_WITHIN: Span = Span::from_secs(120);
 
 /// All must be well for this long, so that a passing moment does not count.
 const STABLE_FOR: Span = Span::from_secs(3);
+
+/// What is delivered twice comes again within this time.
+const REPEATED_WITHIN_MS: u64 = 2_000;
 
 /// How often the world is looked at while it heals.
 const LOOK_EVERY: Span = Span::from_millis(500);
@@ -88,6 +92,8 @@ pub(crate) enum Item {
     Start { node: NodeId, power: u64 },
     /// A machine moves again.
     Thaw { node: NodeId, power: u64 },
+    /// A watchdog device is not kept alive: it resets the machine, unless the guard has moved again.
+    Reset { node: NodeId, power: u64, run: u64 },
     /// A member's answer to another's question, or its silence.
     Word { serial: u64, answer: Result<(), String> },
     /// A fault begins or ends.
@@ -125,6 +131,7 @@ impl Item {
             | Self::Word { .. }
             | Self::Start { .. }
             | Self::Thaw { .. }
+            | Self::Reset { .. }
             | Self::Chaos(_)
             | Self::User(_)
             | Self::Heal
@@ -279,7 +286,7 @@ impl World {
                 if self.nodes[node.0].life != life {
                     return;
                 }
-                if self.nodes[node.0].frozen != Frozen::No {
+                if self.nodes[node.0].frozen.holds_bot() {
                     self.nodes[node.0].waiting.push(item);
                     return;
                 }
@@ -307,6 +314,7 @@ impl World {
             Item::Web { node, life: _, item } => self.web_item(node, item),
             Item::Start { node, power } => self.start(node, power),
             Item::Thaw { node, power } => self.thaw(node, power),
+            Item::Reset { node, power, run } => self.reset(node, power, run),
             Item::Word { serial, answer } => self.word(serial, answer),
             Item::Chaos(item) => self.chaos(item),
             Item::User(item) => self.user(item),
@@ -327,7 +335,16 @@ impl World {
     /// A bot is told something after a while, if it still lives then.
     pub(crate) fn tell(&mut self, node: NodeId, delay: Span, event: BotEvent) {
         let life = self.nodes[node.0].life;
+        if event.may_be_repeated() && self.happens(self.plan.repeated) {
+            let later = delay + self.rng.span(0, REPEATED_WITHIN_MS);
+            self.after(later, Item::Event { node, life, event: event.clone() });
+        }
         self.after(delay, Item::Event { node, life, event });
+    }
+
+    /// True so many times out of a thousand for as long as there are faults. Worlds without this one draw nothing for it.
+    pub(crate) const fn happens(&mut self, permille: u64) -> bool {
+        !self.is_healed() && permille > 0 && self.rng.chance(permille)
     }
 
     /// All machines.

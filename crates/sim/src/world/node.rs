@@ -57,6 +57,25 @@ pub enum BotEvent {
 }
 
 impl BotEvent {
+    /// Whether its sender may have sent it twice, or who carried it: what is asked of others, and what they answer. What a bot is told by
+    /// its own machine is told once.
+    pub(super) const fn may_be_repeated(&self) -> bool {
+        matches!(
+            self,
+            Self::Postgres(
+                postgres::Event::Dcs(DcsEvent::Answered { .. })
+                    | postgres::Event::PeersProbed { .. }
+                    | postgres::Event::MemberAsked { .. }
+                    | postgres::Event::MemberAnswered { .. }
+                    | postgres::Event::NameProbed { .. }
+            ) | Self::Content(
+                content::Event::Dcs(DcsEvent::Answered { .. })
+                    | content::Event::NameProbed { .. }
+                    | content::Event::PushReceived(_)
+            ) | Self::Web(web::Event::Dcs(DcsEvent::Answered { .. }) | web::Event::NameProbed { .. })
+        )
+    }
+
     /// Wraps what etcd says.
     #[must_use]
     pub const fn dcs(kind: Kind, event: DcsEvent) -> Self {
@@ -113,8 +132,24 @@ pub enum Frozen {
     No,
     /// The bot's process.
     Bot,
+    /// The guard of its server.
+    Guard,
     /// Every process.
     Machine,
+}
+
+impl Frozen {
+    /// Whether the bot stands still.
+    #[must_use]
+    pub const fn holds_bot(self) -> bool {
+        matches!(self, Self::Bot | Self::Machine)
+    }
+
+    /// Whether the guard of a server does.
+    #[must_use]
+    pub const fn holds_guard(self) -> bool {
+        matches!(self, Self::Guard | Self::Machine)
+    }
 }
 
 /// A machine.
@@ -140,6 +175,8 @@ pub struct Node {
     pub client: Client,
     /// What stands still.
     pub frozen: Frozen,
+    /// When the whole machine moved again last.
+    pub(super) thawed: Option<Time>,
     /// What it looks after.
     pub body: Body,
     /// What will happen when the machine moves again.
@@ -181,7 +218,7 @@ impl Node {
     /// Whether the bot's process runs and moves.
     #[must_use]
     pub const fn bot_moves(&self) -> bool {
-        self.brain.is_some() && matches!(self.frozen, Frozen::No)
+        self.brain.is_some() && !self.frozen.holds_bot()
     }
 
     /// The Postgres server and its data, on a machine that has one.
@@ -245,6 +282,7 @@ pub(super) fn cast(plan: &Plan, rng: &mut Rng) -> Vec<Node> {
                 instance: String::new(),
                 client: Client::default(),
                 frozen: Frozen::No,
+                thawed: None,
                 body: body(),
                 waiting: Vec::new(),
                 inbox: VecDeque::new(),

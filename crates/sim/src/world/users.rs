@@ -44,8 +44,7 @@ impl World {
             }
             UserItem::Read => {
                 let web: Vec<NodeId> = self.ids().filter(|id| self.nodes[id.0].kind == Kind::Web).collect();
-                if let Some(node) = self.rng.pick(&web).copied().filter(|node| self.nodes[node.0].frozen == Frozen::No)
-                {
+                if let Some(node) = self.rng.pick(&web).copied().filter(|node| !self.nodes[node.0].frozen.holds_bot()) {
                     self.request(node);
                 }
                 self.after(READ_EVERY, Item::User(UserItem::Read));
@@ -75,7 +74,7 @@ impl World {
             let body = self.body_mut(node);
             body.disk.wal.append(serial, size);
             let (index, end) = (body.disk.wal.len() - 1, body.disk.wal.end());
-            self.commit(node, Ack { at: now, node, index, serial, end });
+            self.commit(node, Ack { at: now, node, index, serial, end, overdue: false });
             self.stream_to_standbys(node);
             return;
         }
