@@ -150,9 +150,10 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
         }
         "disk" => world.step(Event::DiskObserved(match () {
             () if args.has("stalled") => Disk::Stalled,
-            () if args.has("full") => Disk::Full { bytes_free: 512 },
+            () if args.has("full") => Disk::Full { dir: String::from("the data directory"), bytes_free: 512 },
             () => Disk::Good,
         })),
+        "guard" => world.step(Event::GuardObserved { answers: !args.has("silent") }),
         "watchdog-seen" => world.step(Event::WatchdogSeen(well(args, ()))),
         "watchdog-used" => world.step(Event::WatchdogUsed(well(args, args.number("s").unwrap_or(3)))),
         "exited" => world.server_exits(args.input()),
@@ -204,6 +205,7 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
         "delete" => world.delete(args.text("key").expect("key=config")),
         "keys" => return keys(world),
         "deadline" => return deadline(world),
+        "checks" => return checks(world),
         other => panic!("no directive {other}"),
     }
     String::new()
@@ -274,7 +276,7 @@ fn configured(args: &Args<'_>) -> Settings {
         settings.watchdog.safety_margin =
             args.text("margin").map(|margin| margin.parse().expect("a number of seconds"));
     }
-    for tag in ["nofailover", "clonefrom"] {
+    for tag in ["nofailover", "clonefrom", "noloadbalance"] {
         if args.has(tag) {
             settings.tags.0.insert(tag.to_owned(), json!(true));
         }
@@ -443,6 +445,14 @@ fn report(world: &World) -> String {
         let _infallible = writeln!(out, "  trouble: {trouble}");
     }
     out
+}
+
+/// What the health checks go by.
+fn checks(world: &World) -> String {
+    let (state, now) = (&world.state, world.now);
+    let (writes, leads) = (state.accepts_writes(now), state.leads(now));
+    let (primary, replica) = (state.serves_as_primary(now), state.serves_as_replica());
+    format!("takes writes: {writes}; serves reads as primary: {primary}, as replica: {replica}; leads: {leads}\n")
 }
 
 /// The next deadline.

@@ -22,6 +22,45 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use shell_support::{Member, as_server_user, bot_program, document, scratch};
 
+/// Patroni's figures, which dashboards and alerts go by. Those of its main branch that no release has are not among them.
+const PATRONIS_FIGURES: [&str; 23] = [
+    "version",
+    "postgres_running",
+    "postmaster_start_time",
+    "primary",
+    "xlog_location",
+    "standby_leader",
+    "replica",
+    "sync_standby",
+    "quorum_standby",
+    "xlog_received_location",
+    "xlog_replayed_location",
+    "xlog_replayed_timestamp",
+    "xlog_paused",
+    "postgres_streaming",
+    "postgres_in_archive_recovery",
+    "postgres_server_version",
+    "cluster_unlocked",
+    "failsafe_mode_is_active",
+    "postgres_timeline",
+    "dcs_last_seen",
+    "pending_restart",
+    "is_paused",
+    "postgres_state",
+];
+
+/// What we count beside those.
+const OUR_FIGURES: [&str; 8] = [
+    "promotions",
+    "promotion_seconds",
+    "restarts_in_place",
+    "restart_in_place_seconds",
+    "fences",
+    "guard_fences",
+    "fence_margin_seconds",
+    "fence_margin_seconds_min",
+];
+
 /// A bot that runs.
 struct Bot {
     child: Child,
@@ -53,6 +92,13 @@ impl Bot {
             }
         };
         assert!(tokio::time::timeout(Duration::from_secs(60), wait).await.is_ok(), "{url} does not come to {code}");
+    }
+
+    /// What `/metrics` says.
+    async fn figures(&self) -> String {
+        let url = format!("{}/metrics", self.api);
+        let (_, body) = http::get(&url, Duration::from_secs(2)).await.expect("an answer");
+        String::from_utf8(body.to_vec()).expect("text")
     }
 
     async fn shows(&self, path: &str) -> Value {
@@ -105,6 +151,14 @@ fn a_bot_makes_a_cluster_and_a_server_does_not_outlive_the_lease_of_its_bot() {
         assert_eq!((shown["state"].as_str(), shown["role"].as_str()), (Some("running"), Some("primary")));
         assert_eq!(bot.shows("/cluster").await["members"][0]["role"], "leader");
         bot.answers("/replica", 503).await;
+        let figures = bot.figures().await;
+        let names = PATRONIS_FIGURES.iter().map(|name| format!("patroni_{name}"));
+        for name in names.chain(OUR_FIGURES.iter().map(|name| format!("bots_postgres_{name}"))) {
+            let lines = figures.lines().filter(|line| line.starts_with(&format!("# TYPE {name} "))).count();
+            assert_eq!(lines, 1, "{name} in\n{figures}");
+        }
+        let ours = figures.lines().filter(|line| line.starts_with("# TYPE bots_postgres_")).count();
+        assert_eq!(ours, OUR_FIGURES.len(), "one that is not in the list:\n{figures}");
 
         bot.signal(Signal::KILL);
         bot.child.wait().expect("the end of the bot");
@@ -114,6 +168,12 @@ fn a_bot_makes_a_cluster_and_a_server_does_not_outlive_the_lease_of_its_bot() {
         let mut bot = Bot::start(dir.path(), "a", &document);
         bot.answers("/primary", 200).await;
         assert_eq!(bot.shows("/patroni").await["timeline"], 1, "back in place, not promoted");
+        assert!(bot.figures().await.contains("bots_postgres_guard_fences_total 0\n"));
+        bot.signal(Signal::STOP);
+        nothing_runs_on(&data_dir, Duration::from_secs(5)).await;
+        bot.signal(Signal::CONT);
+        bot.answers("/primary", 200).await;
+        assert!(bot.figures().await.contains("bots_postgres_guard_fences_total 1\n"), "stopped by its guard");
         bot.signal(Signal::TERM);
         assert!(bot.child.wait().expect("the end of the bot").success());
         assert!(processes::of_server(&[&data_dir]).is_empty());

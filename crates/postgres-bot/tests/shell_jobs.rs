@@ -2,56 +2,27 @@
 
 mod shell_support;
 
-use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
 
-use bots_core::{machine::Span, shell::clock::Clock, wire::Timeline};
+use bots_core::wire::Timeline;
 use postgres_bot::{
-    machine::{DataDir, Event, Job, JobResult, Postgres, Rules, Running, Server, StopMode},
+    machine::{DataDir, Event, Job, JobResult, Postgres, Rules, Running, StopMode},
     shell::{inspect::inspect, postmaster::Life, processes},
 };
 use rustix::process::{Signal, kill_process};
-use shell_support::{Member, as_server_user, scratch};
-
-const AT_ONCE: StopMode = StopMode::Immediate { kill_after: Span::from_millis(500) };
-
-async fn looks(member: &Member) -> DataDir {
-    match inspect(&member.hands).await {
-        Event::DataInspected(found) => found,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// A member with a running server, whose bot has ended without a word.
-fn earlier_life(dir: &Path) -> Member {
-    let live = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            let member = Member::new(dir, "a");
-            member.bootstraps().await;
-            member
-        })
-    };
-    std::thread::scope(|scope| scope.spawn(live).join().expect("it lives"))
-}
-
-fn started(result: JobResult) -> Server {
-    match result {
-        JobResult::Started(server) => server,
-        other => panic!("{other:?}"),
-    }
-}
+use shell_support::{AT_ONCE, Member, as_server_user, scratch, started};
 
 #[test]
 fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
     as_server_user("a_cluster_is_made_copied_promoted_rewound_and_stopped", || async {
         let dir = scratch();
         let (a, b) = (Member::new(dir.path(), "a"), Member::new(dir.path(), "b"));
-        assert_eq!(looks(&a).await, DataDir::Empty);
+        assert_eq!(a.looks().await, DataDir::Empty);
 
         let JobResult::Initialized { system_id } = a.does(Job::Initialize).await else { panic!("no identifier") };
         let unfinished =
             DataDir::Unfinished { system_id: Some(system_id.clone()), cloning: false, running: Running::No };
-        assert_eq!(looks(&a).await, unfinished);
+        assert_eq!(a.looks().await, unfinished);
         let up = started(a.does(Job::StartPrimary).await);
         assert_eq!((up.in_recovery, up.timeline), (false, Timeline(1)));
         for _idempotent in 0..2 {
@@ -64,7 +35,7 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
             was_primary,
             running,
         };
-        assert_eq!(looks(&a).await, present(1, true, Running::LeftBehind));
+        assert_eq!(a.looks().await, present(1, true, Running::LeftBehind));
         a.client()
             .await
             .batch_execute("CREATE TABLE t (x text); INSERT INTO t VALUES ('common')")
@@ -72,7 +43,7 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
             .expect("write");
 
         b.does(Job::Clone { source: a.as_upstream() }).await;
-        assert_eq!(looks(&b).await, present(1, false, Running::No));
+        assert_eq!(b.looks().await, present(1, false, Running::No));
         let up = started(b.does(Job::StartStandby { upstream: Some(a.as_upstream()) }).await);
         assert!(up.in_recovery);
         b.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
@@ -93,9 +64,9 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
         // Stopped hard: the rewind has to recover it first.
         let stopped = a.does(Job::Stop { mode: AT_ONCE }).await;
         assert_eq!(stopped, JobResult::Stopped { shutdown_checkpoint: None });
-        assert_eq!(looks(&a).await, present(1, true, Running::No));
+        assert_eq!(a.looks().await, present(1, true, Running::No));
         a.does(Job::Rewind { source: b.as_upstream() }).await;
-        assert!(matches!(looks(&a).await, DataDir::Present { was_primary: false, .. }));
+        assert!(matches!(a.looks().await, DataDir::Present { was_primary: false, .. }));
         a.does(Job::StartStandby { upstream: Some(b.as_upstream()) }).await;
         a.comes_to("SELECT string_agg(x, ',' ORDER BY x) FROM t", "common,kept,streamed").await;
         a.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
@@ -162,7 +133,7 @@ fn a_number_that_another_member_has_is_passed_over() {
         // A standby that crashed on the leader's own timeline has nothing to rewind, and stays a standby.
         c.does(Job::Stop { mode: AT_ONCE }).await;
         c.does(Job::Rewind { source: a.as_upstream() }).await;
-        assert!(matches!(looks(&c).await, DataDir::Present { was_primary: false, .. }));
+        assert!(matches!(c.looks().await, DataDir::Present { was_primary: false, .. }));
         c.does(Job::StartStandby { upstream: Some(a.as_upstream()) }).await;
         // Else it would lack the leader's last word, which the others have.
         c.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
@@ -312,172 +283,6 @@ fn the_lock_of_a_dead_server_bars_nobody_though_its_number_is_somebodys() {
 }
 
 #[test]
-fn the_death_of_a_postmaster_is_told_at_once_and_leaves_no_process() {
-    as_server_user("the_death_of_a_postmaster_is_told_at_once_and_leaves_no_process", || async {
-        let dir = scratch();
-        let mut a = Member::new(dir.path(), "a");
-        a.bootstraps().await;
-        let poke = a.observes();
-        poke.ask();
-        let up = |event| matches!(event, Event::PostgresObserved(Postgres::Up(_))).then_some(());
-        a.hears("the server is up", up).await;
-        // A backend that is busy does not notice that its postmaster is gone.
-        let busy = a.client().await;
-        tokio::spawn(async move { busy.batch_execute("SELECT count(*) FROM generate_series(1, 10000000000)").await });
-        a.comes_to("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%generate_series(1%' AND state = 'active' AND pid <> pg_backend_pid()", "1").await;
-        let Life::Alive { pid, .. } = a.hands.postmaster.life() else { panic!("down") };
-        assert!(processes::of_server(&[&a.data_dir()]).len() > 5);
-        kill_process(pid.expect("said by its guard"), Signal::KILL).expect("kill");
-        let how = a.hears("its exit", |event| if let Event::PostgresExited { how } = event { Some(how) } else { None });
-        let how = tokio::time::timeout(Duration::from_secs(2), how).await.expect("at once");
-        assert!(how.contains("signal: 9"), "{how}");
-        assert!(processes::of_server(&[&a.data_dir()]).is_empty(), "told only when every process is gone");
-        // And it comes back in place.
-        let up = started(a.does(Job::StartPrimary).await);
-        assert_eq!((up.in_recovery, up.timeline), (false, Timeline(1)));
-        a.does(Job::Stop { mode: AT_ONCE }).await;
-    });
-}
-
-#[test]
-fn a_guard_stops_a_server_whose_fence_is_not_moved_on() {
-    as_server_user("a_guard_stops_a_server_whose_fence_is_not_moved_on", || async {
-        let dir = scratch();
-        let mut a = Member::new(dir.path(), "a");
-        a.bootstraps().await;
-        let busy = a.client().await;
-        tokio::spawn(async move { busy.batch_execute("SELECT count(*) FROM generate_series(1, 10000000000)").await });
-        a.comes_to("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%generate_series(1%' AND state = 'active' AND pid <> pg_backend_pid()", "1").await;
-        // Moved on a few times, as a lease that is renewed does.
-        for _renewal in 0..4 {
-            a.hands.postmaster.set_fence(Clock::now() + Span::from_millis(600), None);
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            assert_eq!(a.asks("SELECT 1").await, "1");
-        }
-        let fence = Clock::now() + Span::from_millis(400);
-        a.hands.postmaster.set_fence(fence, None);
-        a.hands.postmaster.confirm_fence().await.expect("the guard says so");
-        let how = a.hears("its exit", |event| if let Event::PostgresExited { how } = event { Some(how) } else { None });
-        let how = how.await;
-        let late = Clock::now().since(fence);
-        assert!(how.contains("guard") && how.contains("lease"), "{how}");
-        assert!(Clock::now() > fence && late < Span::from_millis(500), "all gone {late} after the fence");
-        println!("every process gone, and told, {late} after the fence");
-        assert!(processes::of_server(&[&a.data_dir()]).is_empty());
-
-        // A fence that has passed lets nothing start.
-        let why = a.fails(Job::StartPrimary).await;
-        assert!(why.contains("guard") || why.contains("ended"), "{why}");
-        assert!(processes::of_server(&[&a.data_dir()]).is_empty());
-        a.hands.postmaster.set_fence(Clock::now() + Span::from_secs(60), None);
-        a.does(Job::StartPrimary).await;
-        a.does(Job::Stop { mode: AT_ONCE }).await;
-    });
-}
-
-#[test]
-fn the_line_to_the_guard_lasts_and_is_called_again_when_it_is_lost() {
-    as_server_user("the_line_to_the_guard_lasts_and_is_called_again_when_it_is_lost", || async {
-        let dir = scratch();
-        let a = Member::new(dir.path(), "a");
-        a.bootstraps().await;
-        // As many renewals as some days have.
-        let fence = Clock::now() + Span::from_secs(120);
-        for many in 0..2_000 {
-            for few in 0..50 {
-                a.hands.postmaster.set_fence(fence + Span::from_millis(many * 50 + few), None);
-            }
-            a.hands.postmaster.confirm_fence().await.expect("the guard answers");
-        }
-        // Somebody else calls the guard, and hangs up.
-        drop(std::os::unix::net::UnixStream::connect(a.hands.node.guard_socket()).expect("the guard listens"));
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        a.hands.postmaster.set_fence(Clock::now() + Span::from_secs(90), None);
-        a.hands.postmaster.confirm_fence().await.expect("the guard is called again");
-        assert_eq!(a.asks("SELECT 1").await, "1");
-        a.does(Job::Stop { mode: StopMode::Fast }).await;
-    });
-}
-
-#[test]
-fn a_server_goes_with_its_guard() {
-    as_server_user("a_server_goes_with_its_guard", || async {
-        let dir = scratch();
-        let mut a = Member::new(dir.path(), "a");
-        a.bootstraps().await;
-        a.kill_guard();
-        let how = a.hears("its exit", |event| if let Event::PostgresExited { how } = event { Some(how) } else { None });
-        let how = tokio::time::timeout(Duration::from_secs(3), how).await.expect("at once");
-        assert!(how.contains("guard"), "{how}");
-        assert!(processes::of_server(&[&a.data_dir()]).is_empty());
-        a.does(Job::StartPrimary).await;
-        a.does(Job::Stop { mode: StopMode::Fast }).await;
-    });
-}
-
-#[test]
-fn a_bot_that_comes_back_finds_its_server_as_it_was() {
-    as_server_user("a_bot_that_comes_back_finds_its_server_as_it_was", || async {
-        let dir = scratch();
-        let a = earlier_life(dir.path());
-        let session = a.client().await;
-        session.batch_execute("CREATE TEMP TABLE t (x int)").await.expect("write");
-        let mut again = a.again(dir.path());
-        let nobodys = looks(&again).await;
-        assert!(matches!(nobodys, DataDir::Present { running: Running::LeftBehind, .. }), "{nobodys:?}");
-        again.hands.postmaster.adopt(&again.hands.reporter).await;
-        let kept = looks(&again).await;
-        let guarded = Running::Guarded { fenced: true };
-        assert!(matches!(kept, DataDir::Present { running, .. } if running == guarded), "{kept:?}");
-        again.hands.postmaster.set_fence(Clock::now() + Span::from_secs(60), None);
-        let up = started(again.does(Job::StartPrimary).await);
-        assert!(!up.in_recovery);
-        session.batch_execute("INSERT INTO t VALUES (1)").await.expect("the session has seen nothing");
-
-        // The new bot is in charge of it as the old one was.
-        let stopped = again.does(Job::Stop { mode: StopMode::Fast }).await;
-        assert!(matches!(stopped, JobResult::Stopped { shutdown_checkpoint: Some(_) }), "{stopped:?}");
-        let how =
-            again.hears("its end", |e| if let Event::PostgresExited { how } = e { Some(how) } else { None }).await;
-        assert_eq!(how, "shut down");
-    });
-}
-
-#[test]
-fn a_guard_that_was_left_behind_frozen_cannot_take_the_next_server() {
-    as_server_user("a_guard_that_was_left_behind_frozen_cannot_take_the_next_server", || async {
-        let dir = scratch();
-        let a = earlier_life(dir.path());
-        let guard = a.guard().expect("a guard");
-        kill_process(guard, Signal::STOP).expect("freeze");
-        // Another life of the bot, that cannot speak with the guard.
-        let again = a.again(dir.path());
-        again.does(Job::Stop { mode: AT_ONCE }).await;
-        again.does(Job::StartPrimary).await;
-        let _gone = kill_process(guard, Signal::CONT);
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        assert_eq!(again.asks("SELECT 1").await, "1");
-        assert_ne!(again.guard(), Some(guard));
-        again.does(Job::Stop { mode: AT_ONCE }).await;
-    });
-}
-
-#[test]
-fn a_frozen_server_is_killed_in_time() {
-    as_server_user("a_frozen_server_is_killed_in_time", || async {
-        let dir = scratch();
-        let a = Member::new(dir.path(), "a");
-        a.bootstraps().await;
-        for pid in processes::of_server(&[&a.data_dir()]) {
-            kill_process(pid, Signal::STOP).expect("freeze");
-        }
-        let stop = a.does(Job::Stop { mode: AT_ONCE });
-        tokio::time::timeout(Duration::from_secs(3), stop).await.expect("killed in time");
-        assert!(processes::of_server(&[&a.data_dir()]).is_empty());
-    });
-}
-
-#[test]
 fn a_frozen_server_is_observed_to_be_silent() {
     as_server_user("a_frozen_server_is_observed_to_be_silent", || async {
         let dir = scratch();
@@ -519,7 +324,7 @@ fn what_is_not_ours_is_never_touched() {
         assert_eq!(fs::read_to_string(data.join("thesis.txt")).expect("still there"), "years of work");
         // Set aside once; a second time would overwrite the first.
         a.does(Job::SetAside { remove: false }).await;
-        assert_eq!(looks(&a).await, DataDir::Empty);
+        assert_eq!(a.looks().await, DataDir::Empty);
         fs::create_dir_all(&data).expect("folder");
         fs::write(data.join("more"), "").expect("write");
         let why = a.fails(Job::SetAside { remove: false }).await;
@@ -527,12 +332,12 @@ fn what_is_not_ours_is_never_touched() {
         // What a rewind has left half done is nothing that could be kept, and takes no place of what could.
         fs::write(a.hands.node.rewinding(), "").expect("the mark of a rewind");
         a.does(Job::SetAside { remove: false }).await;
-        assert_eq!(looks(&a).await, DataDir::Empty);
+        assert_eq!(a.looks().await, DataDir::Empty);
         let kept = data.with_file_name("data.diverged").join("thesis.txt");
         assert_eq!(fs::read_to_string(kept).expect("kept"), "years of work");
         fs::write(data.join("more"), "").expect("write");
         a.does(Job::SetAside { remove: true }).await;
-        assert_eq!(looks(&a).await, DataDir::Empty);
+        assert_eq!(a.looks().await, DataDir::Empty);
     });
 }
 
@@ -543,16 +348,16 @@ fn a_bootstrap_or_clone_that_is_given_up_can_be_discarded() {
         let (a, b) = (Member::new(dir.path(), "a"), Member::new(dir.path(), "b"));
         let given_up = tokio::time::timeout(Duration::from_millis(150), a.does(Job::Initialize)).await;
         assert!(given_up.is_err(), "initdb takes longer");
-        assert!(matches!(looks(&a).await, DataDir::Unfinished { cloning: false, .. }));
+        assert!(matches!(a.looks().await, DataDir::Unfinished { cloning: false, .. }));
         a.does(Job::DiscardUnfinished).await;
-        assert_eq!(looks(&a).await, DataDir::Empty);
+        assert_eq!(a.looks().await, DataDir::Empty);
         a.bootstraps().await;
         let given_up =
             tokio::time::timeout(Duration::from_millis(50), b.does(Job::Clone { source: a.as_upstream() })).await;
         assert!(given_up.is_err(), "pg_basebackup takes longer");
-        assert!(matches!(looks(&b).await, DataDir::Unfinished { cloning: true, .. }));
+        assert!(matches!(b.looks().await, DataDir::Unfinished { cloning: true, .. }));
         b.does(Job::DiscardUnfinished).await;
-        assert_eq!(looks(&b).await, DataDir::Empty);
+        assert_eq!(b.looks().await, DataDir::Empty);
         // A source that is not there is an error that names it, and what was begun can be discarded.
         a.does(Job::Stop { mode: AT_ONCE }).await;
         let why = b.fails(Job::Clone { source: a.as_upstream() }).await;

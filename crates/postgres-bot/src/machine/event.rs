@@ -84,6 +84,12 @@ pub enum Event {
     WatchdogSeen(Result<(), String>),
     /// The guard has opened the device or kept it alive, with this time-out in seconds, or cannot; sent when it has changed.
     WatchdogUsed(Result<u64, String>),
+    /// The guard of a server that takes writes confirms where its fence stands, or has not done so for longer than its margin; sent when
+    /// it has changed.
+    GuardObserved {
+        /// It does.
+        answers: bool,
+    },
     /// The postmaster died, and every process of that server is gone.
     PostgresExited {
         /// One line: the exit status or signal.

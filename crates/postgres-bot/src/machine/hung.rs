@@ -47,11 +47,11 @@ impl State {
     pub(super) fn disk_trouble(&self) -> Option<String> {
         match &self.health.disk {
             Disk::Good => None,
-            Disk::Full { bytes_free } => {
-                Some(format!("the disk of the data directory is full: {bytes_free} bytes are free: make room"))
+            Disk::Full { dir, bytes_free } => {
+                Some(format!("the disk of {dir} is full: {bytes_free} bytes are free: make room"))
             }
-            Disk::Failing { why } => Some(format!("the data directory cannot be written to: {why}")),
-            Disk::Stalled => Some(String::from("the disk of the data directory does not finish a write")),
+            Disk::Failing { why } => Some(format!("the server's files cannot be written to: {why}")),
+            Disk::Stalled => Some(String::from("the disk of the data directory or of pg_wal does not finish a write")),
         }
     }
 

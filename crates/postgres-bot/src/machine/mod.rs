@@ -28,6 +28,7 @@ mod election;
 mod event;
 mod failsafe;
 mod fence;
+mod guard;
 mod handover;
 mod hung;
 mod operator;

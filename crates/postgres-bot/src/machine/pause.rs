@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::turn::Turn;
+use super::{event::Action, phase::Phase, turn::Turn};
 
 /// What a pause must know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -22,6 +22,20 @@ impl Turn {
         }
         self.s.pause.left_down = true;
         self.unfit(&format!("Postgres ended while the cluster is paused, and is left so until a restart: {how}"));
+        true
+    }
+
+    /// The process was asked to stop in a pause, which is how a bot is replaced by another version of it: no server is stopped, no
+    /// lock, lease or key given back. The next life of the bot takes the server over as it runs; until then its guard
+    /// has it. What is neither a primary nor a replica at this moment is stopped as ever. Says whether it has left.
+    pub(super) fn leaves_server_in_pause(&mut self) -> bool {
+        let settled = matches!(self.s.phase, Phase::Primary(_) | Phase::Replica { .. });
+        if !self.s.dynamic.pause || !settled || !self.s.postgres.is_alive() {
+            return false;
+        }
+        self.s.exited = true;
+        let message = String::from("stopped in a pause of the cluster: Postgres runs on in the care of its guard");
+        self.out.push(Action::Exit { code: 0, message });
         true
     }
 

@@ -68,7 +68,7 @@ pub enum Postgres {
     Silent,
 }
 
-/// The disk of the data directory.
+/// The disk of the data directory, or the worse of two if `pg_wal` has one of its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub enum Disk {
     /// It takes writes, as far as anybody knows.
@@ -76,6 +76,8 @@ pub enum Disk {
     Good,
     /// There is next to no room.
     Full {
+        /// Which directory is on it, in words.
+        dir: String,
         /// What is left.
         bytes_free: u64,
     },

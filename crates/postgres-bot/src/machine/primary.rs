@@ -79,7 +79,7 @@ impl Turn {
         if self.s.server().is_some_and(|server| server.in_recovery) && self.s.job.is_none() {
             return self.unfit("the server is in recovery though it was started as a primary");
         }
-        if self.lacks_watchdog() || self.gives_up_hung() || self.heed_operator() {
+        if self.lacks_watchdog() || self.gives_up_hung() || self.heed_operator() || self.renews_guard() {
             return;
         }
         if checkpoint_due && self.s.job.is_none() && self.s.timers.armed(Timer::Retry).is_none() {

@@ -27,7 +27,7 @@ pub enum Role {
     Promoting,
     /// Holding the lock, Postgres writable.
     Primary,
-    /// Stopping Postgres on an operator's word, to start it again.
+    /// Stopping Postgres on an operator's word or for want of a guard, to start it again.
     Restarting,
     /// Holding the lock, Postgres crashed: restarting it in place.
     Recovering,
@@ -74,7 +74,7 @@ impl Role {
             Self::Candidate => "the leader is gone: finding out who is ahead, and asking for the lock",
             Self::Promoting => "holding the lock, making Postgres writable",
             Self::Primary => "holding the lock, Postgres writable",
-            Self::Restarting => "stopping Postgres on an operator's word, to start it again",
+            Self::Restarting => "stopping Postgres on an operator's word or for want of a guard, to start it again",
             Self::Recovering => "holding the lock, Postgres crashed: restarting it in place",
             Self::Demoting => "making Postgres unwritable: handing over, or the lock is lost",
             Self::Rejoining => "stopped, with data that may have left the leader's path: making it follow again",
@@ -114,7 +114,7 @@ pub const TRANSITIONS: TransitionTable<Role> = TransitionTable {
         Edge::new(Role::Primary, Role::Recovering, "server exited"),
         Edge::new(Role::Primary, Role::Demoting, "lock lost, lease running out or switchover"),
         Edge::new(Role::Replica, Role::Restarting, "an operator asked for a restart"),
-        Edge::new(Role::Primary, Role::Restarting, "an operator asked for a restart"),
+        Edge::new(Role::Primary, Role::Restarting, "an operator asked for a restart, or the guard stands still"),
         Edge::new(Role::Restarting, Role::Starting, "server of a replica stopped"),
         Edge::new(Role::Restarting, Role::Recovering, "server of the primary stopped"),
         Edge::new(Role::Restarting, Role::Demoting, "lock lost, lease running out or server writable without the lock"),

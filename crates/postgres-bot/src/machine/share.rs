@@ -160,6 +160,8 @@ pub(super) fn report(s: &State, now: Time) -> Report {
         .chain(silent)
         .chain(s.disk_trouble())
         .chain(s.watchdog_trouble())
+        .chain(s.guard_trouble())
+        .chain(s.slots_trouble(now))
         .chain(s.dynamic.complaints.clone())
     {
         report = report.trouble(trouble);
@@ -224,6 +226,9 @@ fn story(s: &State, now: Time) -> (String, String) {
         }
         Phase::Recovering { .. } if s.is_kept(true) => {
             (String::from("holding the lock, taking Postgres over as it runs"), job)
+        }
+        Phase::Restarting { .. } if s.is_restarted_for_guard() => {
+            (String::from("restarting Postgres under a new guard"), job)
         }
         Phase::Restarting { .. } => (String::from("restarting Postgres, as an operator asked"), job),
         Phase::Recovering { .. } => (String::from("holding the lock, restarting Postgres in place"), job),

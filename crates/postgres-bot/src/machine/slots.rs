@@ -39,6 +39,9 @@ const AGAIN_MAX: Span = Span::from_secs(60);
 /// So many changes at a time: a cluster has a handful of members.
 const CHANGES_MAX: usize = 32;
 
+/// So long it is told which logical slots were made anew: whoever copies tables anew has seen it by then.
+const ANEW_TOLD_FOR: Span = Span::from_secs(24 * 60 * 60);
+
 /// Postgres' limit for a name.
 const NAME_LEN_MAX: usize = 63;
 
@@ -77,6 +80,8 @@ pub(super) struct Slots {
     asked: (Vec<SlotChange>, u32),
     /// Nothing is asked for before.
     not_before: Time,
+    /// The permanent logical slots that another leader had, and that were made anew here; and when.
+    anew: BTreeMap<String, Time>,
 }
 
 impl Default for SlotRules {
@@ -222,6 +227,18 @@ impl State {
         named.then(|| (String::from("primary_slot_name"), slot_of(&self.settings.name)))
     }
 
+    /// Which consumers have missed something, as far as this member has made their slots anew since it leads.
+    pub(super) fn slots_trouble(&self, now: Time) -> Option<String> {
+        let told = self.slots.anew.iter().filter(|(_, at)| now.since(**at) < ANEW_TOLD_FOR);
+        let names: Vec<&str> = told.map(|(name, _)| name.as_str()).collect();
+        (!names.is_empty()).then(|| {
+            format!(
+                "the logical slots [{}] were made anew here: their consumers have missed what was written in between, and copy their tables again",
+                names.join(", ")
+            )
+        })
+    }
+
     /// The slots that there shall be. On a replica, only what can follow the leader's.
     fn wanted_slots(&self, leads: bool) -> BTreeMap<String, SlotKind> {
         let mut wanted = BTreeMap::new();
@@ -275,7 +292,20 @@ impl Turn {
         self.s.slots.not_before = self.now + pause;
         self.s.timers.arm(Timer::Slots, self.s.slots.not_before);
         self.s.slots.asked = (changes.clone(), times);
+        self.note_made_anew(&changes);
         self.out.push(Action::ChangeSlots { changes });
+    }
+
+    /// A logical slot that is to be made though the cluster had it before: by the last leader, or here until it was lost.
+    fn note_made_anew(&mut self, changes: &[SlotChange]) {
+        let known = self.s.status().slots;
+        for change in changes {
+            if let SlotChange::Create { name, kind: SlotKind::Logical { .. } } = change
+                && known.contains_key(name)
+            {
+                self.s.slots.anew.insert(name.clone(), self.now);
+            }
+        }
     }
 
     /// What is wanted and not there, or not as it shall be.
@@ -319,6 +349,9 @@ impl Turn {
     ) -> Vec<SlotChange> {
         if self.s.slots.led != leads {
             self.s.slots.led = leads;
+            if !leads {
+                self.s.slots.anew.clear();
+            }
             self.s.slots.unwanted.clear();
         }
         let rules = &self.s.dynamic.slots;

@@ -13,11 +13,12 @@ use super::{
     dynamic::Dynamic,
     event::{Job, JobId, ProbeId},
     failsafe::Failsafe,
+    guard::GuardWatch,
     hung::Health,
     operator::Operator,
     pause::Pause,
     phase::{Bootstrap, DemoteWhy, Phase, Recovery},
-    postgres::{DataDir, Postgres, Running as Runs, Server, Upstream},
+    postgres::{DataDir, Disk, Postgres, Running as Runs, Server, Upstream},
     promise::Word,
     release::Release,
     role::Role,
@@ -48,6 +49,8 @@ pub(super) enum Timer {
     Stalled,
     /// A server that still does not answer is given up.
     Hung,
+    /// A guard that still does not answer is replaced.
+    Guard,
     /// An operator has scheduled a restart for then.
     ScheduledRestart,
     /// A restart on an operator's word has taken long enough.
@@ -111,6 +114,8 @@ pub struct State {
     pub(super) health: Health,
     /// What is known of the watchdog device.
     pub(super) device: Device,
+    /// What is known of the guard.
+    pub(super) guard: GuardWatch,
     /// A leaderless scope was first seen at this time.
     pub(super) leaderless_since: Option<Time>,
     /// Where the guard of a server that was told to take writes has its fence, as far as we have asked.
@@ -177,6 +182,7 @@ impl State {
             trouble: None,
             health: Health::default(),
             device: Device::default(),
+            guard: GuardWatch::default(),
             leaderless_since: None,
             fence_set: None,
             inspecting: false,
@@ -296,12 +302,24 @@ impl State {
         self.trouble.as_deref()
     }
 
-    /// Whether clients may write here at `now`: the role, the server and the lease all say so.
+    /// Whether clients can write here at `now`: the role, the server, the lease and the disk all say so.
     #[must_use]
     pub fn accepts_writes(&self, now: Time) -> bool {
+        self.serves_as_primary(now) && self.health.disk == Disk::Good
+    }
+
+    /// Whether clients read what was committed last here at `now`, and can write if the disk can: the role, the server and the lease say so.
+    #[must_use]
+    pub fn serves_as_primary(&self, now: Time) -> bool {
         (matches!(self.phase, Phase::Primary(_)) || self.is_about_to_hand_over())
             && self.server().is_some_and(|s| !s.in_recovery)
             && self.leads(now)
+    }
+
+    /// Whether reads are sent here that any replica may serve.
+    #[must_use]
+    pub fn serves_as_replica(&self) -> bool {
+        self.server().is_some_and(|server| server.in_recovery) && !self.settings.tags.is_set("noloadbalance")
     }
 
     /// Whether this member leads at `now` for sure: its lease lives and holds the lock, or enough members vouch for it.

@@ -71,6 +71,7 @@ impl Turn {
                 Happened::Nothing
             }
             Event::TimerFired => Happened::Nothing,
+            Event::ShutdownRequested if self.leaves_server_in_pause() => return,
             Event::ShutdownRequested => {
                 self.shut_down();
                 Happened::Nothing
@@ -110,6 +111,10 @@ impl Turn {
             }
             Event::WatchdogUsed(used) => {
                 self.watchdog_used(used);
+                Happened::Nothing
+            }
+            Event::GuardObserved { answers } => {
+                self.guard_observed(answers);
                 Happened::Nothing
             }
             Event::PostgresExited { how } => {
@@ -234,6 +239,7 @@ impl Turn {
                 Timer::Sync,
                 Timer::Takeover,
                 Timer::Hung,
+                Timer::Guard,
             ];
             for timer in of_the_role {
                 self.s.timers.disarm(timer);
@@ -478,8 +484,9 @@ impl Turn {
         Happened::JobEnded { job, result }
     }
 
-    /// No server that was there before our start is there any more.
+    /// No server that was there before our start is there any more, and no guard.
     const fn nothing_runs(&mut self) {
+        self.s.guard.silent_since = None;
         if let Some(DataDir::Present { running, .. } | DataDir::Unfinished { running, .. }) = &mut self.s.data {
             *running = Runs::No;
         }

@@ -1,10 +1,10 @@
-//! The eye on the disk: a small write to the data directory now and then, on a thread of its own, so that a disk that stalls
-//! blocks nobody; and how much room is left. Reports what has changed.
+//! The eye on the disks: a small write to the data directory now and then, and to its `pg_wal` if that is on another disk, on a
+//! thread of its own, so that a disk that stalls blocks nobody; and how much room is left. Reports what has changed.
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -44,7 +44,7 @@ struct Progress {
     last: Option<Disk>,
 }
 
-/// Watches the disk of a data directory for as long as the process lives.
+/// Watches the disks of a data directory for as long as the process lives.
 ///
 /// # Errors
 /// If there is no thread for it.
@@ -54,7 +54,7 @@ pub(super) fn watch(data_dir: PathBuf, events: Events<Event>) -> io::Result<()> 
     thread::Builder::new().name(String::from("disk")).spawn(move || {
         loop {
             lock(&writer).begun = Some(Clock::now());
-            let found = try_disk(&data_dir);
+            let found = try_disks(&data_dir);
             *lock(&writer) = Progress { begun: None, last: Some(found) };
             thread::sleep(WRITE_EVERY);
         }
@@ -81,28 +81,43 @@ fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
     progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a write shows. A directory without a cluster in it is none of ours yet.
-fn try_disk(data_dir: &Path) -> Disk {
+/// What a write to each disk shows: the worst of it. A directory without a cluster in it is none of ours yet.
+fn try_disks(data_dir: &Path) -> Disk {
     if !data_dir.join("PG_VERSION").exists() {
         return Disk::Good;
     }
-    match (room(data_dir), write(data_dir)) {
-        (Ok(room), _) if room < ROOM_BYTES_MIN => Disk::Full { bytes_free: room },
-        (_, Ok(())) => Disk::Good,
-        // It is being renamed or made anew.
-        (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => Disk::Good,
-        (_, Err(error)) => Disk::Failing { why: error.to_string() },
+    let found = try_disk(data_dir, "the data directory");
+    let wal = data_dir.join("pg_wal");
+    if are_on_one_disk(data_dir, &wal) { found } else { found.max(try_disk(&wal, "pg_wal")) }
+}
+
+/// A directory that cannot be looked at is being renamed or made anew: there is nothing to try.
+fn are_on_one_disk(data_dir: &Path, wal: &Path) -> bool {
+    match (fs::metadata(data_dir), fs::metadata(wal)) {
+        (Ok(data_dir), Ok(wal)) => data_dir.dev() == wal.dev(),
+        (Ok(_) | Err(_), Err(_)) | (Err(_), Ok(_)) => true,
     }
 }
 
-fn room(data_dir: &Path) -> io::Result<u64> {
-    let found = rustix::fs::statvfs(data_dir)?;
+fn try_disk(dir: &Path, called: &str) -> Disk {
+    match (room(dir), write(dir)) {
+        (Ok(room), _) if room < ROOM_BYTES_MIN => Disk::Full { dir: called.to_owned(), bytes_free: room },
+        (_, Ok(())) => Disk::Good,
+        // It is being renamed or made anew.
+        (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => Disk::Good,
+        (_, Err(error)) => Disk::Failing { why: format!("{called}: {error}") },
+    }
+}
+
+fn room(dir: &Path) -> io::Result<u64> {
+    let found = rustix::fs::statvfs(dir)?;
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
-fn write(data_dir: &Path) -> io::Result<()> {
-    let path = data_dir.join(FILE);
-    let mut file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+/// Into a file that is empty at first: what has its place already says nothing of a quota that is used up.
+fn write(dir: &Path) -> io::Result<()> {
+    let path = dir.join(FILE);
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
     file.write_all(&PAGE)?;
     file.sync_data()
 }
@@ -111,16 +126,16 @@ fn write(data_dir: &Path) -> io::Result<()> {
 mod tests {
     use std::fs;
 
-    use super::try_disk;
+    use super::{are_on_one_disk, try_disks};
     use crate::machine::Disk;
 
     #[test]
     fn a_directory_without_a_cluster_is_left_alone_and_one_with_it_is_written_to() {
         let folder = tempfile::tempdir().expect("a folder");
-        assert_eq!(try_disk(folder.path()), Disk::Good);
+        assert_eq!(try_disks(folder.path()), Disk::Good);
         assert_eq!(fs::read_dir(folder.path()).expect("read it").count(), 0);
         fs::write(folder.path().join("PG_VERSION"), "15\n").expect("write");
-        assert_eq!(try_disk(folder.path()), Disk::Good);
+        assert_eq!(try_disks(folder.path()), Disk::Good);
         assert!(folder.path().join(super::FILE).exists());
     }
 
@@ -129,6 +144,23 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join("PG_VERSION"), "15\n").expect("write");
         fs::create_dir(folder.path().join(super::FILE)).expect("something in the way");
-        assert!(matches!(try_disk(folder.path()), Disk::Failing { .. }));
+        assert!(matches!(try_disks(folder.path()), Disk::Failing { .. }));
+    }
+
+    #[test]
+    fn a_pg_wal_on_another_disk_is_tried_too_and_the_worse_is_told() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let elsewhere = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+        let wal = folder.path().join("pg_wal");
+        fs::write(folder.path().join("PG_VERSION"), "15\n").expect("write");
+        std::os::unix::fs::symlink(elsewhere.path(), &wal).expect("a link");
+        if are_on_one_disk(folder.path(), &wal) {
+            return println!("temporary files are in memory here: there is no other disk");
+        }
+        assert_eq!(try_disks(folder.path()), Disk::Good);
+        fs::remove_file(wal.join(super::FILE)).expect("it was written to");
+        fs::create_dir(wal.join(super::FILE)).expect("something in the way");
+        let Disk::Failing { why } = try_disks(folder.path()) else { panic!("nobody has tried it") };
+        assert!(why.starts_with("pg_wal: "), "{why}");
     }
 }

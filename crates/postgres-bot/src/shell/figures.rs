@@ -33,7 +33,7 @@ pub(super) struct Figures {
 
 impl Figures {
     /// Registers them.
-    pub(super) fn new(metrics: &Metrics) -> Self {
+    pub(super) fn new(metrics: &Metrics, guard_fences: Counter) -> Self {
         let figures = Self {
             promotions: Counter::default(),
             promotion_seconds: Histogram::new(OUTAGE_SECONDS),
@@ -64,6 +64,11 @@ impl Figures {
                 "bots_postgres_fences",
                 "Times that the server was stopped for want of the lock or its lease",
                 &figures.fences,
+            );
+            add(
+                "bots_postgres_guard_fences",
+                "Times that the server was stopped by its guard, as far as this bot has seen",
+                &guard_fences,
             );
             let mut add = |name: &str, help: &str, seconds: &Histogram| registry.register(name, help, seconds.clone());
             add(

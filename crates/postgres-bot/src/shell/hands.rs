@@ -20,7 +20,6 @@ use super::{
     node::Node,
     nudge,
     postmaster::{Life, Postmaster},
-    processes,
     report::Reporter,
     timelines,
     tool::Tools,
@@ -222,9 +221,11 @@ impl Hands {
         self.tools.quiet().await;
         drop(self.disk.lock().await);
         let staging = self.node.staging();
+        let marks = self.postmaster.marks();
         match self.postmaster.life() {
-            Life::Alive { .. } => processes::kill_all(&[&staging]).await,
-            Life::Down => processes::kill_all(&[&staging, &self.node.data_dir]).await,
+            // Not by its guard: the server lives on.
+            Life::Alive { .. } => marks.guarded_by(None).kill_all(&[&staging]).await,
+            Life::Down => marks.kill_all(&[&staging, &self.node.data_dir]).await,
         }
     }
 

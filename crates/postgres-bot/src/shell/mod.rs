@@ -9,6 +9,7 @@ mod figures;
 mod files;
 mod floor;
 pub mod guard;
+mod guard_news;
 pub mod hands;
 pub mod inspect;
 pub mod jobs;
@@ -46,7 +47,7 @@ use tokio::{sync::watch, task::AbortHandle};
 
 use self::{
     binaries::Binaries, callbacks::Callbacks, config::Config, figures::Figures, hands::Hands, members::Desk,
-    node::Node, observe::Poke, reload::Reload, report::Reporter, routes::Site,
+    node::Node, observe::Poke, postmaster::Life, processes::Marks, reload::Reload, report::Reporter, routes::Site,
 };
 use crate::machine::{Action, Event, JobId, PostgresBot, State, WatchdogMode};
 
@@ -116,13 +117,16 @@ impl Bot for Program {
         tokio::spawn(Arc::clone(&hands).keep_applied());
         disk::watch(hands.node.data_dir.clone(), context.events.clone())
             .map_err(|e| Exit::failure(format!("no thread to watch the disk: {e}")))?;
-        if state.settings().watchdog.mode != WatchdogMode::Off {
+        if state.settings().watchdog.mode == WatchdogMode::Off {
+            watchdog::tell_of_unused(&hands.node.watchdog);
+        } else {
             tokio::spawn(watchdog::look(hands.node.watchdog.clone(), context.events.clone()));
         }
         let (sender, receiver) = watch::channel(Arc::new(state.clone()));
         tokio::spawn(Arc::clone(&reload).on_hangup(context.events.clone()));
         let desk = Arc::new(Desk::default());
         let routes = Site::new(&context, receiver, Arc::clone(&hands), reload, Arc::clone(&desk)).router();
+        let guard_fences = hands.postmaster.guard_fences().clone();
         let shell = PostgresShell {
             hands,
             poke,
@@ -130,7 +134,7 @@ impl Bot for Program {
             dcs: context.dcs,
             jobs: BTreeMap::new(),
             state: sender,
-            figures: Figures::new(&context.metrics),
+            figures: Figures::new(&context.metrics, guard_fences),
             callbacks,
             desk,
             authorization,
@@ -190,7 +194,7 @@ fn lock(node: &Node) -> Result<File, Exit> {
 /// Says early and clearly what the server would say late and in its log.
 fn port_is_free(node: &Node) -> Result<(), Exit> {
     // A server that an earlier life of the bot left behind is not "something else": the machine stops it.
-    if !processes::of_server(&[&node.data_dir]).is_empty() {
+    if !Marks::of_program(&node.binaries.program("postgres")).find(&[&node.data_dir]).is_empty() {
         return Ok(());
     }
     let port = node.listen.port;
@@ -269,12 +273,10 @@ impl Shell for PostgresShell {
                 members::ask(id, &ask, members, authorization, deadline.to_std(), &self.events);
             }
             Action::AnswerMember { id, answer } => self.desk.answer(id, answer),
-            Action::Exit { code, message } if self.hands.postmaster.adopted().is_some() => {
-                self.callbacks.finish();
-                tracing::warn!("Postgres was not taken over: it runs on in the care of its guard");
-                return ControlFlow::Break(Exit::new(code, message));
-            }
             Action::Exit { code, message } => {
+                if self.hands.postmaster.life() != Life::Down {
+                    tracing::warn!("Postgres runs on in the care of its guard");
+                }
                 self.callbacks.finish();
                 return ControlFlow::Break(Exit::new(code, message));
             }

@@ -13,7 +13,11 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use bots_core::{machine::Time, shell::process::exit_of};
+use bots_core::{
+    machine::{Span, Time},
+    shell::{clock::Clock, process::exit_of},
+};
+use prometheus_client::metrics::counter::Counter;
 use rustix::{
     fs::{FlockOperation, flock},
     process::{Pid, Signal, kill_process},
@@ -22,14 +26,18 @@ use tokio::{process::Child, sync::watch};
 
 use super::{
     guard::{self, Ended, Fence, Link, Watch},
+    guard_news::tell_of_link,
     node::Node,
-    processes::{self, PidFile},
+    processes::{self, Marks, PidFile},
     report::Reporter,
 };
 use crate::machine::{StopMode, WatchdogOrder};
 
 /// How often a server that is not our child is looked at while it stops.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Every so often it is complained about who has a dead server's shared memory.
+const COMPLAIN_EVERY: Span = Span::from_secs(5);
 
 /// The guard opens a device within a millisecond.
 const WATCH_PATIENCE: Duration = Duration::from_secs(2);
@@ -66,6 +74,8 @@ pub struct Postmaster {
     device: PathBuf,
     life: watch::Sender<Life>,
     run: Mutex<Run>,
+    /// How often a guard has stopped it.
+    guard_fences: Counter,
 }
 
 /// The present run of the server.
@@ -78,6 +88,8 @@ struct Run {
     guard: Option<Pid>,
     link: Option<Arc<Link>>,
     adopted: bool,
+    /// By what the server's processes are known.
+    marks: Marks,
 }
 
 /// What tells that a guard has ended.
@@ -115,8 +127,21 @@ impl Postmaster {
             log_file: node.log_file.clone(),
             device: node.watchdog.clone(),
             life: watch::Sender::new(Life::Down),
-            run: Mutex::new(Run { wanted: Fence::Open, watchdog: None, guard: None, link: None, adopted: false }),
+            run: Mutex::new(Run {
+                wanted: Fence::Open,
+                watchdog: None,
+                guard: None,
+                link: None,
+                adopted: false,
+                marks: Marks::of_program(&node.binaries.program("postgres")),
+            }),
+            guard_fences: Counter::default(),
         }
+    }
+
+    /// How often a guard has stopped it, as far as was seen.
+    pub const fn guard_fences(&self) -> &Counter {
+        &self.guard_fences
     }
 
     /// Whether it lives.
@@ -229,7 +254,7 @@ impl Postmaster {
             bail!("Postgres already runs");
         }
         self.end_old_guard().await.context("end an old guard")?;
-        processes::clear_dead_locks(&self.data_dir, &self.socket_dir)
+        processes::clear_dead_locks(&self.marks(), &self.data_dir, &self.socket_dir)
             .context("clear the lock files of a dead server")?;
         let _none_is_there = fs::remove_file(&self.guard_socket);
         let listener = UnixListener::bind(&self.guard_socket)
@@ -336,7 +361,7 @@ impl Postmaster {
             StopMode::Immediate { kill_after } => {
                 if tokio::time::timeout(kill_after.to_std(), self.all_gone()).await.is_err() {
                     self.signal(Signal::KILL);
-                    processes::kill_all(&[&self.data_dir]).await;
+                    self.marks().kill_all(&[&self.data_dir]).await;
                     self.all_gone().await;
                 }
             }
@@ -350,7 +375,7 @@ impl Postmaster {
     }
 
     fn signal_left_behind(&self, signal: Signal) {
-        let left = processes::of_server(&[&self.data_dir]);
+        let left = self.processes();
         let postmaster = PidFile::read(&self.data_dir).map(|file| file.pid).filter(|pid| left.contains(pid));
         // Without a postmaster nothing stops backends in good order.
         let (targets, signal) = match postmaster {
@@ -364,7 +389,7 @@ impl Postmaster {
 
     async fn all_gone(&self) {
         self.gone().await;
-        while !processes::of_server(&[&self.data_dir]).is_empty() {
+        while !self.processes().is_empty() {
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
@@ -403,8 +428,9 @@ impl Postmaster {
                     },
                 }
             }
-            // The guard buries its server, and says how it ended.
-            let said = tokio::time::timeout(BURIAL_PATIENCE, link.last_word()).await;
+            // The guard buries its server, and says how it ended; unless it stands still.
+            let patience = if link.answers() { BURIAL_PATIENCE } else { Duration::ZERO };
+            let said = tokio::time::timeout(patience, link.last_word()).await;
             how = said.ok().flatten().map(|ended| self.describe(&ended)).or(how);
         }
         self.bury(segment).await;
@@ -420,14 +446,14 @@ impl Postmaster {
     /// The line to the guard; a new one is opened to a guard that was just started.
     async fn linked(&self, guard: &mut Watched, reporter: &Arc<Reporter>) -> anyhow::Result<Arc<Link>> {
         if let Some(link) = self.run().link.clone() {
-            tell_of_watchdog(Arc::clone(&link), Arc::clone(reporter));
+            tell_of_link(&link, reporter);
             return Ok(link);
         }
         let link = tokio::select! {
             link = Link::open(&self.guard_socket) => Arc::new(link?),
             status = guard.ended() => bail!("the guard ended: {status}"),
         };
-        tell_of_watchdog(Arc::clone(&link), Arc::clone(reporter));
+        tell_of_link(&link, reporter);
         let mut run = self.run();
         if link.fence().is_some_and(|fence| fence != Fence::Open) {
             self.tell_fence(&link, &run);
@@ -450,7 +476,7 @@ impl Postmaster {
         let link = Link::open(&self.guard_socket).await.ok().filter(|link| link.guard == lost.guard)?;
         tracing::warn!("the line to the guard was lost, and is there again");
         let link = Arc::new(link);
-        tell_of_watchdog(Arc::clone(&link), Arc::clone(reporter));
+        tell_of_link(&link, reporter);
         let mut run = self.run();
         if link.fence().is_some_and(|fence| fence != Fence::Open) && run.wanted != Fence::Open {
             self.tell_fence(&link, &run);
@@ -461,16 +487,38 @@ impl Postmaster {
 
     /// The segment of this postmaster: what stands in the file may be an earlier one's, and another server's by now.
     fn shared_memory(&self, postmaster: Pid) -> Option<i64> {
-        PidFile::read(&self.data_dir).filter(|file| file.pid == postmaster).and_then(|file| file.shared_memory)
+        let segment = PidFile::read(&self.data_dir).filter(|file| file.pid == postmaster)?.shared_memory?;
+        // What has come so far is Postgres itself, and no script any more that leads to it.
+        self.run().marks.learn(postmaster);
+        Some(segment)
+    }
+
+    /// The processes of the server that live.
+    pub fn processes(&self) -> Vec<Pid> {
+        self.marks().find(&[&self.data_dir])
+    }
+
+    /// By what the server's processes are known now.
+    pub fn marks(&self) -> Marks {
+        let run = self.run();
+        run.marks.clone().guarded_by(run.guard.filter(|pid| guard::is_guard(*pid)))
     }
 
     /// Makes sure that nothing of the server is left.
     async fn bury(&self, segment: Option<i64>) {
-        let dirs = [self.data_dir.as_path()];
-        processes::kill_all(&dirs).await;
-        while segment.is_some_and(|id| processes::attached(id) > 0) {
-            tracing::warn!(segment, "somebody is still attached to the shared memory of the server that ended");
-            processes::kill_all(&dirs).await;
+        let mut complains_at = Clock::now();
+        loop {
+            self.marks().kill_all(&[&self.data_dir]).await;
+            if segment.is_none_or(|id| processes::attached(id) == 0) {
+                return;
+            }
+            if Clock::now() >= complains_at {
+                complains_at += COMPLAIN_EVERY;
+                tracing::error!(
+                    segment,
+                    "a process that is not known as Postgres has the shared memory of the server that ended: find it with `ipcs -mp`, and end it"
+                );
+            }
             tokio::time::sleep(LOOK_EVERY * 10).await;
         }
     }
@@ -478,7 +526,10 @@ impl Postmaster {
     fn describe(&self, ended: &Ended) -> String {
         match ended {
             Ended::Cleanly => String::from("shut down"),
-            Ended::Fenced => String::from("stopped by its guard: the lease was not renewed in time"),
+            Ended::Fenced => {
+                self.guard_fences.inc();
+                String::from("stopped by its guard: the lease was not renewed in time")
+            }
             Ended::Died(how) => self.with_last_words(how.clone()),
         }
     }
@@ -491,27 +542,13 @@ impl Postmaster {
 
     fn new_run(&self, guard: Option<Pid>, link: Option<Arc<Link>>, adopted: bool) {
         let mut run = self.run();
-        *run = Run { wanted: run.wanted, watchdog: run.watchdog, guard, link, adopted };
+        let marks = std::mem::take(&mut run.marks);
+        *run = Run { wanted: run.wanted, watchdog: run.watchdog, guard, link, adopted, marks };
     }
 
     fn run(&self) -> MutexGuard<'_, Run> {
         self.run.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Tells the machine how the watchdog device stands, and people, whenever it has changed, for as long as the line lasts.
-fn tell_of_watchdog(link: Arc<Link>, reporter: Arc<Reporter>) {
-    tokio::spawn(async move {
-        let mut told = None;
-        while let Some(used) = link.watch_changed(told.as_ref()).await {
-            match &used {
-                Ok(timeout_s) => tracing::info!(timeout_s, "the watchdog device would reset this machine"),
-                Err(why) => tracing::warn!(why, "no watchdog device would reset this machine"),
-            }
-            reporter.watchdog_used(used.clone()).await;
-            told = Some(used);
-        }
-    });
 }
 
 /// Makes the child get `signal` when the thread that starts it ends: no tool that the bot started acts without it.

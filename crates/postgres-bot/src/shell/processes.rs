@@ -1,15 +1,20 @@
 //! Which processes are a Postgres server's, found in `/proc`. Looks and kills; does not start anything.
 //!
 //! Every process of a server stands in its data directory, whoever its parent is: that finds backends whose postmaster
-//! is dead, and servers that an earlier life of the bot left behind.
+//! is dead, and servers that an earlier life of the bot left behind. An operator's shell may stand there, too: what the
+//! process runs, or the shared memory that it has, tells them apart. What a server has started itself, and what stands
+//! elsewhere, is found as a descendant of the server's guard.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use anyhow::{Context, bail};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 
 /// How often the list of processes is looked at while they die. Short beside any deadline, long beside a look.
 const LOOK_EVERY_MS: u64 = 5;
@@ -17,41 +22,195 @@ const LOOK_EVERY_MS: u64 = 5;
 /// Every so often a process that does not die is complained about.
 const COMPLAIN_EVERY_MS: u64 = 5_000;
 
-/// The live processes whose program is `postgres` and whose working directory is one of `dirs`.
+/// No process has so many ancestors; a list that was read while numbers were given out again may have a ring.
+const ANCESTORS_MAX: usize = 1_000;
+
+/// A file by device and inode, whatever it is called.
+type FileId = (u64, u64);
+
+/// The live processes of the servers on `dirs`, as far as they are known without [`Marks`].
 pub fn of_server(dirs: &[&Path]) -> Vec<Pid> {
-    let wanted: Vec<(u64, u64)> = dirs.iter().filter_map(|dir| identity(dir)).collect();
-    if wanted.is_empty() {
-        return Vec::new();
-    }
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| {
-            let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
-            let stands_in = identity(&entry.path().join("cwd"))?;
-            (wanted.contains(&stands_in) && runs_postgres(pid)).then_some(pid)
-        })
-        .collect()
+    Marks::default().find(dirs)
 }
 
-/// Kills every process of the server and waits until the last is gone, however long the kernel takes.
-pub async fn kill_all(dirs: &[&Path]) {
-    let mut waited_ms = 0;
-    loop {
-        let left = of_server(dirs);
-        if left.is_empty() {
-            return;
-        }
-        for pid in &left {
-            let _already_gone = kill_process(*pid, Signal::KILL);
-        }
-        reap_orphans();
-        tokio::time::sleep(std::time::Duration::from_millis(LOOK_EVERY_MS)).await;
-        waited_ms += LOOK_EVERY_MS;
-        if waited_ms % COMPLAIN_EVERY_MS == 0 {
-            tracing::error!(?left, waited_ms, "killed processes of Postgres do not die: is their disk stuck?");
+/// By what else the processes of a server are known: a program of another name, a guard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Marks {
+    programs: Vec<FileId>,
+    guard: Option<Pid>,
+}
+
+impl Marks {
+    /// Known by the program that the server is started with, whatever a link leads to.
+    pub fn of_program(program: &Path) -> Self {
+        Self { programs: identity(program).into_iter().collect(), guard: None }
+    }
+
+    /// Also by what this process runs, which is known to be the server's.
+    pub fn learn(&mut self, pid: Pid) {
+        if let Some(program) = program_of(pid)
+            && !self.programs.contains(&program)
+        {
+            self.programs.push(program);
         }
     }
+
+    /// Also by being a descendant of this process.
+    #[must_use]
+    pub fn guarded_by(mut self, guard: Option<Pid>) -> Self {
+        self.guard = guard;
+        self
+    }
+
+    /// The live processes of the servers on `dirs`.
+    pub fn find(&self, dirs: &[&Path]) -> Vec<Pid> {
+        self.look(dirs).into_iter().map(|process| process.pid).collect()
+    }
+
+    /// Tells every process of the servers on `dirs` to die; says which there were.
+    pub fn kill(&self, dirs: &[&Path]) -> Vec<Pid> {
+        let left = self.look(dirs);
+        left.iter().for_each(Process::kill);
+        left.into_iter().map(|process| process.pid).collect()
+    }
+
+    /// Kills every process of the servers and waits until the last is gone, however long the kernel takes.
+    pub async fn kill_all(&self, dirs: &[&Path]) {
+        let mut waited_ms = 0;
+        loop {
+            let left = self.kill(dirs);
+            if left.is_empty() {
+                return;
+            }
+            reap_orphans();
+            tokio::time::sleep(Duration::from_millis(LOOK_EVERY_MS)).await;
+            waited_ms += LOOK_EVERY_MS;
+            if waited_ms % COMPLAIN_EVERY_MS == 0 {
+                tracing::error!(?left, waited_ms, "killed processes of Postgres do not die: is their disk stuck?");
+            }
+        }
+    }
+
+    fn look(&self, dirs: &[&Path]) -> Vec<Process> {
+        let mut found = self.guard.map(descendants).unwrap_or_default();
+        let homes: Vec<Home> = dirs.iter().filter_map(|dir| Home::of(dir)).collect();
+        if homes.is_empty() {
+            return found;
+        }
+        let stands_there = |pid: Pid| {
+            let stands_in = identity(&proc(pid, "cwd"))?;
+            let home = homes.iter().find(|home| home.dir == stands_in)?;
+            (self.runs_postgres(pid) || home.shares_memory(pid)).then_some(pid)
+        };
+        for pid in all_pids().filter_map(stands_there) {
+            if let Some(stat) = stat(pid)
+                && found.iter().all(|process| process.pid != pid)
+            {
+                found.push(Process { pid, started: stat.started });
+            }
+        }
+        found
+    }
+
+    fn runs_postgres(&self, pid: Pid) -> bool {
+        is_called_postgres(pid) || program_of(pid).is_some_and(|program| self.programs.contains(&program))
+    }
+}
+
+/// Makes sure that a postmaster, which was started in its data directory, is one that would be found there after the death of its
+/// guard.
+///
+/// # Errors
+/// If it is not: what cannot be found cannot be stopped.
+pub fn check_is_found(postmaster: Pid, data_dir: &Path) -> anyhow::Result<()> {
+    let number = postmaster.as_raw_pid();
+    let advice = "let the bot's user read its program, and mount `/proc` without `hidepid`";
+    let shown = |what: &str| {
+        let read = fs::metadata(proc(postmaster, what));
+        read.with_context(|| format!("`{what}` of the new server's process {number} cannot be read: {advice}"))
+    };
+    shown("exe")?;
+    let stands_in = shown("cwd")?;
+    if identity(data_dir) != Some((stands_in.dev(), stands_in.ino())) {
+        bail!("the new server's process {number} does not stand in {}: {advice}", data_dir.display());
+    }
+    if !descendants(rustix::process::getpid()).iter().any(|process| process.pid == postmaster) {
+        bail!("the new server's process {number} is not in `/proc`: {advice}");
+    }
+    Ok(())
+}
+
+/// A process that lives: its number, and when it began, for numbers are given out again.
+#[derive(Debug, Clone, Copy)]
+struct Process {
+    pid: Pid,
+    started: u64,
+}
+
+impl Process {
+    /// The number is somebody else's if the process has ended since it was found: it is held, and looked at again.
+    fn kill(&self) {
+        let Ok(held) = pidfd_open(self.pid, PidfdFlags::empty()) else { return };
+        if stat(self.pid).is_some_and(|stat| stat.started == self.started) {
+            let _already_gone = pidfd_send_signal(held, Signal::KILL);
+        }
+    }
+}
+
+/// The data directory of a server.
+struct Home {
+    dir: FileId,
+    /// The shared memory of the server that runs there or ran last.
+    segment: Option<i64>,
+}
+
+impl Home {
+    fn of(dir: &Path) -> Option<Self> {
+        let segment = PidFile::read(dir).and_then(|file| file.shared_memory);
+        Some(Self { dir: identity(dir)?, segment })
+    }
+
+    /// Whether a process has the server's shared memory mapped, as each that can take or acknowledge a write has.
+    fn shares_memory(&self, pid: Pid) -> bool {
+        let Some(segment) = self.segment else { return false };
+        let maps = fs::read_to_string(proc(pid, "maps")).unwrap_or_default();
+        // address perms offset dev inode path; the segment's number stands for the inode.
+        let mut fields = maps.lines().map(|line| line.split_ascii_whitespace().skip(4));
+        fields.any(|mut fields| {
+            let number = fields.next().and_then(|inode| inode.parse::<i64>().ok());
+            number == Some(segment) && fields.next().is_some_and(|path| path.starts_with("/SYSV"))
+        })
+    }
+}
+
+/// The live processes that `ancestor` has started, or that those have.
+fn descendants(ancestor: Pid) -> Vec<Process> {
+    let all: BTreeMap<i32, Stat> = all_pids().filter_map(|pid| Some((pid.as_raw_pid(), stat(pid)?))).collect();
+    let descends = |stat: &Stat| {
+        let mut child = stat;
+        for _ in 0..ANCESTORS_MAX {
+            if child.parent == ancestor.as_raw_pid() {
+                return true;
+            }
+            // A parent that is younger than its child is another process, with the number of one that has ended.
+            match all.get(&child.parent) {
+                Some(parent) if parent.started <= child.started => child = parent,
+                Some(_) | None => return false,
+            }
+        }
+        false
+    };
+    let living = all.iter().filter(|(_, stat)| stat.state != 'Z' && descends(stat));
+    living.filter_map(|(pid, stat)| Some(Process { pid: Pid::from_raw(*pid)?, started: stat.started })).collect()
+}
+
+fn all_pids() -> impl Iterator<Item = Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+}
+
+fn proc(pid: Pid, file: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/{file}", pid.as_raw_nonzero()))
 }
 
 /// Removes the lock files of a server that is dead though its number is somebody's: the number of a zombie that nobody
@@ -60,8 +219,8 @@ pub async fn kill_all(dirs: &[&Path]) {
 ///
 /// # Errors
 /// If such a file cannot be removed.
-pub fn clear_dead_locks(data_dir: &Path, socket_dir: &Path) -> io::Result<()> {
-    if !of_server(&[data_dir]).is_empty() {
+pub fn clear_dead_locks(marks: &Marks, data_dir: &Path, socket_dir: &Path) -> io::Result<()> {
+    if !marks.find(&[data_dir]).is_empty() {
         return Ok(());
     }
     let is_socket_lock = |path: &PathBuf| {
@@ -151,16 +310,19 @@ struct Stat {
     state: char,
     parent: i32,
     session: i32,
+    /// In ticks since the machine started.
+    started: u64,
 }
 
 fn stat(pid: Pid) -> Option<Stat> {
-    let text = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    let text = fs::read_to_string(proc(pid, "stat")).ok()?;
     // The name in parentheses may itself hold anything; what follows the last parenthesis is regular.
     let mut rest = text.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = rest.next()?.chars().next()?;
     let parent = rest.next()?.parse().ok()?;
     let session = rest.nth(1)?.parse().ok()?;
-    Some(Stat { state, parent, session })
+    let started = rest.nth(15)?.parse().ok()?;
+    Some(Stat { state, parent, session, started })
 }
 
 /// Read from `/proc` and not asked of `getsid`: in a container whose session began outside it the number is 0, there
@@ -169,15 +331,19 @@ fn own_session() -> i32 {
     stat(rustix::process::getpid()).map_or(0, |own| own.session)
 }
 
-fn runs_postgres(pid: Pid) -> bool {
-    let Ok(exe) = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero())) else { return false };
+fn is_called_postgres(pid: Pid) -> bool {
+    let Ok(exe) = fs::read_link(proc(pid, "exe")) else { return false };
     // A program that was replaced under a running server reads `postgres (deleted)`.
     exe.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.trim_end_matches(" (deleted)") == "postgres")
 }
 
-fn identity(dir: &Path) -> Option<(u64, u64)> {
-    let found: io::Result<fs::Metadata> = fs::metadata(dir);
-    found.ok().map(|m| (m.dev(), m.ino()))
+/// What a process runs, also if the file was replaced or has gone.
+fn program_of(pid: Pid) -> Option<FileId> {
+    identity(&proc(pid, "exe"))
+}
+
+fn identity(path: &Path) -> Option<FileId> {
+    fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 #[cfg(test)]

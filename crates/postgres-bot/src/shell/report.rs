@@ -62,6 +62,11 @@ impl Reporter {
         self.events.send(Event::WatchdogUsed(used)).await;
     }
 
+    /// The guard answers, or does not.
+    pub async fn guard_observed(&self, answers: bool) {
+        self.events.send(Event::GuardObserved { answers }).await;
+    }
+
     /// No process of the server is left.
     pub async fn exited(&self, how: String) {
         self.supersede(Postgres::Down);

@@ -78,6 +78,17 @@ impl Watchdog {
     }
 }
 
+/// Says once that this machine has a device, and that nobody uses it: unlike Patroni, the bot does not do so unasked.
+pub(super) fn tell_of_unused(device: &Path) {
+    if device.exists() {
+        tracing::warn!(
+            device = %device.display(),
+            "this machine has a watchdog device, and watchdog.mode is off: a machine that stands still as a whole is not reset; \
+             set it to automatic, or to required"
+        );
+    }
+}
+
 /// Looks for as long as the process lives, and tells what has changed.
 pub(super) async fn look(device: PathBuf, events: Events<Event>) {
     let mut told = None;

@@ -6,7 +6,10 @@ use std::{
     collections::BTreeMap,
     fs,
     future::Future,
-    os::unix::{fs::chown, process::CommandExt},
+    os::unix::{
+        fs::{chown, symlink},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -22,11 +25,12 @@ use bots_core::{
     },
 };
 use postgres_bot::{
-    machine::{Event, Job, JobResult, Rules, Upstream},
+    machine::{DataDir, Event, Job, JobResult, Rules, Server, StopMode, Upstream},
     shell::{
         binaries::Binaries,
         config::Config,
         hands::Hands,
+        inspect::inspect,
         jobs,
         observe::{self, Poke},
         processes,
@@ -111,27 +115,54 @@ pub fn document(dir: &Path, name: &str, port: u16) -> Value {
     })
 }
 
+/// Stopped by force, with hardly any time to do it in good order.
+pub const AT_ONCE: StopMode = StopMode::Immediate { kill_after: Span::from_millis(500) };
+
+/// The server that a job has started.
+pub fn started(result: JobResult) -> Server {
+    match result {
+        JobResult::Started(server) => server,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// A member without a machine: the test is its machine.
 pub struct Member {
     pub hands: Arc<Hands>,
     pub queue: Queue<Event>,
     pub port: u16,
+    /// Where its server's programs are, if not in the usual place.
+    bin_dir: Option<PathBuf>,
 }
 
 impl Member {
     pub fn new(dir: &Path, name: &str) -> Self {
-        Self::at(dir, name, free_port().expect("a port"))
+        Self::at(dir, name, free_port().expect("a port"), None)
+    }
+
+    /// A member whose server's program is found by the name `postgres`, and has another.
+    pub fn with_renamed_program(dir: &Path, name: &str) -> Self {
+        let bin_dir = dir.join("programs");
+        fs::create_dir_all(&bin_dir).expect("a folder");
+        let usual = Binaries::find(None, dir).expect("programs");
+        for program in ["initdb", "pg_basebackup", "pg_controldata", "pg_rewind"] {
+            symlink(usual.program(program), bin_dir.join(program)).expect("a link");
+        }
+        fs::copy(usual.program("postgres"), bin_dir.join("edb-postgres")).expect("a copy");
+        symlink("edb-postgres", bin_dir.join("postgres")).expect("a link");
+        Self::at(dir, name, free_port().expect("a port"), Some(bin_dir))
     }
 
     /// Another life of the same member, which knows nothing of this one.
     pub fn again(&self, dir: &Path) -> Self {
-        Self::at(dir, &self.hands.node.name, self.port)
+        Self::at(dir, &self.hands.node.name, self.port, self.bin_dir.clone())
     }
 
-    fn at(dir: &Path, name: &str, port: u16) -> Self {
+    fn at(dir: &Path, name: &str, port: u16, bin_dir: Option<PathBuf>) -> Self {
         let config: Config = serde_json::from_value(document(dir, name, port)).expect("a configuration");
         config.check().expect("a good configuration");
-        let node = config.node(Binaries::find(None, &config.data_dir().expect("a path")).expect("programs"));
+        let node =
+            config.node(Binaries::find(bin_dir.as_deref(), &config.data_dir().expect("a path")).expect("programs"));
         let mut node = node.expect("a node");
         node.guard = bot_program();
         let (events, queue) = queue();
@@ -142,7 +173,7 @@ impl Member {
         hands.configure(soon, Rules::default());
         // No test takes as long, and none that fails leaves a server for ever.
         hands.postmaster.set_fence(Clock::now() + Span::from_secs(120), None);
-        Self { hands, queue, port }
+        Self { hands, queue, port, bin_dir }
     }
 
     /// The guard of its server.
@@ -211,6 +242,43 @@ impl Member {
         let (client, connection) = config.connect(NoTls).await.expect("connect");
         tokio::spawn(connection);
         client
+    }
+
+    /// A backend that is busy, and so does not notice that its postmaster is gone.
+    pub async fn busy_backend(&self) -> Pid {
+        self.backend_that_runs("SELECT count(*) FROM generate_series(1, 10000000000)").await
+    }
+
+    /// A backend that has begun with `query`, which takes longer than any test.
+    pub async fn backend_that_runs(&self, query: &str) -> Pid {
+        let client = self.client().await;
+        let row = client.query_one("SELECT pg_backend_pid()", &[]).await.expect("its number");
+        let pid: i32 = row.get(0);
+        let query = query.to_owned();
+        tokio::spawn(async move { client.batch_execute(&query).await });
+        let works =
+            format!("SELECT query !~ 'pg_backend_pid' AND state = 'active' FROM pg_stat_activity WHERE pid = {pid}");
+        self.comes_to(&works, "true").await;
+        Pid::from_raw(pid).expect("a number")
+    }
+
+    /// How its server ended, once no process of it is left.
+    pub async fn hears_its_end(&mut self) -> String {
+        self.hears("its end", |event| if let Event::PostgresExited { how } = event { Some(how) } else { None }).await
+    }
+
+    /// Whether its guard answers, once that changes.
+    pub async fn hears_of_its_guard(&mut self) -> bool {
+        let answers = |event| if let Event::GuardObserved { answers } = event { Some(answers) } else { None };
+        self.hears("whether its guard answers", answers).await
+    }
+
+    /// What the data directory looks like.
+    pub async fn looks(&self) -> DataDir {
+        match inspect(&self.hands).await {
+            Event::DataInspected(found) => found,
+            other => panic!("{other:?}"),
+        }
     }
 
     /// The one value that a query yields, as text.

@@ -323,7 +323,11 @@ impl World {
             Action::AskMembers { id, .. } => self.asking = Some(id),
             Action::AnswerMember { .. } => {}
             Action::Configure { parameters, rules: _ } => self.configured = parameters,
-            Action::Exit { .. } => self.exited = true,
+            Action::Exit { .. } => {
+                self.exited = true;
+                // In its guard's care, if it was not stopped.
+                self.kept = self.running.then_some(self.writable);
+            }
             Action::InspectData => self.inspecting = true,
             Action::ProbeName { .. } => self.naming = true,
             Action::SetFence { at, watchdog } => {

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
@@ -26,6 +26,8 @@ use bots_core::{
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{FlockOperation, flock},
+    io::Errno,
+    net::{RecvFlags, recv},
     process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, wait},
     time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime},
 };
@@ -34,7 +36,7 @@ use super::{
     line::{Ended, Fence, FromGuard, ToGuard},
     watchdog::{Watch, Watchdog},
 };
-use crate::shell::processes;
+use crate::shell::processes::{self, Marks};
 
 /// How often the processes of a server that ends are looked at. Short beside any margin, long beside a look.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -45,8 +47,11 @@ const LEFTOVERS_GRACE: Span = Span::from_secs(1);
 /// A bot that does not read its lines for this long is not written to.
 const WRITE_PATIENCE: Duration = Duration::from_millis(100);
 
-/// The longest line that a bot may say.
-const LINE_BYTES_MAX: usize = 256;
+/// As much is read at a time.
+const READ_BYTES: usize = 4 * 1024;
+
+/// So much is taken in at once: more than a socket holds of what a bot says while the guard stands still. A line has 256 bytes at most.
+const SAID_BYTES_MAX: usize = 256 * 1024;
 
 /// What a guard is started with. The listening socket is its standard input.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,10 +93,14 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         tell("started by postgres-bot for each run of its server, and by nobody else");
         return ExitCode::from(2);
     };
+    let log_file = options.log_file.clone();
     match Guard::start(options) {
         Ok(guard) => guard.watch(),
         Err(error) => {
             tell(&format!("{error:#}"));
+            // Where the reason is looked for when a server does not start.
+            let _nobody_reads =
+                append_only(&log_file).and_then(|mut log| writeln!(log, "FATAL:  its guard: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -109,6 +118,8 @@ struct Guard {
     watchdog: Watchdog,
     /// What the bot wants of the device with the next fence.
     watch: Option<Watch>,
+    /// By what the server's processes are known.
+    marks: Marks,
     /// See [`Options::lock`].
     _lock: File,
 }
@@ -117,6 +128,30 @@ struct Guard {
 struct Bot {
     stream: UnixStream,
     said: Vec<u8>,
+}
+
+impl Bot {
+    /// All whole lines that it has said and that were not read yet, without waiting for more; and whether it may say more.
+    fn read_all(&mut self) -> (String, bool) {
+        let mut bytes = [0; READ_BYTES];
+        let mut goes_on = true;
+        while self.said.len() <= SAID_BYTES_MAX {
+            match recv(&self.stream, &mut bytes[..], RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => goes_on = false,
+                Ok((_, count)) => {
+                    self.said.extend(bytes.iter().take(count));
+                    continue;
+                }
+                Err(Errno::INTR) => continue,
+                Err(Errno::WOULDBLOCK) => {}
+                Err(_) => goes_on = false,
+            }
+            break;
+        }
+        let end = self.said.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let lines = self.said.drain(..end).collect::<Vec<u8>>();
+        (String::from_utf8_lossy(&lines).into_owned(), goes_on && self.said.len() <= SAID_BYTES_MAX)
+    }
 }
 
 impl Guard {
@@ -135,9 +170,11 @@ impl Guard {
         {
             bail!("the lease has run out: the server was not started");
         }
+        let marks = Marks::of_program(&options.program);
         let postmaster = launch(&options)?;
+        // Without an eye on it, or a way to find it, it must not run.
         let end = pidfd_open(postmaster, PidfdFlags::empty()).context("watch the postmaster");
-        // Without an eye on it, it must not run.
+        let end = end.and_then(|end| processes::check_is_found(postmaster, &options.data_dir).map(|()| end));
         let end = end.inspect_err(|_| _ = kill_process(postmaster, Signal::KILL))?;
         let mut guard = Self {
             fence: options.fence,
@@ -149,6 +186,7 @@ impl Guard {
             timer,
             watchdog: Watchdog::default(),
             watch: None,
+            marks,
             _lock: lock,
         };
         guard.set_alarm(guard.fence).inspect_err(|_| _ = kill_process(postmaster, Signal::KILL))?;
@@ -158,6 +196,10 @@ impl Guard {
     /// Watches until the server has ended.
     fn watch(mut self) -> ExitCode {
         loop {
+            // A process that stood still judges by the last word that was said meanwhile, not by the first.
+            if self.fence_is_there() {
+                self.hear();
+            }
             if self.fence_is_there() {
                 return self.fall();
             }
@@ -174,7 +216,7 @@ impl Guard {
             let polled = poll(&mut fds, self.watchdog.due(Clock::now()).map(from_now).as_ref());
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             match polled {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => {
                     // Blind, it cannot keep the promise that it stands for.
                     tell(&format!("cannot wait any more, so the server is stopped: {error}"));
@@ -221,18 +263,18 @@ impl Guard {
         ExitCode::SUCCESS
     }
 
+    /// What is left of the server itself.
     fn left(&self) -> Vec<Pid> {
-        processes::of_server(&[&self.options.data_dir])
+        self.marks.find(&[&self.options.data_dir])
     }
 
-    /// Returns once no process of the server is left, however long the kernel takes. Only then the device must not act any more.
+    /// Returns once no process of the server is left, and none that it has started, however long the kernel takes. Only then the
+    /// device must not act any more.
     fn kill_all(&mut self) {
+        let with_descendants = self.marks.clone().guarded_by(Some(rustix::process::getpid()));
         loop {
             self.watchdog.tend(Clock::now());
-            let left = self.left();
-            for pid in &left {
-                let _already_gone = kill_process(*pid, Signal::KILL);
-            }
+            let left = with_descendants.kill(&[&self.options.data_dir]);
             while let Ok(Some(_collected)) = wait(WaitOptions::NOHANG) {}
             if left.is_empty() {
                 return self.watchdog.disarm();
@@ -263,39 +305,28 @@ impl Guard {
         self.say(&FromGuard::Hello { guard, postmaster, fence: self.fence });
     }
 
+    /// Takes in all that the bot has said so far. Where the fence shall be is its last word.
     fn hear(&mut self) {
         let Some(bot) = &mut self.bot else { return };
-        let mut bytes = [0; LINE_BYTES_MAX];
-        // Readable, so this does not wait.
-        match bot.stream.read(&mut bytes) {
-            Ok(0) => self.bot = None,
-            Ok(count) => {
-                bot.said.extend_from_slice(&bytes[..count]);
-                if bot.said.len() > 16 * LINE_BYTES_MAX {
-                    self.bot = None;
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => self.bot = None,
+        let (lines, goes_on) = bot.read_all();
+        if !goes_on {
+            self.bot = None;
         }
-        let mut lines = Vec::new();
-        if let Some(bot) = &mut self.bot
-            && let Some(end) = bot.said.iter().rposition(|byte| *byte == b'\n')
-        {
-            lines = bot.said.drain(..=end).collect();
-        }
-        for line in String::from_utf8_lossy(&lines).lines() {
+        let mut wanted = None;
+        for line in lines.lines() {
             match ToGuard::parse(line) {
                 Some(ToGuard::Watch(watch)) => self.watch = Some(watch),
-                Some(ToGuard::Move(fence)) => self.move_fence(fence),
+                Some(ToGuard::Move(fence)) => wanted = Some((fence, self.watch.take())),
                 None => tell(&format!("does not understand `{line}`")),
             }
+        }
+        if let Some((fence, watch)) = wanted {
+            self.move_fence(fence, watch);
         }
     }
 
     /// Moves the fence, and with it what the device is kept alive for.
-    fn move_fence(&mut self, fence: Fence) {
-        let watch = self.watch.take();
+    fn move_fence(&mut self, fence: Fence, watch: Option<Watch>) {
         if let Err(error) = self.set_alarm(fence) {
             return tell(&format!("the fence could not be moved: {error:#}"));
         }
@@ -335,8 +366,10 @@ impl Guard {
 #[expect(unsafe_code, reason = "the parent-death signal can only be set between fork and exec, where std wants unsafe")]
 fn launch(options: &Options) -> anyhow::Result<Pid> {
     let log = append_only(&options.log_file).with_context(|| format!("open {}", options.log_file.display()))?;
-    let mut command = Command::new(&options.program);
-    command.arg("-D").arg(&options.data_dir).stdin(Stdio::null());
+    let program = std::path::absolute(&options.program).context("find the program")?;
+    let mut command = Command::new(&program);
+    // Where it goes by itself a moment later, so that it is found there from the first moment on.
+    command.arg("-D").arg(&options.data_dir).current_dir(&options.data_dir).stdin(Stdio::null());
     command.stdout(log.try_clone().context("share the server's log file")?).stderr(log);
     command.process_group(0);
     let guard = rustix::process::getpid();
@@ -350,7 +383,7 @@ fn launch(options: &Options) -> anyhow::Result<Pid> {
     unsafe {
         command.pre_exec(set);
     }
-    let child = command.spawn().with_context(|| format!("start {}", options.program.display()))?;
+    let child = command.spawn().with_context(|| format!("start {}", program.display()))?;
     Pid::from_raw(child.id().cast_signed()).context("the postmaster has no process id")
 }
 

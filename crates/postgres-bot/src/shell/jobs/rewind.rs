@@ -10,7 +10,6 @@ use super::{
         files::{self, Mode},
         hands::Hands,
         inspect::Control,
-        processes,
         tool::{self, clean_command},
     },
     start,
@@ -20,7 +19,7 @@ use crate::machine::{JobResult, Upstream};
 /// Rewinds the stopped server to follow `source`.
 pub(super) async fn run(hands: &Arc<Hands>, source: &Upstream) -> anyhow::Result<JobResult> {
     let node = &hands.node;
-    if !processes::of_server(&[&node.data_dir]).is_empty() {
+    if !hands.postmaster.processes().is_empty() {
         bail!("Postgres still runs on {}", node.data_dir.display());
     }
     if node.rewinding().exists() {

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use bots_core::{machine::Span, shell::Clock, wire::Timeline};
+use rustix::process::Pid;
 
 use super::super::{
     files::{self, Mode},
@@ -14,6 +15,9 @@ use super::super::{
     timelines,
 };
 use crate::machine::{JobResult, Server, StopMode, Upstream};
+
+/// A server that must not run gets this long to stop in good order.
+const KILL_AFTER: Span = Span::from_millis(500);
 
 /// How often the server's pid file is looked at until it says `ready`.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -110,6 +114,15 @@ async fn bring_up(hands: &Arc<Hands>, mode: Mode) -> anyhow::Result<Server> {
     }
     tokio::select! {
         up = ready(hands) => Ok(up),
+        pid = hidden(hands) => {
+            hands.postmaster.stop(StopMode::Immediate { kill_after: KILL_AFTER }).await;
+            bail!(
+                "postgresql.bin_dir: {} starts the server as a process of its own ({}), which does not end with its guard: let it \
+                 become the server, with `exec`",
+                node.binaries.program("postgres").display(),
+                pid.as_raw_pid()
+            )
+        }
         () = hands.postmaster.gone() => {
             let words = files::last_words(&node.log_file);
             let log = node.log_file.display();
@@ -131,6 +144,23 @@ async fn ready(hands: &Hands) -> Server {
                 }
                 Err(_elapsed) => tracing::warn!("Postgres is up and does not answer yet"),
             }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Waits until the server says that it is another process than the one that the guard has started: it is the child of a script. The
+/// kernel would not tell it of the guard's death.
+async fn hidden(hands: &Hands) -> Pid {
+    loop {
+        if let Life::Alive { pid: Some(started), .. } = hands.postmaster.life()
+            && let Some(file) = PidFile::read(&hands.node.data_dir)
+            && file.pid != started
+            && file.status == "ready"
+            // What stands in the file may be an earlier server's word.
+            && hands.postmaster.processes().contains(&file.pid)
+        {
+            return file.pid;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -102,13 +102,14 @@ pub(super) async fn readiness(Extract(site): Extract<Site>, Query(query): Query<
 }
 
 fn holds(state: &State, now: Time, check: Check, query: &Parameters) -> Result<bool, String> {
-    let writable = state.accepts_writes(now);
     Ok(match check {
-        Check::Primary => writable,
+        Check::Primary => state.accepts_writes(now),
         Check::Leader => state.leads(now),
         Check::Replica(standing) => is_replica(state, standing, query)?,
         // A tag that is asked for must be there on the primary, too.
-        Check::ReadOnly(standing) => writable && has_tags(state, query) || is_replica(state, standing, query)?,
+        Check::ReadOnly(standing) => {
+            state.serves_as_primary(now) && has_tags(state, query) || is_replica(state, standing, query)?
+        }
         Check::StandbyLeader => false,
         Check::Health => state.server().is_some() && has_tags(state, query),
     })
@@ -124,8 +125,7 @@ fn is_replica(state: &State, standing: Standing, query: &Parameters) -> Result<b
     };
     let streams = query.get("replication_state").is_none_or(|wanted| wanted == "streaming" && server.streaming);
     let near = limit.is_none_or(|limit| lag(state, server.replayed) <= limit);
-    let balanced = !state.settings().tags.is_set("noloadbalance");
-    Ok(stands && streams && near && balanced && has_tags(state, query))
+    Ok(stands && streams && near && state.serves_as_replica() && has_tags(state, query))
 }
 
 /// Whether the member has every tag that the query names, with that value.
