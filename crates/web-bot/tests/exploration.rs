@@ -240,6 +240,10 @@ impl World {
                 }
             }
             96..=97 => {
+                if let Some(id) = self.bots[n].database_probe.take() {
+                    let answers = self.dice.one_in(2);
+                    self.step(n, Event::DatabaseProbed { id, answers });
+                }
                 if self.bots[n].probed.take().is_some() {
                     let instance = self.dice.one_in(2).then(|| String::from("somebody-else"));
                     self.step(n, Event::NameProbed { instance });
@@ -474,6 +478,8 @@ impl World {
             }
             3 => self.put("web/config", r#"{"scaling":{"stable_window_s":1}}"#),
             4 => self.put("web/config", r#"{"scaling":{"min":0},"cdn_url":7}"#),
+            5 if self.dice.one_in(4) => self.write(Write::delete("/service/main/leader")),
+            5 => self.put("main/leader", "pg-1"),
             _ => {
                 let conn_url = format!("postgres://pg-{slot}:5432/x");
                 self.put(
@@ -492,6 +498,7 @@ impl World {
         let live = common::revision(&common::sha('f'), self.generation);
         self.put("site/revision/live", &live);
         self.put("web/config", r#"{"scaling":{"stable_window_s":2}}"#);
+        self.put("main/leader", "pg-1");
         let load = WebLoad { in_flight_milli: 3_000, rps: 1, p99_us: 1, ..WebLoad::default() };
         let end = self.now + Span::from_secs(60);
         while self.now < end {

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use bots_core::{
     dcs::{Compare, DcsAction, Outcome, RequestId, Revision, Scope, Transaction, Write},
     leadership::{Fence, Leadership},
-    machine::{Deadline, Span, Time},
+    machine::{Deadline, Time},
     membership::{Membership, RETRY_AFTER},
     wire::LoadMessage,
 };

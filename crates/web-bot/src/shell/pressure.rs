@@ -56,6 +56,7 @@ fn open() -> Result<AsyncFd<File>, String> {
     Err(failures.join("; "))
 }
 
+#[expect(deprecated, reason = "unsound only for types that may close their descriptor early; the substitute is unsafe")]
 fn set(path: &Path) -> io::Result<AsyncFd<File>> {
     let mut file = File::options().read(true).write(true).open(path)?;
     file.write_all(TRIGGER)?;
