@@ -5,6 +5,7 @@
 
 #[path = "world/disk.rs"]
 mod disk;
+#[allow(dead_code, reason = "other tests use the rest")]
 mod world;
 
 use std::collections::BTreeMap;

@@ -115,7 +115,7 @@ fn flips_never_take_more_connections_than_the_database_has() {
             }
             for n in 0..BOTS {
                 let in_flight_milli = world.dice.roll(3) * 12_000;
-                world.serve_meanwhile(n, WebLoad { in_flight_milli, rps: 1, p99_us: 1 });
+                world.serve_meanwhile(n, WebLoad { in_flight_milli, rps: 1, p99_us: 1, ..WebLoad::default() });
                 let instances: usize = world.bots.iter().map(|bot| bot.apps.len()).sum();
                 most = most.max(instances);
                 if instances > INSTANCES_MAX {
