@@ -1,17 +1,38 @@
 //! Bots die and stand still beside servers that go on: a bot that comes back in time is not missed, and one that does not
 //! leaves no second primary behind.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use bots_core::dcs::Revision;
 use fleet::{
     Fleet,
+    fleet::MAIN,
+    process::{Process, Program},
+    scratch::processes_below,
     sql::Writer,
+    store::Store,
     wait::{millis, until},
     writers::{Writers, longest_gap, lost, two_writable},
 };
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open},
+};
+use tokio::task::{JoinHandle, JoinSet};
 
 const STEP: Duration = Duration::from_secs(60);
+/// Between two questions for the leader key. Short beside any margin, and not so short that etcd has nothing else to do.
+const ASK_INTERVAL: Duration = Duration::from_millis(10);
+/// So many programs that never rest for each of two processors leave a guard a quarter of what it would have.
+const BURNERS: usize = 6;
+/// Clients of a server whose end is measured, and those among them that compute.
+const SESSIONS: usize = 20;
+const COMPUTING: usize = 2;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bot_that_comes_back_in_time_is_not_missed() -> Result<()> {
@@ -65,7 +86,7 @@ async fn a_killed_guard_takes_its_server_along_and_it_comes_back() -> Result<()>
     let killed = Instant::now();
     let bot = fleet.postgres_bot(&primary)?;
     let (guard, postmaster) = (bot.guard().context("a guard")?, bot.postmaster());
-    fleet::process::signal_pid(guard, rustix::process::Signal::KILL);
+    fleet::process::signal_pid(guard, Signal::KILL);
     let back = writer.writes_after(killed + Duration::from_millis(50), STEP).await?;
     println!("guard killed: writable again after {back} ms");
     let leads = fleet.postgres_up(STEP).await?;
@@ -74,6 +95,248 @@ async fn a_killed_guard_takes_its_server_along_and_it_comes_back() -> Result<()>
     let tally = writer.finish().await?;
     ensure!(tally.lost == 0, "writes were lost: {tally:?}");
     fleet.stop().await
+}
+
+/// A new guard is to be had by a restart alone; the bot lives, and so there is time to see whether the old one comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_whose_guard_stands_still_says_so_and_gets_another() -> Result<()> {
+    let mut fleet = Fleet::with_etcd(1).await?;
+    fleet.add_postgres(2)?;
+    let primary = fleet.postgres_up(STEP).await?;
+    let writer = Writer::start(&fleet.superuser()).await?;
+    let guard = fleet.postgres_bot(&primary)?.guard().context("a guard")?;
+    let frozen = Instant::now();
+    fleet::process::signal_pid(guard, Signal::STOP);
+    until("its report says so", STEP, || async {
+        let bot = &fleet.postgres_bot(&primary).map_err(|e| e.to_string())?.bot;
+        let report = bot.report().await.map_err(|e| e.to_string())?;
+        let says = report.troubles.iter().any(|trouble| trouble.contains("guard of Postgres does not answer"));
+        if says { Ok(()) } else { Err(format!("{:?}", report.troubles)) }
+    })
+    .await?;
+    println!("guard frozen: told after {} ms", millis(frozen.elapsed()));
+    until("there is another guard", STEP, || async {
+        let now = fleet.postgres_bot(&primary).map_err(|e| e.to_string())?.guard();
+        if now.is_some_and(|now| now != guard) { Ok(()) } else { Err(format!("{now:?}")) }
+    })
+    .await?;
+    writer.writes_after(Instant::now(), STEP).await?;
+    println!("guard frozen: {} ms without a write for another", writer.longest_gap_since(frozen));
+    let leads = fleet.postgres_up(STEP).await?;
+    ensure!(leads == primary, "restarted in place, and yet {leads} leads");
+    let tally = writer.finish().await?;
+    ensure!(tally.lost == 0, "writes were lost: {tally:?}");
+    fleet.stop().await
+}
+
+/// A pause is how bots are replaced by another version of theirs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bot_that_is_stopped_in_a_pause_leaves_its_server_to_the_next() -> Result<()> {
+    let mut fleet = Fleet::with_etcd(1).await?;
+    fleet.add_postgres(2)?;
+    let primary = fleet.postgres_up(STEP).await?;
+    let replica = fleet.postgres.iter().map(|p| p.bot.name.clone()).find(|name| *name != primary);
+    let replica = replica.context("there is a replica")?;
+    let writer = Writer::start(&fleet.superuser()).await?;
+    pause(&fleet, true).await?;
+    let before = writer.refused();
+    for name in [&primary, &replica, &primary] {
+        let stopped = Instant::now();
+        let bot = fleet.postgres_bot_mut(name)?;
+        let postmaster = bot.postmaster();
+        ensure!(bot.bot.stop(), "the bot of {name} had to be killed");
+        bot.bot.start()?;
+        // Past the end of every lease that the old bot had.
+        tokio::time::sleep(Duration::from_secs(fleet.ttl_s + 1)).await;
+        let leads = fleet.postgres_up(STEP).await?;
+        ensure!(leads == primary, "{leads} leads, and {primary} did before {name}'s bot was stopped");
+        ensure!(fleet.postgres_bot(name)?.postmaster() == postmaster, "the server of {name} was started anew");
+        println!("bot of {name} replaced in a pause: {} ms without a write", writer.longest_gap_since(stopped));
+    }
+    let refused = writer.refused() - before;
+    ensure!(refused == 0, "{refused} writes were refused: {}", writer.last_error());
+
+    // One that does not come back in time: the guard stops the primary, and leaves a replica alone.
+    let of_replica = fleet.postgres_bot(&replica)?.postmaster();
+    for name in [&replica, &primary] {
+        ensure!(fleet.postgres_bot_mut(name)?.bot.stop(), "the bot of {name} had to be killed");
+    }
+    let lease = Duration::from_secs(fleet.ttl_s);
+    until("the guard has stopped the primary", lease, || async {
+        let postmaster = fleet.postgres_bot(&primary).map_err(|e| e.to_string())?.postmaster();
+        if postmaster.is_none() { Ok(()) } else { Err(format!("{postmaster:?}")) }
+    })
+    .await?;
+    tokio::time::sleep(lease).await;
+    ensure!(fleet.postgres_bot(&replica)?.postmaster() == of_replica, "the replica's server did not run on");
+    for name in [&replica, &primary] {
+        fleet.postgres_bot_mut(name)?.bot.start()?;
+    }
+    let leads = fleet.postgres_up(STEP).await?;
+    ensure!(leads == primary, "{leads} leads, and {primary} led last");
+    let tally = writer.finish().await?;
+    ensure!(tally.lost == 0, "writes were lost: {tally:?}");
+    pause(&fleet, false).await?;
+    fleet.stop().await
+}
+
+/// Pauses the cluster or ends the pause, and waits until every member knows.
+async fn pause(fleet: &Fleet, paused: bool) -> Result<()> {
+    let config = fleet.store.scope(MAIN).await?.value("config").context("a configuration")?.to_owned();
+    let mut config: serde_json::Value = serde_json::from_str(&config).context("read the configuration")?;
+    config["pause"] = paused.into();
+    fleet.store.put(MAIN, "config", &config.to_string()).await?;
+    until("every member knows of it", STEP, || async {
+        let now = fleet.store.look(MAIN).await?;
+        let knows = |name: &String| now.postgres(name).is_some_and(|facts| facts.pause == paused);
+        if now.members().keys().all(knows) { Ok(()) } else { Err(now.summary()) }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guard_is_in_time_at_the_usual_lease_on_a_saturated_machine() -> Result<()> {
+    margins(5, 4).await
+}
+
+/// Kills primaries' bots, and measures how long before the leader key was gone the last process of each server was.
+async fn margins(ttl_s: u64, rounds: usize) -> Result<()> {
+    let mut fleet = Fleet::with_etcd(1).await?;
+    fleet.ttl_s = ttl_s;
+    fleet.add_postgres(2)?;
+    let mut margins = Vec::new();
+    // At a lease of two seconds, such a machine may fail over by itself between two looks: that round does not count.
+    for _try in 0..3 * rounds {
+        if margins.len() == rounds {
+            break;
+        }
+        let primary = fleet.postgres_up(STEP).await?;
+        let sessions = sessions(&fleet, &primary).await?;
+        let burners = burners(&fleet)?;
+        // Until they have all that there is, and a renewal was sent and answered beside them.
+        tokio::time::sleep(Duration::from_secs(ttl_s)).await;
+        let margin = margin(&mut fleet, &primary).await;
+        burners.into_iter().for_each(|mut burner| burner.kill_group());
+        sessions.iter().for_each(JoinHandle::abort);
+        margins.extend(margin?);
+        fleet.postgres_bot_mut(&primary)?.bot.start()?;
+    }
+    ensure!(margins.len() == rounds, "only {} of {rounds} rounds came about", margins.len());
+    let least = margins.iter().min().context("a round")?;
+    println!(
+        "ttl {ttl_s} s: the last process was gone {least} ms before the leader key, or more, in {rounds} rounds: {margins:?}"
+    );
+    fleet.postgres_up(STEP).await?;
+    fleet.stop().await
+}
+
+/// How long after the server's last process the leader key was still there, in milliseconds; nothing if another had the key by then.
+/// Both are looked at by threads that go before the burners, where that is allowed: late looks make it less than it was.
+async fn margin(fleet: &mut Fleet, primary: &str) -> Result<Option<u64>> {
+    let hosts = fleet.etcd.hosts();
+    let bot = fleet.postgres_bot_mut(primary)?;
+    let (data_dir, guard) = (bot.data_dir.clone(), bot.guard());
+    bot.bot.kill();
+    let before = fleet.store.scope(MAIN).await?;
+    if before.leader() != Some(primary) {
+        return Ok(None);
+    }
+    let generation = before.generation();
+    let there = tokio::task::spawn_blocking(move || there_until(&hosts, generation));
+    let gone = tokio::task::spawn_blocking(move || gone_at(&data_dir, guard));
+    let (there, gone) = (there.await??, gone.await??);
+    let log = fleet.postgres_bot(primary)?.bot.log();
+    let said = log.lines().rev().find(|line| line.contains("all gone")).unwrap_or("nothing");
+    println!("the guard said: {said}");
+    let margin = there.checked_duration_since(gone).with_context(|| {
+        format!("the old server was there for {:?} after the leader key was seen last", gone.duration_since(there))
+    })?;
+    Ok(Some(millis(margin)))
+}
+
+/// When the last question was asked that found the leader key as it was: it was there until then, and perhaps for a while longer.
+fn there_until(hosts: &str, generation: Option<Revision>) -> Result<Instant> {
+    goes_first();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let store = Arc::new(Store::new(hosts)?);
+        let (mut questions, mut there_at, mut gone) = (JoinSet::new(), None, false);
+        let began = Instant::now();
+        while !gone && began.elapsed() < STEP {
+            let (store, asked) = (Arc::clone(&store), Instant::now());
+            // A slow answer keeps no other from being asked.
+            questions.spawn(async move { (asked, store.scope(MAIN).await) });
+            tokio::time::sleep(ASK_INTERVAL).await;
+            while let Some(answered) = questions.try_join_next() {
+                match answered? {
+                    (asked, Ok(now)) if now.generation() == generation => there_at = there_at.max(Some(asked)),
+                    (_, Ok(_)) => gone = true,
+                    (_, Err(_late)) => {}
+                }
+            }
+        }
+        ensure!(gone, "the leader key was never gone");
+        there_at.context("the leader key was never seen")
+    })
+}
+
+/// When nothing of a server was left. Waits for the end of each of its processes, for looking at all of them again and again
+/// would take from the guard what it needs.
+fn gone_at(data_dir: &Path, guard: Option<u32>) -> Result<Instant> {
+    goes_first();
+    let began = Instant::now();
+    let mut gone = began;
+    while began.elapsed() < STEP {
+        let below =
+            processes_below(data_dir).into_iter().filter_map(|line| line.split(' ').next()?.parse::<u32>().ok());
+        let left: Vec<u32> = below.filter(|pid| Some(*pid) != guard).collect();
+        if left.is_empty() {
+            return Ok(gone);
+        }
+        for pid in left.into_iter().filter_map(|pid| Pid::from_raw(pid.cast_signed())) {
+            let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+            let patience = Timespec { tv_sec: STEP.as_secs().cast_signed(), tv_nsec: 0 };
+            let _ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience));
+        }
+        gone = Instant::now();
+    }
+    bail!("the old server was not stopped")
+}
+
+/// Lets this thread go before all others, if we may.
+fn goes_first() {
+    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+    if let Err(error) = fleet::process::run_now("chrt", &["--fifo", "--pid", "1", &thread]) {
+        eprintln!("what is measured may be too little: {error:#}");
+    }
+}
+
+/// Sessions of clients at a server, some of which compute.
+async fn sessions(fleet: &Fleet, primary: &str) -> Result<Vec<JoinHandle<()>>> {
+    let login = fleet.superuser().at(fleet.postgres_bot(primary)?.port);
+    let mut sessions = Vec::new();
+    for n in 0..SESSIONS {
+        let client = login.any().await?;
+        let work = if n < COMPUTING { "SELECT count(*) FROM generate_series(1, 10000000000)" } else { "SELECT 1" };
+        sessions.push(tokio::spawn(async move {
+            let _ends_with_the_server = client.batch_execute(work).await;
+            std::future::pending::<()>().await;
+        }));
+    }
+    Ok(sessions)
+}
+
+/// Programs that leave no processor and no disk idle.
+fn burners(fleet: &Fleet) -> Result<Vec<Process>> {
+    let file = fleet.scratch.path().join("burner");
+    let write =
+        format!("while :; do dd if=/dev/zero of={} bs=1M count=32 conv=fsync 2>/dev/null; done", file.display());
+    let compute = String::from("while :; do :; done");
+    let scripts = std::iter::repeat_n(compute, BURNERS).chain([write]);
+    let start = |(n, script): (usize, String)| {
+        Program::new(format!("burner-{n}"), "/bin/sh").args([String::from("-c"), script]).start(fleet.logs())
+    };
+    scripts.enumerate().map(start).collect()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -124,7 +387,7 @@ async fn outlived(fate: Fate) -> Result<()> {
     let missing = lost(&fleet.superuser(), &acknowledged).await?;
     println!("{missing} of {} acknowledged writes lost: the cluster is asynchronous", acknowledged.len());
     until("the old primary streams", STEP, || async {
-        let now = fleet.store.look(fleet::fleet::MAIN).await.map_err(|e| format!("{e:#}"))?;
+        let now = fleet.store.look(MAIN).await?;
         if now.streaming().contains(&primary.as_str()) { Ok(()) } else { Err(now.summary()) }
     })
     .await?;

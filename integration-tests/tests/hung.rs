@@ -27,6 +27,9 @@ const STEP: Duration = Duration::from_secs(60);
 /// Ten questions until one over a new connection, three of them unanswered, the length of a lease, and a failover.
 const REPLACED_WITHIN: Duration = Duration::from_secs(25);
 
+/// Two seconds until the next write, two until it is called stalled, half a second until that is told, and a busy machine.
+const SEEN_WITHIN: Duration = Duration::from_secs(8);
+
 /// Two seconds until a write is called stalled, 15 s of patience, half a second until the server is killed, 5 s in which nothing of it
 /// goes, the length of a lease, and a failover.
 const STALLED_REPLACED_WITHIN: Duration = Duration::from_secs(40);
@@ -82,10 +85,53 @@ async fn a_primary_whose_disk_is_full_is_replaced() -> Result<()> {
     let writers = Writers::start(&fleet.superuser(), STEP).await?;
     let full = Instant::now();
     disk.fill()?;
+    no_write_is_promised(&fleet, &primary).await?;
     let new = fleet.new_primary(&primary, STEP).await?;
     println!("the disk of {primary} is full: {new} leads after {} ms", full.elapsed().as_millis());
     disk.make_room()?;
     comes_back(fleet, &primary, writers).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_whose_pg_wal_is_on_a_disk_that_stalls_is_replaced() -> Result<()> {
+    let mut fleet = Fleet::with_etcd(1).await?;
+    fleet.add_postgres(1)?;
+    let primary = fleet.postgres_up(STEP).await?;
+    let data_dir = fleet.postgres_bot(&primary)?.data_dir.clone();
+    let folder = data_dir.with_file_name("wal");
+    let disk = match Disk::mount(&fleet.scratch.path().join("wal.disk"), &folder) {
+        Ok(disk) => disk,
+        Err(error) => {
+            eprintln!("SKIPPED a_primary_whose_pg_wal_is_on_a_disk_that_stalls_is_replaced: {error:#}");
+            return Ok(());
+        }
+    };
+    fleet.postgres_bot_mut(&primary)?.bot.stop();
+    move_and_link(&data_dir.join("pg_wal"), &folder)?;
+    fleet.postgres_bot_mut(&primary)?.bot.start()?;
+    fleet.postgres_up(STEP).await?;
+    fleet.add_postgres(1)?;
+    fleet.postgres_up(STEP).await?;
+    let writers = Writers::start(&fleet.superuser(), STEP).await?;
+    let stalled = Instant::now();
+    disk.stall()?;
+    no_write_is_promised(&fleet, &primary).await?;
+    let new = fleet.new_primary(&primary, STEP).await?;
+    let replaced = stalled.elapsed();
+    println!("the disk of pg_wal of {primary} stalls: {new} leads after {} ms", replaced.as_millis());
+    ensure!(replaced < STALLED_REPLACED_WITHIN, "{replaced:?} until another led");
+    disk.go_on()?;
+    comes_back(fleet, &primary, writers).await
+}
+
+/// Moves a folder onto a disk, and leaves a link to it behind.
+fn move_and_link(folder: &Path, disk: &Path) -> Result<()> {
+    let owner = fs::metadata(folder)?;
+    chown(disk, Some(owner.uid()), Some(owner.gid()))?;
+    let there = disk.join("pg_wal");
+    fleet::process::run_now("cp", &["--archive", &folder.to_string_lossy(), &there.to_string_lossy()])?;
+    fs::remove_dir_all(folder)?;
+    std::os::unix::fs::symlink(&there, folder).context("link to the disk")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -118,6 +164,17 @@ async fn a_primary_whose_disk_stalls_is_replaced_though_it_cannot_be_killed() ->
     ensure!(replaced < STALLED_REPLACED_WITHIN, "{replaced:?} until another led");
     disk.go_on()?;
     comes_back(fleet, &primary, writers).await
+}
+
+/// Before anybody else leads, no client is sent for writes to a primary that cannot take any.
+async fn no_write_is_promised(fleet: &Fleet, primary: &str) -> Result<()> {
+    until("a primary with a bad disk fails its health check", SEEN_WITHIN, || async {
+        let bot = &fleet.postgres_bot(primary).map_err(|e| e.to_string())?.bot;
+        let answers = [bot.get("/primary").await, bot.get("/read-write").await];
+        let codes = answers.map(|answer| answer.map_or(0, |answer| answer.status));
+        if codes == [503, 503] { Ok(()) } else { Err(format!("{codes:?}")) }
+    })
+    .await
 }
 
 /// The old primary follows the new one, and there were never two.
