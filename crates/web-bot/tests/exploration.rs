@@ -18,7 +18,7 @@ use web_bot::machine::{
 };
 
 /// How many fleets are explored, and for how many events each. Enough that rare edges are met many times over.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 320;
 const EVENTS: u32 = 1_000;
 const BOTS: usize = 3;
 /// How long a leader lives while the load swings, in half seconds.
@@ -115,7 +115,7 @@ fn flips_never_take_more_connections_than_the_database_has() {
             }
             for n in 0..BOTS {
                 let in_flight_milli = world.dice.roll(3) * 12_000;
-                world.serve_meanwhile(n, WebLoad { in_flight_milli, rps: 1, p99_us: 1 });
+                world.serve_meanwhile(n, WebLoad { in_flight_milli, rps: 1, p99_us: 1, ..WebLoad::default() });
                 let instances: usize = world.bots.iter().map(|bot| bot.apps.len()).sum();
                 most = most.max(instances);
                 if instances > INSTANCES_MAX {
