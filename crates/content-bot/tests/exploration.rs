@@ -351,8 +351,8 @@ impl Explorer {
         let leaders = BOTS.iter().filter(|name| self.world.bots[**name].state.role().leads()).count();
         assert_eq!(leaders, 1, "one bot leads");
         let live = self.world.live().map(|l| l.sha);
-        let tip = self.tip.as_ref().map(|tip| self.commits[tip]);
-        if live.is_none() && tip == Some(Quality::Refused) {
+        let candidate = self.world.candidate().map(|candidate| self.commits[&candidate.sha]);
+        if live.is_none() && candidate == Some(Quality::Refused) {
             // Who serves nothing has not shown that it could: what it refuses is held, and no more.
             return;
         }

@@ -18,7 +18,7 @@ use web_bot::machine::{
 };
 
 /// How many fleets are explored, and for how many events each. Enough that rare edges are met many times over.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 260;
 const EVENTS: u32 = 1_000;
 const BOTS: usize = 3;
 /// How long a leader lives while the load swings, in half seconds.
@@ -225,6 +225,9 @@ impl World {
             91 => self.publish(),
             92..=93 if self.dice.one_in(2) => self.meddle(),
             92 => {
+                self.usurped.insert(n);
+            }
+            98 => {
                 self.usurped.insert(n);
             }
             93 => self.lose_watch(n),
