@@ -17,7 +17,7 @@ use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use bots_core::machine::Machine;
 use disk::{Data, Disk};
-use fingerprint::fingerprint;
+use fingerprint::{Grain, Parsed, fingerprint};
 use postgres_bot::machine::{PostgresBot, Role};
 use small::{MOVES, make};
 use walk::Walk;
@@ -27,6 +27,8 @@ use world::{SYSTEM_ID, World, settings};
 const WALKS: u64 = 1400;
 /// So many states of the small world are looked at, the nearest first; `EXPLORE_STATES` sets another bound.
 const STATES: usize = 10_000;
+/// No patience of the bot's in the small world is longer than this.
+const GRAIN: Grain = Grain { age_step: 500, age_max: 10_000, due_step: 1 };
 
 #[test]
 fn random_walks_keep_what_must_hold_and_take_every_edge() {
@@ -64,7 +66,8 @@ fn the_nearest_states_of_a_small_world_keep_what_must_hold() {
             }
             world.log.clear();
             world.dcs.compact(world.shown);
-            if seen.insert(fingerprint(&text(&world, &disk), world.now.as_millis())) && seen.len() < most {
+            let parsed = Parsed::new(&text(&world, &disk));
+            if seen.insert(fingerprint(&[&parsed], world.now.as_millis(), GRAIN)) && seen.len() < most {
                 open.push_back((world, disk));
             }
         }
