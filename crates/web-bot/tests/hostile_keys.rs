@@ -12,7 +12,7 @@ use bots_core::{
 use common::{Bot, revision, settings, sha};
 use proptest::prelude::{ProptestConfig, Strategy, any, prop, proptest};
 use serde_json::{Value, json};
-use web_bot::machine::{Event, Mode, ScalingSettings, WebMachine};
+use web_bot::machine::{ConnectionBudget, Event, Mode, ScalingSettings, WebMachine};
 
 /// More than a bot has to do at one moment.
 const STEPS_MAX: usize = 300;
@@ -71,7 +71,7 @@ proptest! {
             put(&mut dcs, now, key, &text(value));
         }
         let mut settings = settings("w1", if app { Mode::App } else { Mode::Static }, ScalingSettings::default());
-        settings.connections_per_bot = (app && budget).then_some(5);
+        settings.connections = (app && budget).then_some(ConnectionBudget { per_instance: 5, share_percent: 100 });
         let mut bot = Bot::new(settings, "i1");
         now = run(&mut bot, &mut dcs, now);
         for (which, choices, junk) in &writes {
