@@ -11,9 +11,9 @@ use bots_core::{machine::Report, shell::Status};
 use rustix::process::Signal;
 
 use crate::{
+    free_port,
     ground::Site,
     http::{Answer, Http},
-    ports::free_port,
     process::{Finished, Process, Program, children_of, lives, signal_pid, workspace_binary},
     scratch::{Account, Scratch},
     sql::Login,

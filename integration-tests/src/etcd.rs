@@ -7,9 +7,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
+    free_port,
     ground::Site,
     http::Http,
-    ports::free_port,
     process::{Process, Program, system_binary},
     scratch::Scratch,
 };

@@ -18,7 +18,6 @@ pub mod logs;
 pub mod network;
 pub mod orphans;
 pub mod patroni;
-pub mod ports;
 pub mod process;
 pub mod program;
 mod random;
@@ -32,4 +31,5 @@ pub mod varnish;
 pub mod wait;
 pub mod writers;
 
+pub use bots_core::shell::testing::free_port;
 pub use fleet::Fleet;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use crate::{
-    ports::free_port,
+    free_port,
     process::{Process, Program, system_binary},
     scratch::Scratch,
 };

@@ -6,7 +6,7 @@ mod repo;
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -92,33 +92,33 @@ async fn credentials_are_shown_and_rotate() {
     checks.await.expect("the checks hold");
 }
 
-/// The host is nowhere: only the proxy knows where its repository is.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_origin_behind_a_proxy_is_reached_through_it() {
-    let scratch = TempDir::new().expect("scratch");
-    let repo = Repo::new(scratch.path());
-    let sha = repo.push(&[("page", b"behind a proxy")]);
-    let (proxy, _shown) = server(scratch.path()).await;
-    let data = scratch.path().join("data");
-    let checks = tokio::task::spawn_blocking(move || {
-        let source = Source::parse("http://bot:s3cret@git.invalid/origin.git").expect("url");
-        let nobody = Credentials {
-            username: None,
-            password: None,
-            password_file: None,
-            ssh_key_file: None,
-            ssh_key_passphrase: None,
-            known_hosts_file: None,
-        };
-        let reach = Reach { proxy: Some(Secret::new(format!("http://{proxy}"))), depth: 0 };
-        let direct = Origin::new(source, Reference::parse("main"), nobody);
-        let looked = direct.look(Stop::default(), LIMITS.look);
-        assert!(matches!(looked, PollResult::Failed { .. }), "{looked:?}");
-        let mirror = Mirror::open(&data, direct.reached(reach), LIMITS, Stop::default()).expect("a mirror");
-        assert_eq!(mirror.origin().look(Stop::default(), LIMITS.look), PollResult::Found { sha: sha.clone() });
-        assert_eq!(mirror.fetch(&sha), FetchResult::Complete);
+/// The host is nowhere: only a proxy could know it.
+#[test]
+fn an_origin_behind_a_proxy_is_asked_for_at_the_proxy() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let proxy = listener.local_addr().expect("bound");
+    let asked = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut head = [0; 1_000];
+        let read = stream.read(&mut head).expect("a request");
+        stream.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").expect("an answer");
+        String::from_utf8_lossy(&head[..read]).into_owned()
     });
-    checks.await.expect("the checks hold");
+    let nobody = Credentials {
+        username: None,
+        password: None,
+        password_file: None,
+        ssh_key_file: None,
+        ssh_key_passphrase: None,
+        known_hosts_file: None,
+    };
+    let reach = Reach { proxy: Some(Secret::new(format!("http://{proxy}"))), depth: 0 };
+    let source = Source::parse("https://git.invalid/origin.git").expect("url");
+    let looked =
+        Origin::new(source, Reference::parse("main"), nobody).reached(reach).look(Stop::default(), LIMITS.look);
+    assert!(matches!(&looked, PollResult::Failed { why } if why.contains("proxy")), "{looked:?}");
+    let asked = asked.join().expect("no panic");
+    assert!(asked.starts_with("CONNECT git.invalid:443 HTTP/1.1\r\n"), "{asked}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

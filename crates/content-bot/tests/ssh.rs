@@ -7,13 +7,14 @@ mod repo;
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
+use bots_core::shell::testing::free_port;
 use content_bot::{
     machine::{FetchResult, PollResult, Reference},
     shell::{
@@ -101,7 +102,7 @@ impl Sshd {
         if rustix::process::geteuid().is_root() {
             fs::create_dir_all(PRIVILEGE_SEPARATION).expect("the folder that sshd asks for");
         }
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port").local_addr().expect("a port").port();
+        let port = free_port().expect("a port");
         let keys: String = host_keys.iter().map(|key| format!("HostKey {}\n", key.display())).collect();
         let config = format!(
             "ListenAddress 127.0.0.1\nPort {port}\n{keys}AuthorizedKeysFile {}\nPidFile none\nStrictModes no\nUsePAM no\n\

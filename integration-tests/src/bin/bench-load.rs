@@ -16,10 +16,10 @@ use clap::{Parser, Subcommand};
 use fleet::{
     bots::{Bot, Place},
     etcd::EtcdCluster,
+    free_port,
     git::Origin,
     ground::Site,
     http::{Http, Load},
-    ports::free_port,
     program::{print, run_program},
     scratch::Scratch,
     store::{ScopeNow, Store},

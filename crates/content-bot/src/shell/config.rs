@@ -105,7 +105,7 @@ pub struct Git {
     pub ssh_key_passphrase: Option<Secret>,
     /// The hosts' keys; `~/.ssh/known_hosts` if there is none.
     pub known_hosts_file: Option<PathBuf>,
-    /// The proxy, for http and https; may hold a password.
+    /// The proxy, for https; may hold a password.
     pub proxy: Option<Secret>,
     /// How many commits of a branch are fetched; all if it is 0.
     #[serde(default)]
@@ -428,9 +428,11 @@ impl Config {
     }
 
     fn check_reach(&self) -> Result<(), String> {
-        let transport = self.source()?.transport();
-        if self.git.proxy.is_some() && transport != Transport::Http {
-            return Err(String::from("git.proxy: only http and https go through a proxy: remove it"));
+        let source = self.source()?;
+        let transport = source.transport();
+        // libgit2 asks a proxy to connect to TLS servers, and goes past it to all others.
+        if self.git.proxy.is_some() && !source.url().starts_with("https://") {
+            return Err(String::from("git.proxy: only https goes through a proxy: give git.url so, or remove it"));
         }
         if self.git.depth > 0 && transport == Transport::Local {
             return Err(String::from("git.depth: a repository on this machine is fetched whole: remove it"));
@@ -607,6 +609,7 @@ mod tests {
         check("git: {url: /a, ref: 'semver:one'}", "git.ref");
         check("git: {url: /a, depth: 1}", "git.depth");
         check("git: {url: 'git://h/a', proxy: 'http://p'}", "git.proxy");
+        check("git: {url: 'http://h/a', proxy: 'http://p'}", "git.proxy");
         check("git: {url: /a, poll_interval_s: 0}", "git.poll_interval_s");
         check("git: {url: /a, poll_interval_s: soon}", "git.poll_interval_s");
         check("git: {url: /a, password: x, password_file: /y}", "git.password");

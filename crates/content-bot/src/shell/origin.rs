@@ -46,7 +46,7 @@ pub struct Credentials {
 /// How the origin is reached.
 #[derive(Debug, Clone, Default)]
 pub struct Reach {
-    /// The proxy, for http and https.
+    /// The proxy, for https: libgit2 goes past it to all other servers.
     pub proxy: Option<Secret>,
     /// How many commits of a branch are fetched; all if it is 0.
     pub depth: u32,

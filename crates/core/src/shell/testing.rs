@@ -2,11 +2,12 @@
 //! stopped by pid when dropped. And configurations as nobody should write them.
 
 mod documents;
+mod ports;
 
 use std::{
     fs::File,
     io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -18,17 +19,10 @@ use super::{clock::Clock, config, dcs::Etcd, process::send_signal};
 use crate::machine::Span;
 
 pub use documents::{mutated, refusal};
+pub use ports::free_port;
 
 /// How long a member may take until it answers. A cold disk on a busy machine needs seconds.
 const READY_DEADLINE: Span = Span::from_secs(30);
-
-/// A port on which nobody listens at the moment.
-///
-/// # Errors
-/// If there is none.
-pub fn free_port() -> io::Result<u16> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr().map(|a: SocketAddr| a.port())
-}
 
 /// One member: its process, and what it takes to start it again.
 #[derive(Debug)]

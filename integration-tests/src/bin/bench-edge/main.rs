@@ -16,7 +16,7 @@ use clap::Parser;
 use fleet::{
     Fleet,
     fleet::MAIN,
-    ports::free_port,
+    free_port,
     process::{Process, Program, system_binary},
     program::{asked_to_stop, print},
     store,

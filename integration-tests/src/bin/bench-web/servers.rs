@@ -14,9 +14,9 @@ use bots_core::wire::ContentRevision;
 use fleet::{
     bots::{Bot, Place},
     etcd::EtcdCluster,
+    free_port,
     git::Origin,
     ground::Site,
-    ports::free_port,
     process::{Process, Program, system_binary},
     scratch::Scratch,
     store::Store,
