@@ -11,10 +11,13 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use bots_core::shell::testing::free_port;
+use bots_core::{
+    machine::Span,
+    shell::{Clock, testing::free_port},
+};
 use content_bot::{
     machine::{FetchResult, PollResult, Reference},
     shell::{
@@ -114,10 +117,10 @@ impl Sshd {
         let mut command = Command::new(program);
         command.args(["-D", "-e", "-f"]).arg(dir.join("sshd_config")).stdin(Stdio::null()).stderr(log);
         let server = Self { port, child: command.spawn().expect("sshd starts") };
-        let began = Instant::now();
+        let began = Clock::now();
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             let log = || fs::read_to_string(dir.join("sshd.log")).unwrap_or_default();
-            assert!(began.elapsed() < Duration::from_secs(20), "sshd does not listen: {}", log());
+            assert!(Clock::now().since(began) < Span::from_secs(20), "sshd does not listen: {}", log());
             thread::sleep(Duration::from_millis(20));
         }
         Some(server)

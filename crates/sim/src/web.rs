@@ -157,7 +157,7 @@ impl World {
 
     /// Whether the app never comes up on the commit, for all that its files are good.
     pub(crate) fn never_comes_up(&self, sha: &str) -> bool {
-        let odd = sha.bytes().nth(1).is_some_and(|digit| digit % 2 == 1);
+        let odd = sha.as_bytes().get(1).is_some_and(|digit| digit % 2 == 1);
         self.plan.app && odd && self.origin.is_refused(sha)
     }
 
