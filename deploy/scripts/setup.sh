@@ -65,6 +65,7 @@ missing_packages() {
     need git command git
     need curl command curl
     need ca-certificates file /etc/ssl/certs/ca-certificates.crt
+    need openssl command openssl
     need etcd-server command etcd
     need etcd-client command etcdctl
     need haproxy command haproxy

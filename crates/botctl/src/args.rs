@@ -11,9 +11,18 @@ use clap_complete::Shell;
     after_help = "Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 etcd unreachable, 4 no such bot or scope."
 )]
 pub(crate) struct Args {
-    /// The members of etcd, as `host:port,host:port`
+    /// The members of etcd, as `host:port,host:port`; `https://` may stand before each
     #[arg(short, long, env = "BOTCTL_ETCD", default_value = "127.0.0.1:2379", value_name = "HOSTS", global = true)]
     pub(crate) etcd: String,
+    /// The PEM file of who signed etcd's certificate: etcd is reached by TLS
+    #[arg(long, env = "BOTCTL_ETCD_CACERT", value_name = "FILE", global = true)]
+    pub(crate) etcd_cacert: Option<std::path::PathBuf>,
+    /// The PEM file of the certificate that etcd is shown, if it asks for one
+    #[arg(long, env = "BOTCTL_ETCD_CERT", value_name = "FILE", global = true)]
+    pub(crate) etcd_cert: Option<std::path::PathBuf>,
+    /// The PEM file of its key, if that is another
+    #[arg(long, env = "BOTCTL_ETCD_KEY", value_name = "FILE", global = true)]
+    pub(crate) etcd_key: Option<std::path::PathBuf>,
     /// The user of etcd, if it asks for one
     #[arg(long, env = "BOTCTL_ETCD_USERNAME", value_name = "NAME", global = true)]
     pub(crate) etcd_username: Option<String>,
@@ -262,6 +271,8 @@ mod tests {
         let args = Args::try_parse_from(["botctl", "list", "--watch", "-e", "a:1,b:2", "web"]).unwrap();
         assert_eq!(args.etcd, "a:1,b:2");
         assert!(matches!(args.command, Command::List { scope: Some(s), watch: true } if s == "web"));
+        let args = Args::try_parse_from(["botctl", "list", "--etcd-cacert", "/ca", "--etcd-key", "/k"]).unwrap();
+        assert_eq!(args.etcd_cacert.as_deref(), Some(std::path::Path::new("/ca")));
         assert!(Args::try_parse_from(["botctl", "switchover"]).is_err());
         assert!(Args::try_parse_from(["botctl", "--format", "xml", "list"]).is_err());
     }

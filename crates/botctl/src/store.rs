@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bots_core::{
     dcs::{DcsEvent, KeyValue, NameError, Outcome, Scope, Transaction, View},
-    shell::{Etcd, Secret, config},
+    shell::{Etcd, Secret, config, dcs::EtcdError},
 };
 use futures_util::{Stream, StreamExt};
 
@@ -30,13 +30,23 @@ pub(crate) struct Followed<S> {
 
 impl Store {
     pub(crate) fn new(args: &Args) -> Result<Self, Failure> {
-        let mut members = config::Etcd::from_hosts(&args.etcd);
-        members.username = args.etcd_username.clone();
+        if args.etcd_username.is_some() != args.etcd_password_file.is_some() {
+            return Err(Failure::usage("--etcd-username and --etcd-password-file belong together"));
+        }
+        let mut members = config::Etcd {
+            username: args.etcd_username.clone(),
+            // Who names an authority wants TLS, whether or not the addresses say so.
+            protocol: args.etcd_cacert.is_some().then(|| String::from("https")),
+            cacert: args.etcd_cacert.clone(),
+            cert: args.etcd_cert.clone(),
+            key: args.etcd_key.clone(),
+            ..config::Etcd::from_hosts(&args.etcd)
+        };
         if let Some(path) = &args.etcd_password_file {
             members.password =
                 Some(Secret::from_file(path).map_err(|e| Failure::usage(format!("--etcd-password-file: {e}")))?);
         }
-        let etcd = Etcd::new(&members).map_err(|e| Failure::usage(format!("--etcd: {e}")))?;
+        let etcd = Etcd::new(&members).map_err(|e| Failure::usage(in_our_words(&e.to_string())))?;
         // A namespace of several parts is as good as one; a scope's name checks all of them.
         Scope::new(&args.namespace, "any").map_err(|e: NameError| Failure::usage(format!("--namespace: {e}")))?;
         Ok(Self { etcd, hosts: args.etcd.clone(), namespace: args.namespace.trim_matches('/').to_owned() })
@@ -93,8 +103,24 @@ impl Store {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<KeyValue>, Failure> {
-        self.etcd.list(prefix).await.map(|(_, entries)| entries).map_err(|e| self.silent(&e))
+        self.etcd.list(prefix).await.map(|(_, entries)| entries).map_err(|e| match &e {
+            EtcdError::Refused(_) => Failure::failed(in_our_words(&format!("etcd at {}: {e}", self.hosts))),
+            EtcdError::Config(_) | EtcdError::Unavailable(_) => self.silent(&e),
+        })
     }
+}
+
+/// The same with our options in the place of the fields of a bot's configuration.
+fn in_our_words(message: &str) -> String {
+    let fields = [
+        ("set etcd3.protocol to https", "give --etcd-cacert"),
+        ("etcd3.hosts", "--etcd"),
+        ("etcd3.protocol", "--etcd-cacert"),
+        ("etcd3.username", "--etcd-username"),
+        ("etcd3.password", "--etcd-password-file"),
+        ("etcd3.", "--etcd-"),
+    ];
+    fields.into_iter().fold(message.to_owned(), |text, (field, option)| text.replace(field, option))
 }
 
 impl<S: Stream<Item = DcsEvent> + Unpin> Followed<S> {

@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use bots_core::shell::{
     Common, Secret,
     config::{self, LogFormat, LogLevel, load},
+    testing::Authority,
 };
 use serde::Deserialize;
 
@@ -213,8 +214,74 @@ fn secrets_come_from_files_and_do_not_show() {
 fn hosts_are_checked() {
     let endpoints = |hosts: &str| config::Etcd::from_hosts(hosts).endpoints();
     assert_eq!(endpoints("http://a:1/, b ,[::1]:3,[::1]").expect("good"), ["a:1", "b:2379", "[::1]:3", "[::1]:2379"]);
-    for bad in ["", "https://a:1", "a:port", ":1", "a b:1"] {
+    assert_eq!(endpoints("https://a:1/,b").expect("good"), ["https://a:1", "b:2379"]);
+    for bad in ["", "https://", "a:port", ":1", "a b:1"] {
         let line = endpoints(bad).expect_err(bad);
         assert!(line.starts_with("etcd3.hosts"), "{bad:?}: {line}");
     }
+}
+
+#[test]
+fn tls_to_etcd_is_all_of_it_or_none() {
+    let etcd = |fields: &str| {
+        let text = format!("scope: s\nname: one\netcd3: {{hosts: 'a:1,b', {fields}}}");
+        read(&text, &[]).expect("readable").common.etcd3
+    };
+    let by_tls = etcd("protocol: https, cacert: /ca, cert: /c, key: /k");
+    assert_eq!(by_tls.endpoints().expect("good"), ["https://a:1", "https://b:2379"]);
+    assert_eq!(by_tls.tls().expect("good").and_then(|files| files.pair).expect("a pair").key, Path::new("/k"));
+    assert_eq!(etcd("protocol: http").tls().expect("good"), None);
+    let cases = [
+        ("protocol: ftp", "etcd3.protocol: `ftp` is neither http nor https"),
+        ("protocol: https", "etcd3.cacert is missing"),
+        ("protocol: https, cacert: /ca, key: /k", "etcd3.cert is missing"),
+        ("cacert: /ca", "etcd3.cacert is given, and etcd is reached by http: set etcd3.protocol to https"),
+        ("protocol: https, host: 'http://c'", "etcd3.hosts: `http://c` is not what etcd3.protocol says"),
+        ("protocol: https, cacert: /nowhere", "etcd3.cacert: cannot read /nowhere: No such file"),
+        ("password: x", "etcd3.username is missing"),
+        ("username: x", "etcd3.password is missing"),
+    ];
+    for (fields, wanted) in cases {
+        let line = etcd(fields).check().expect_err(fields);
+        assert!(line.starts_with(wanted) && !line.contains('\n'), "{fields}: {line}");
+    }
+    let from_env = [("PATRONI_ETCD3_PROTOCOL", "https"), ("PATRONI_ETCD3_CACERT", "/ca"), ("BOT_ETCD3_PASSWORD", "1")];
+    let read = read(BASE, &from_env).expect("good").common.etcd3;
+    assert_eq!((read.protocol.as_deref(), read.cacert.as_deref()), (Some("https"), Some(Path::new("/ca"))));
+    assert_eq!(read.password.expect("given").expose(), "1");
+}
+
+#[test]
+fn files_for_tls_are_named_with_what_is_wrong_with_them() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let authority = Authority::new(dir.path()).expect("openssl");
+    let (one, other) = (authority.issue("one").expect("openssl"), authority.issue("other").expect("openssl"));
+    let not_pem = dir.path().join("not.pem");
+    fs::write(&not_pem, "hello").expect("write");
+    let check = |cacert: &Path, cert: &Path, key: Option<&Path>, wanted: &str| {
+        let base = config::Etcd::from_hosts("https://a:1");
+        let etcd = config::Etcd {
+            cacert: Some(cacert.into()),
+            cert: Some(cert.into()),
+            key: key.map(Path::to_path_buf),
+            ..base
+        };
+        match etcd.check() {
+            Ok(()) => assert_eq!(wanted, "good"),
+            Err(line) => assert!(line.starts_with(wanted) && !line.contains('\n'), "{wanted}: {line}"),
+        }
+    };
+    let ca = authority.certificate();
+    check(&ca, &one.certificate, Some(&one.key), "good");
+    check(&not_pem, &one.certificate, Some(&one.key), &format!("etcd3.cacert: {} holds no certif", not_pem.display()));
+    check(&ca, &not_pem, Some(&one.key), &format!("etcd3.cert: {} holds no certificate", not_pem.display()));
+    check(&ca, &one.certificate, Some(&not_pem), &format!("etcd3.key: {} holds no private key", not_pem.display()));
+    check(&ca, &one.certificate, Some(&other.key), &format!("etcd3.key: {} does not go with", other.key.display()));
+    check(&ca, &one.certificate, None, "etcd3.key is missing, and etcd3.cert: ");
+    check(&ca, &one.certificate, Some(Path::new("/nowhere")), "etcd3.key: cannot read /nowhere: ");
+    // As Patroni has it: the key may be in the certificate's file.
+    let both = dir.path().join("both.pem");
+    let text = fs::read_to_string(&one.certificate).expect("read") + &fs::read_to_string(&one.key).expect("read");
+    fs::write(&both, text).expect("write");
+    check(&ca, &both, None, "good");
 }

@@ -240,7 +240,7 @@ fn checked<B: Bot>(path: Option<&Path>, env: &config::Env) -> Result<Vec<B::Conf
     };
     for (index, config) in configs.iter().enumerate() {
         let common = B::common(config);
-        common.etcd3.endpoints().and_then(|_| common.etcd3.user())?;
+        common.etcd3.check()?;
         if let Some(credentials) = &common.restapi.authentication {
             credentials.secret("restapi.authentication")?;
         }

@@ -15,6 +15,7 @@ pub mod status;
 mod step_log;
 pub mod telemetry;
 pub mod testing;
+pub mod tls;
 
 pub use boot::{Assembled, Bot, Context, run};
 pub use clock::Clock;

@@ -1,9 +1,12 @@
 //! Real etcd servers for tests, the demo and the benchmarks: on free loopback ports, in a directory of the caller's,
 //! stopped by pid when dropped. And configurations as nobody should write them.
 
+mod certificates;
 mod documents;
+mod users;
 
 use std::{
+    ffi::OsString,
     fs::File,
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -14,10 +17,12 @@ use std::{
 
 use rustix::process::Signal;
 
-use super::{clock::Clock, config, dcs::Etcd, process::send_signal};
+use super::{clock::Clock, config, dcs::Etcd, process::send_signal, tls::Pair};
 use crate::machine::Span;
 
+pub use certificates::Authority;
 pub use documents::{mutated, refusal};
+pub use users::enable_users;
 
 /// How long a member may take until it answers. A cold disk on a busy machine needs seconds.
 const READY_DEADLINE: Span = Span::from_secs(30);
@@ -38,7 +43,17 @@ pub struct EtcdServer {
     client_port: u16,
     peer_port: u16,
     initial_cluster: String,
+    tls: Option<EtcdTls>,
     child: Option<Child>,
+}
+
+/// What a member that clients reach by TLS has for it.
+#[derive(Debug, Clone)]
+struct EtcdTls {
+    authority: PathBuf,
+    own: Pair,
+    /// Where it tells whether it is well, to who has no certificate.
+    health_port: u16,
 }
 
 impl EtcdServer {
@@ -49,6 +64,35 @@ impl EtcdServer {
     pub fn start(dir: &Path) -> io::Result<Self> {
         let mut cluster = EtcdCluster::start(dir, 1)?;
         Ok(cluster.members.remove(0))
+    }
+
+    /// The same by TLS, for clients with a certificate of `authority` alone; it shows `own`.
+    ///
+    /// # Errors
+    /// If it cannot be started or does not answer.
+    pub fn start_with_tls(dir: &Path, authority: &Authority, own: &Pair) -> io::Result<Self> {
+        let mut member = Self::unborn(dir, 0)?;
+        member.initial_cluster = member.as_peer();
+        member.tls = Some(EtcdTls { authority: authority.certificate(), own: own.clone(), health_port: free_port()? });
+        member.spawn()?;
+        member.wait_until_ready()?;
+        Ok(member)
+    }
+
+    fn unborn(dir: &Path, number: usize) -> io::Result<Self> {
+        Ok(Self {
+            name: format!("etcd{number}"),
+            dir: dir.to_owned(),
+            client_port: free_port()?,
+            peer_port: free_port()?,
+            initial_cluster: String::new(),
+            tls: None,
+            child: None,
+        })
+    }
+
+    fn as_peer(&self) -> String {
+        format!("{}=http://127.0.0.1:{}", self.name, self.peer_port)
     }
 
     /// `127.0.0.1:port`.
@@ -112,7 +156,8 @@ impl EtcdServer {
     }
 
     fn spawn(&mut self) -> io::Result<()> {
-        let client = format!("http://127.0.0.1:{}", self.client_port);
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let client = format!("{scheme}://127.0.0.1:{}", self.client_port);
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let log = File::options().create(true).append(true).open(self.dir.join(format!("{}.log", self.name)))?;
         let child = Command::new("etcd")
@@ -125,6 +170,7 @@ impl EtcdServer {
             .args(["--initial-cluster-token", "bots", "--logger", "zap", "--log-level", "warn"])
             // Members of one machine share its disk; a fast election keeps fault tests short, as a fast network would.
             .args(["--heartbeat-interval", "100", "--election-timeout", "1000"])
+            .args(self.tls.as_ref().map(EtcdTls::arguments).unwrap_or_default())
             .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -139,7 +185,7 @@ impl EtcdServer {
     fn wait_until_ready(&mut self) -> io::Result<()> {
         let started = Clock::now();
         while Clock::now().since(started) < READY_DEADLINE {
-            if healthy(self.client_port) {
+            if healthy(self.tls.as_ref().map_or(self.client_port, |tls| tls.health_port)) {
                 return Ok(());
             }
             if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().ok()).flatten() {
@@ -149,6 +195,20 @@ impl EtcdServer {
             std::thread::sleep(Duration::from_millis(20));
         }
         Err(io::Error::new(io::ErrorKind::TimedOut, format!("etcd {} does not answer", self.name)))
+    }
+}
+
+impl EtcdTls {
+    fn arguments(&self) -> Vec<OsString> {
+        let health = format!("http://127.0.0.1:{}", self.health_port);
+        let mut all = vec![OsString::from("--client-cert-auth"), "--listen-metrics-urls".into(), health.into()];
+        let files = [
+            ("--trusted-ca-file", &self.authority),
+            ("--cert-file", &self.own.certificate),
+            ("--key-file", &self.own.key),
+        ];
+        all.extend(files.into_iter().flat_map(|(name, path)| [OsString::from(name), path.into()]));
+        all
     }
 }
 
@@ -172,19 +232,8 @@ impl EtcdCluster {
     /// If one cannot be started or does not answer.
     pub fn start(dir: &Path, size: usize) -> io::Result<Self> {
         std::fs::create_dir_all(dir)?;
-        let mut members = Vec::new();
-        for number in 0..size {
-            members.push(EtcdServer {
-                name: format!("etcd{number}"),
-                dir: dir.to_owned(),
-                client_port: free_port()?,
-                peer_port: free_port()?,
-                initial_cluster: String::new(),
-                child: None,
-            });
-        }
-        let peer = |m: &EtcdServer| format!("{}=http://127.0.0.1:{}", m.name, m.peer_port);
-        let initial_cluster = members.iter().map(peer).collect::<Vec<_>>().join(",");
+        let mut members = (0..size).map(|number| EtcdServer::unborn(dir, number)).collect::<io::Result<Vec<_>>>()?;
+        let initial_cluster = members.iter().map(EtcdServer::as_peer).collect::<Vec<_>>().join(",");
         for member in &mut members {
             member.initial_cluster.clone_from(&initial_cluster);
             member.spawn()?;

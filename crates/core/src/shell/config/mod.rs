@@ -1,5 +1,6 @@
 //! Configuration: YAML files and environment variables, read into a bot's own types, with errors that name the field.
 
+mod etcd;
 mod load;
 mod secret;
 mod sites;
@@ -9,6 +10,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Value};
 
+pub use etcd::Etcd;
 pub use load::{ConfigError, Env, load, load_all, process_env};
 pub use secret::Secret;
 pub use sites::{SITES_MAX, SiteRules};
@@ -60,58 +62,6 @@ impl Common {
     #[must_use]
     pub fn api_url(&self) -> String {
         format!("http://{}", self.restapi.connect_address())
-    }
-}
-
-/// The way to etcd.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Etcd {
-    /// All members: `a:2379,b:2379`, or a list. `http://` in front is accepted.
-    #[serde(deserialize_with = "hosts")]
-    pub hosts: Vec<String>,
-    /// One member, if there is only one.
-    pub host: Option<String>,
-    /// The user, if etcd asks for one.
-    pub username: Option<String>,
-    /// The user's password.
-    pub password: Option<Secret>,
-    /// The file that holds the user's password.
-    pub password_file: Option<PathBuf>,
-    /// `http`; nothing else yet.
-    pub protocol: Option<String>,
-}
-
-impl Etcd {
-    /// The members in `hosts`, separated by commas; no password.
-    #[must_use]
-    pub fn from_hosts(hosts: &str) -> Self {
-        Self { hosts: split_hosts(hosts), ..Self::default() }
-    }
-
-    /// The members as `host:port`.
-    ///
-    /// # Errors
-    /// One line that names the field and the fix.
-    pub fn endpoints(&self) -> Result<Vec<String>, String> {
-        if self.protocol.as_deref().is_some_and(|p| p != "http") {
-            return Err(String::from("etcd3.protocol: only `http` works so far: reach etcd through a local proxy"));
-        }
-        let all: Vec<&String> = self.hosts.iter().chain(&self.host).collect();
-        if all.is_empty() {
-            return Err(String::from("etcd3.hosts is empty: list the etcd members, for example hosts: 127.0.0.1:2379"));
-        }
-        all.into_iter().map(|host| endpoint(host)).collect()
-    }
-
-    /// The user and the password, if there is a user.
-    ///
-    /// # Errors
-    /// One line that names the field and the fix.
-    pub fn user(&self) -> Result<Option<(String, Secret)>, String> {
-        let Some(username) = &self.username else { return Ok(None) };
-        let password = one_secret("etcd3.password", self.password.as_ref(), self.password_file.as_ref())?;
-        Ok(Some((username.clone(), password)))
     }
 }
 
@@ -277,40 +227,4 @@ fn socket_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAd
     parsed.map_err(|_unparsed| {
         de::Error::custom(format!("`{text}` is not an IP address with a port: write it like 127.0.0.1:8008"))
     })
-}
-
-fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected `host:port,host:port` or a list of `host:port`")]
-    enum Hosts {
-        Line(String),
-        List(Vec<String>),
-    }
-    Ok(match Hosts::deserialize(deserializer)? {
-        Hosts::Line(line) => split_hosts(&line),
-        Hosts::List(list) => list,
-    })
-}
-
-fn split_hosts(line: &str) -> Vec<String> {
-    line.split(',').map(str::trim).filter(|h| !h.is_empty()).map(str::to_owned).collect()
-}
-
-/// One member as `host:port`; etcd's own port if there is none.
-fn endpoint(host: &str) -> Result<String, String> {
-    let bad = || format!("etcd3.hosts: `{host}` is not host:port: write it like 10.0.0.1:2379");
-    if host.starts_with("https://") {
-        return Err(String::from("etcd3.hosts: https does not work yet: reach etcd through a local proxy"));
-    }
-    let bare = host.strip_prefix("http://").unwrap_or(host).trim_end_matches('/');
-    let with_port = if bare.rsplit_once(':').is_some_and(|(h, _)| !h.is_empty() && !bare.ends_with(']')) {
-        bare.to_owned()
-    } else {
-        format!("{bare}:2379")
-    };
-    let uri: hyper::Uri = with_port.parse().map_err(|_invalid| bad())?;
-    match (uri.host(), uri.port_u16()) {
-        (Some(host), Some(_)) if !host.is_empty() => Ok(with_port),
-        _ => Err(bad()),
-    }
 }

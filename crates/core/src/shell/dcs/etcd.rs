@@ -9,35 +9,26 @@ use std::{
 };
 
 use etcd_client::{
-    Client, Compare as EtcdCompare, CompareOp, ConnectOptions, Error, GetOptions, GetResponse, PutOptions, Txn, TxnOp,
-    TxnOpResponse, WatchOptions, WatchStream,
+    Client, Compare as EtcdCompare, CompareOp, Error, GetOptions, GetResponse, PutOptions, Txn, TxnOp, TxnOpResponse,
+    WatchOptions, WatchStream,
 };
 use futures_util::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
     DcsSink,
+    connect::{Connection, Connector},
     route::{Member, Route},
     watch,
 };
 use crate::{
     dcs::{Compare, DcsEvent, KeyValue, LeaseId, Outcome, Revision, Transaction, Write},
     machine::Span,
-    shell::{
-        config::{self, Secret},
-        metrics::Metrics,
-        runtime,
-    },
+    shell::{config, metrics::Metrics, runtime},
 };
 
 /// How long a member may take to answer. A healthy one takes milliseconds; etcd itself gives up after seven seconds.
 pub(super) const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
-/// How long a connection may take to come about.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
-/// A silent connection is asked whether it lives after this. etcd closes connections that ask more often than every 5 s.
-const PING_INTERVAL: Duration = Duration::from_millis(5_500);
-/// How long the answer to that may take.
-const PING_DEADLINE: Duration = Duration::from_millis(1_500);
 
 /// Why etcd gave no answer to act on.
 #[derive(Debug, thiserror::Error)]
@@ -57,17 +48,19 @@ pub enum EtcdError {
 #[derive(Clone)]
 pub struct Etcd {
     route: Arc<Route>,
-    clients: Arc<Mutex<Vec<Option<Arc<Client>>>>>,
-    user: Option<(String, Secret)>,
+    connections: Arc<Mutex<Vec<Option<Connection>>>>,
+    connector: Arc<Connector>,
     metrics: Metrics,
 }
 
 /// What became of one attempt.
-enum Failure {
+pub(super) enum Failure {
     /// Nothing was sent: another member may be asked the same.
     NotSent(String),
     /// Something may have been sent, and nothing is known.
     Lost(String),
+    /// etcd does not know who asks, and has done nothing.
+    Stranger(String),
     /// etcd's own answer.
     Refused { code: i32, message: String },
 }
@@ -76,7 +69,14 @@ enum Failure {
 const NOT_FOUND: i32 = 5;
 /// Invalid argument, not found, already exists, permission denied, failed precondition, out of range, unauthenticated:
 /// the codes with which etcd says no before it does anything. All others may come from the way to it.
-const DEFINITE: [i32; 7] = [3, NOT_FOUND, 6, 7, 9, 11, 16];
+const DEFINITE: [i32; 7] = [3, NOT_FOUND, 6, PERMISSION_DENIED, 9, 11, UNAUTHENTICATED];
+const PERMISSION_DENIED: i32 = 7;
+const UNAUTHENTICATED: i32 = 16;
+/// What etcd says to a login that it has forgotten: it was restarted, or its users were changed.
+const FORGOTTEN: [&str; 2] =
+    ["etcdserver: revision of auth store is old", "etcdserver: authentication failed, invalid user ID or password"];
+/// What etcd says to who has no login, once it has users.
+const NO_LOGIN: &str = "etcdserver: user name is empty";
 
 impl Etcd {
     /// A client of the configured members; connects when first used.
@@ -94,15 +94,15 @@ impl Etcd {
         on_trouble: impl Fn(Option<String>) + Send + Sync + 'static,
     ) -> Result<Self, EtcdError> {
         let addresses = config.endpoints().map_err(EtcdError::Config)?;
-        let user = config.user().map_err(EtcdError::Config)?;
-        let clients = Arc::new(Mutex::new(vec![None; addresses.len()]));
-        Ok(Self { route: Arc::new(Route::new(addresses, Box::new(on_trouble))), clients, user, metrics })
+        let connector = Arc::new(Connector::new(config).map_err(EtcdError::Config)?);
+        let connections = Arc::new(Mutex::new(vec![None; addresses.len()]));
+        Ok(Self { route: Arc::new(Route::new(addresses, Box::new(on_trouble))), connections, connector, metrics })
     }
 
     /// The same route with connections of its own, for another runtime.
     pub(super) fn on_another_thread(&self) -> Self {
-        let clients = Arc::new(Mutex::new(vec![None; self.route.len()]));
-        Self { clients, ..self.clone() }
+        let connections = Arc::new(Mutex::new(vec![None; self.route.len()]));
+        Self { connections, ..self.clone() }
     }
 
     /// Everything below `prefix`, as a majority knows it.
@@ -140,7 +140,7 @@ impl Etcd {
             match self.attempt("txn", member, REQUEST_DEADLINE, run).await {
                 Ok(answer) => return outcome(&answer),
                 Err(Failure::NotSent(reason)) => why = reason,
-                Err(Failure::Lost(reason)) => return Outcome::Unknown(reason),
+                Err(Failure::Lost(reason) | Failure::Stranger(reason)) => return Outcome::Unknown(reason),
                 Err(Failure::Refused { code: NOT_FOUND, .. }) => {
                     // The lease of a put is gone; nothing was changed, and nothing was read.
                     return Outcome::Refused { revision: Revision(0), found: Vec::new() };
@@ -194,7 +194,7 @@ impl Etcd {
         match self.attempt("lease_keepalive", self.route.current(), deadline, renew).await {
             Ok(lives) => Ok(lives),
             Err(Failure::Refused { code: NOT_FOUND, .. }) => Ok(false),
-            Err(Failure::Refused { message, .. }) => Err(EtcdError::Refused(message)),
+            Err(Failure::Refused { message, .. } | Failure::Stranger(message)) => Err(EtcdError::Refused(message)),
             Err(Failure::NotSent(why) | Failure::Lost(why)) => Err(EtcdError::Unavailable(why)),
         }
     }
@@ -265,7 +265,7 @@ impl Etcd {
         };
         match self.attempt("watch", member, REQUEST_DEADLINE, open).await {
             Ok(stream) => Ok((member, stream)),
-            Err(Failure::Refused { message, .. }) => Err(EtcdError::Refused(message)),
+            Err(Failure::Refused { message, .. } | Failure::Stranger(message)) => Err(EtcdError::Refused(message)),
             Err(Failure::NotSent(why) | Failure::Lost(why)) => Err(EtcdError::Unavailable(why)),
         }
     }
@@ -284,40 +284,85 @@ impl Etcd {
         for _ in 0..self.route.len() {
             match self.attempt(op, self.route.current(), deadline, &call).await {
                 Ok(answer) => return Ok(answer),
-                Err(Failure::Refused { message, .. }) => return Err(EtcdError::Refused(message)),
+                Err(Failure::Refused { message, .. } | Failure::Stranger(message)) => {
+                    return Err(EtcdError::Refused(message));
+                }
                 Err(Failure::NotSent(reason) | Failure::Lost(reason)) => why = reason,
             }
         }
         Err(EtcdError::Unavailable(why))
     }
 
-    /// Asks one member, once, within the deadline.
+    /// Asks one member within the deadline: once, and once more if it has forgotten our login, for then nothing was done.
     async fn attempt<T, F>(
         &self,
         op: &'static str,
         member: Member,
         deadline: Duration,
-        call: impl FnOnce(Arc<Client>) -> F,
+        call: impl Fn(Arc<Client>) -> F,
     ) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Error>>,
     {
         self.metrics.etcd_request(op);
-        let connected = tokio::time::timeout(deadline, self.client(member)).await;
-        let client = match connected {
-            Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(self.failed(member, Failure::NotSent(text(&error)))),
-            Err(_elapsed) => {
-                return Err(self.failed(member, Failure::NotSent(format!("no connection in {deadline:?}"))));
+        let connection = self.connected(member, deadline).await?;
+        match self.called(member, deadline, connection, &call).await {
+            Err(Failure::Stranger(_forgotten)) => {
+                let connection = self.connected(member, deadline).await?;
+                self.called(member, deadline, connection, &call).await
             }
-        };
-        match tokio::time::timeout(deadline, Box::pin(call(client))).await {
+            done => done,
+        }
+    }
+
+    async fn connected(&self, member: Member, deadline: Duration) -> Result<Connection, Failure> {
+        match tokio::time::timeout(deadline, self.connection(member)).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(Failure::Stranger(why))) => {
+                self.route.refused(member, &why);
+                Err(Failure::Stranger(why))
+            }
+            Ok(Err(failure)) => Err(self.failed(member, failure)),
+            Err(_elapsed) => Err(self.failed(member, Failure::NotSent(format!("no connection in {deadline:?}")))),
+        }
+    }
+
+    async fn called<T, F>(
+        &self,
+        member: Member,
+        deadline: Duration,
+        connection: Connection,
+        call: &impl Fn(Arc<Client>) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        match tokio::time::timeout(deadline, Box::pin(call(connection.client))).await {
             Ok(Ok(answer)) => {
                 self.route.answered(member);
                 Ok(answer)
             }
-            Ok(Err(error)) => Err(self.failed(member, classify(&error))),
+            Ok(Err(error)) => Err(self.failed(member, self.known(classify(&error), connection.is_anonymous))),
             Err(_elapsed) => Err(self.failed(member, Failure::Lost(format!("no answer in {deadline:?}")))),
+        }
+    }
+
+    /// The failure, as somebody with a login sees it.
+    fn known(&self, failure: Failure, is_anonymous: bool) -> Failure {
+        match failure {
+            Failure::Refused { message, .. } if message == NO_LOGIN && !self.connector.has_user() => Failure::Refused {
+                code: UNAUTHENTICATED,
+                message: String::from("it has users: etcd3.username is missing"),
+            },
+            Failure::Refused { code, message }
+                if code == UNAUTHENTICATED
+                    || message == NO_LOGIN
+                    || FORGOTTEN.contains(&message.as_str())
+                    || code == PERMISSION_DENIED && is_anonymous =>
+            {
+                Failure::Stranger(message)
+            }
+            other => other,
         }
     }
 
@@ -325,46 +370,42 @@ impl Etcd {
         match &failure {
             Failure::NotSent(why) | Failure::Lost(why) => {
                 // A connection that failed once is not trusted again.
-                self.clients.lock().unwrap_or_else(PoisonError::into_inner)[Route::index(member)] = None;
+                self.drop_connection(member);
                 self.route.failed(member, why);
             }
+            Failure::Stranger(_) => self.drop_connection(member),
             Failure::Refused { .. } => self.route.answered(member),
         }
         failure
     }
 
-    async fn client(&self, member: Member) -> Result<Arc<Client>, Error> {
+    fn drop_connection(&self, member: Member) {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)[Route::index(member)] = None;
+    }
+
+    async fn connection(&self, member: Member) -> Result<Connection, Failure> {
         let slot = Route::index(member);
-        let known = self.clients.lock().unwrap_or_else(PoisonError::into_inner)[slot].clone();
-        if let Some(client) = known {
-            return Ok(client);
+        let known = self.connections.lock().unwrap_or_else(PoisonError::into_inner)[slot].clone();
+        if let Some(connection) = known {
+            return Ok(connection);
         }
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_DEADLINE)
-            .with_keep_alive(PING_INTERVAL, PING_DEADLINE)
-            .with_keep_alive_while_idle(false)
-            .with_require_leader(true);
-        if let Some((name, password)) = &self.user {
-            options = options.with_user(name, password.expose()).with_auto_token_refresh(true);
-        }
-        let client = Arc::new(Box::pin(Client::connect([self.route.address(member)], Some(options))).await?);
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)[slot] = Some(Arc::clone(&client));
-        Ok(client)
+        let connection = self.connector.connect(self.route.address(member)).await?;
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)[slot] = Some(connection.clone());
+        Ok(connection)
     }
 }
 
-fn classify(error: &Error) -> Failure {
-    if let Error::GRpcStatus(status) = error {
-        let code = i32::from(status.code());
-        if DEFINITE.contains(&code) {
-            return Failure::Refused { code, message: status.message().to_owned() };
-        }
-        if never_connected(status) {
-            return Failure::NotSent(text(status));
-        }
-        return Failure::Lost(text(status));
+/// The failure that an error of the library stands for.
+pub(super) fn classify(error: &Error) -> Failure {
+    let Error::GRpcStatus(status) = error else { return Failure::Lost(text(error)) };
+    let code = i32::from(status.code());
+    if DEFINITE.contains(&code) {
+        return Failure::Refused { code, message: status.message().to_owned() };
     }
-    Failure::Lost(text(error))
+    if never_connected(status) {
+        return Failure::NotSent(text(status));
+    }
+    Failure::Lost(text(status))
 }
 
 /// Whether the error can only come from a connection that did not come about.

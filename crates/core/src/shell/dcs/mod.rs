@@ -1,5 +1,6 @@
 //! The way to the real store: actions in, events out. A thin layer over etcd; decisions are the machines'.
 
+mod connect;
 mod etcd;
 mod renewal;
 mod route;

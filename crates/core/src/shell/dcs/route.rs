@@ -63,13 +63,25 @@ impl Route {
     pub(super) fn failed(&self, member: Member, why: &str) {
         let next = (member.0 + 1) % self.addresses.len();
         let _moved_by_another = self.current.compare_exchange(member.0, next, Ordering::AcqRel, Ordering::Acquire);
-        let text = format!("etcd {} does not answer: {why}", self.address(member));
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        if trouble.is_none() {
+        let is_new = self.set_trouble(format!("etcd {} does not answer: {why}", self.address(member)));
+        if is_new {
             tracing::warn!(member = self.address(member), why, "etcd does not answer; trying the next member");
         }
+    }
+
+    /// `member` does not let us in; the others know no more of us than it does.
+    pub(super) fn refused(&self, member: Member, why: &str) {
+        let is_new = self.set_trouble(format!("etcd {} refuses: {why}", self.address(member)));
+        if is_new {
+            tracing::error!(member = self.address(member), why, "etcd does not let us in");
+        }
+    }
+
+    /// Says what the trouble is; yields whether there was none before.
+    fn set_trouble(&self, text: String) -> bool {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         (self.on_trouble)(Some(text.clone()));
-        *trouble = Some(text);
+        trouble.replace(text).is_none()
     }
 
     /// `member` answered.

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use etcd_client::{EventType, WatchResponse};
 
-use super::{DcsSink, Etcd};
+use super::{DcsSink, Etcd, EtcdError};
 use crate::{
     dcs::{Change, DcsEvent, Revision},
     machine::{Span, Time},
@@ -20,7 +20,7 @@ const GOOD_AFTER: Span = Span::from_secs(5);
 
 /// Shows everything below `prefix` to `sink`, for ever.
 pub(super) async fn follow(etcd: Etcd, prefix: String, sink: DcsSink) {
-    let mut follower = Follower { etcd, prefix, sink, shown: Revision(0), listed_at: None };
+    let mut follower = Follower { etcd, prefix, sink, shown: Revision(0), listed_at: None, refusal: None };
     let mut pause = PAUSE_MIN;
     loop {
         let Err(why) = follower.until_broken().await;
@@ -45,11 +45,14 @@ struct Follower {
     shown: Revision,
     /// When the present watch began; nothing while there is none.
     listed_at: Option<Time>,
+    /// Why etcd does not let us look, as it was last logged.
+    refusal: Option<String>,
 }
 
 impl Follower {
     async fn until_broken(&mut self) -> Result<Infallible, String> {
-        let (revision, entries) = self.etcd.list(&self.prefix).await.map_err(|e| e.to_string())?;
+        let (revision, entries) = self.etcd.list(&self.prefix).await.map_err(|e| self.told(&e))?;
+        self.refusal = None;
         if revision < self.shown {
             // A member restored from a backup, or another cluster: what we know is newer.
             let member = self.etcd.route().current();
@@ -80,6 +83,16 @@ impl Follower {
                 }
             }
         }
+    }
+
+    /// The error in words. A refusal is a human's business, and is logged: the status says only who does not answer.
+    fn told(&mut self, error: &EtcdError) -> String {
+        let why = error.to_string();
+        if matches!(error, EtcdError::Refused(_)) && self.refusal.as_ref() != Some(&why) {
+            tracing::error!(prefix = self.prefix, why, "etcd does not let us look");
+            self.refusal = Some(why.clone());
+        }
+        why
     }
 
     async fn show(&mut self, response: &WatchResponse) -> Result<(), String> {
