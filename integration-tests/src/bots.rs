@@ -7,10 +7,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use bots_core::{machine::Report, shell::Status};
+use bots_core::{
+    machine::Report,
+    shell::{Status, config},
+};
 use rustix::process::Signal;
 
 use crate::{
+    etcd::etcd_lines,
     ground::Site,
     http::{Answer, Http},
     ports::free_port,
@@ -51,8 +55,8 @@ pub struct Place<'s> {
     pub scratch: &'s Scratch,
     /// Where logs go.
     pub logs: &'s Path,
-    /// The members of etcd in one line.
-    pub etcd: String,
+    /// The way to etcd.
+    pub etcd: config::Etcd,
     /// The length of leases, in seconds.
     pub ttl_s: u64,
     /// More lines of a Postgres cluster's first configuration, as they stand below `bootstrap.dcs`.
@@ -69,6 +73,7 @@ impl<'s> Place<'s> {
     /// On loopback, with leases of `TTL_S` seconds and nothing that is out of the ordinary.
     #[must_use]
     pub fn plain(scratch: &'s Scratch, logs: &'s Path, etcd: String) -> Self {
+        let etcd = config::Etcd::from_hosts(&etcd);
         Self { scratch, logs, etcd, ttl_s: TTL_S, dcs: "", api_password: "", site: Site::default(), step_logs: false }
     }
 }
@@ -114,8 +119,8 @@ impl Bot {
             String::new()
         };
         let common = format!(
-            "scope: {scope}\nname: {name}\nnamespace: service\netcd3:\n  hosts: {etcd}\nrestapi:\n  listen: {api}\n{login}log:\n  level: INFO\n{steps}",
-            etcd = place.etcd,
+            "scope: {scope}\nname: {name}\nnamespace: service\netcd3:\n{etcd}restapi:\n  listen: {api}\n{login}log:\n  level: INFO\n{steps}",
+            etcd = etcd_lines(&place.etcd),
         );
         let config = place.scratch.file(&format!("{scope}-{name}.yml"), &(common + rest), account)?;
         let program = Program::new(format!("{scope}-{name}"), binary).args([config.to_string_lossy()]);

@@ -3,6 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use bots_core::shell::{
+    Secret, config, instance_id,
+    testing::{Authority, enable_users},
+};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -11,7 +15,8 @@ use crate::{
     http::Http,
     ports::free_port,
     process::{Process, Program, system_binary},
-    scratch::Scratch,
+    scratch::{Scratch, open_to_all},
+    store::NAMESPACE,
 };
 
 /// Members of etcd under one scratch folder.
@@ -19,6 +24,8 @@ use crate::{
 pub struct EtcdCluster {
     members: Vec<EtcdMember>,
     logs: PathBuf,
+    /// What its clients need beside its address; nothing, if it lets everybody in.
+    access: config::Etcd,
 }
 
 #[derive(Debug)]
@@ -35,18 +42,50 @@ impl EtcdCluster {
     /// # Errors
     /// If etcd is not installed or cannot be started.
     pub fn start(scratch: &Scratch, logs: &Path, sites: &[Site]) -> Result<Self> {
+        Self::start_for(scratch, logs, sites, config::Etcd::default())
+    }
+
+    /// The same, for clients with a certificate and a login.
+    ///
+    /// # Errors
+    /// If etcd is not installed or cannot be started, or its certificates and users cannot be made.
+    pub fn start_secured(scratch: &Scratch, logs: &Path, sites: &[Site]) -> Result<Self> {
+        let folder = scratch.dir("certificates", None)?;
+        let authority = Authority::new(&folder).context("make an authority")?;
+        let _server = authority.issue(SERVER).context("make a certificate")?;
+        let client = authority.issue("client").context("make a certificate")?;
+        open_to_all(&folder)?;
+        let access = config::Etcd {
+            protocol: Some(String::from("https")),
+            cacert: Some(authority.certificate()),
+            cert: Some(client.certificate),
+            key: Some(client.key),
+            username: Some(String::from("bots")),
+            password: Some(Secret::new(instance_id())),
+            ..config::Etcd::default()
+        };
+        let cluster = Self::start_for(scratch, logs, sites, access)?;
+        enable_users(&cluster.access(), &format!("/{NAMESPACE}/")).context("make the users of etcd")?;
+        Ok(cluster)
+    }
+
+    fn start_for(scratch: &Scratch, logs: &Path, sites: &[Site], access: config::Etcd) -> Result<Self> {
         let binary = system_binary("etcd", &[])?;
         let address = |site: &Site| -> Result<String> { Ok(format!("{}:{}", site.host, free_port()?)) };
         let addresses = sites.iter().map(|site| Ok((address(site)?, address(site)?))).collect::<Result<Vec<_>>>()?;
         let peers = addresses.iter().enumerate().map(|(i, (_, peer))| format!("{}=http://{peer}", member_name(i)));
         let peers = peers.collect::<Vec<_>>().join(",");
         let token = scratch.path().file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        let mut cluster = Self { members: Vec::new(), logs: logs.to_owned() };
+        let (scheme, tls) = match access.cacert.as_deref().and_then(Path::parent) {
+            Some(folder) => ("https", tls_arguments(folder)),
+            None => ("http", Vec::new()),
+        };
+        let mut cluster = Self { members: Vec::new(), logs: logs.to_owned(), access };
         for (i, ((endpoint, peer), site)) in addresses.into_iter().zip(sites).enumerate() {
             let name = member_name(i);
             let data = scratch.path().join(&name);
-            let (client, peer) = (format!("http://{endpoint}"), format!("http://{peer}"));
-            let program = Program::new(&name, &binary).at(site).args([
+            let (client, peer) = (format!("{scheme}://{endpoint}"), format!("http://{peer}"));
+            let program = Program::new(&name, &binary).at(site).args(tls.clone()).args([
                 format!("--name={name}"),
                 format!("--data-dir={}", data.display()),
                 format!("--listen-client-urls={client}"),
@@ -62,6 +101,12 @@ impl EtcdCluster {
         }
         (0..sites.len()).try_for_each(|i| cluster.start_member(i))?;
         Ok(cluster)
+    }
+
+    /// All that its clients need.
+    #[must_use]
+    pub fn access(&self) -> config::Etcd {
+        config::Etcd { hosts: self.endpoints(), ..self.access.clone() }
     }
 
     /// The clients' addresses, as `host:port`.
@@ -142,8 +187,38 @@ impl EtcdCluster {
     }
 }
 
+/// In whose name the certificate of all members is.
+const SERVER: &str = "etcd";
+
+fn tls_arguments(folder: &Path) -> Vec<String> {
+    let file = |option: &str, name: &str| format!("--{option}={}", folder.join(name).display());
+    vec![
+        file("trusted-ca-file", "ca.pem"),
+        file("cert-file", &format!("{SERVER}.pem")),
+        file("key-file", &format!("{SERVER}.key")),
+        String::from("--client-cert-auth"),
+    ]
+}
+
 /// What a member is called.
 #[must_use]
 pub fn member_name(index: usize) -> String {
     format!("etcd-{}", index + 1)
+}
+
+/// The way to etcd, as lines of a configuration below `etcd3`.
+#[must_use]
+pub fn etcd_lines(etcd: &config::Etcd) -> String {
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    let fields = [
+        ("hosts", Some(etcd.hosts.join(","))),
+        ("protocol", etcd.protocol.clone()),
+        ("cacert", path(&etcd.cacert)),
+        ("cert", path(&etcd.cert)),
+        ("key", path(&etcd.key)),
+        ("username", etcd.username.clone()),
+        ("password", etcd.password.as_ref().map(|password| format!("\"{}\"", password.expose()))),
+    ];
+    let line = |(name, value): (&str, Option<String>)| Some(format!("  {name}: {}\n", value?));
+    fields.into_iter().filter_map(line).collect()
 }

@@ -83,12 +83,28 @@ impl Fleet {
     ///
     /// # Errors
     /// If etcd does not come up.
-    pub async fn on(mut ground: Ground, members: usize) -> Result<Self> {
+    pub async fn on(ground: Ground, members: usize) -> Result<Self> {
+        Self::over(ground, members, EtcdCluster::start).await
+    }
+
+    /// Starts an etcd of one member that asks for certificates and logins, and nothing else yet.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub async fn with_secured_etcd() -> Result<Self> {
+        Self::over(Ground::default(), 1, EtcdCluster::start_secured).await
+    }
+
+    async fn over(
+        mut ground: Ground,
+        members: usize,
+        start: fn(&Scratch, &Path, &[Site]) -> Result<EtcdCluster>,
+    ) -> Result<Self> {
         let scratch = Scratch::new()?;
         let logs = scratch.dir("logs", None)?;
         let sites = (0..members).map(|i| ground.add(&member_name(i), None)).collect::<Result<Vec<_>>>()?;
-        let etcd = EtcdCluster::start(&scratch, &logs, &sites)?;
-        let store = Store::new(&etcd.hosts())?;
+        let etcd = start(&scratch, &logs, &sites)?;
+        let store = Store::of(&etcd.access())?;
         let fleet = Self {
             edge: Vec::new(),
             web: Vec::new(),
@@ -120,7 +136,7 @@ impl Fleet {
 
     fn place_at(&self, site: Site) -> Place<'_> {
         let Self { scratch, logs, dcs, api_password, .. } = self;
-        let (etcd, ttl_s, step_logs) = (self.etcd.hosts(), self.ttl_s, self.step_logs);
+        let (etcd, ttl_s, step_logs) = (self.etcd.access(), self.ttl_s, self.step_logs);
         Place { scratch, logs, etcd, ttl_s, dcs, api_password, site, step_logs }
     }
 
@@ -365,7 +381,17 @@ impl Fleet {
     /// # Errors
     /// If it is not built, or its password cannot be written.
     pub fn operator(&self) -> Result<Program> {
-        let botctl = Program::new("botctl", workspace_binary("botctl")?).env("BOTCTL_ETCD", self.etcd.hosts());
+        let mut botctl = Program::new("botctl", workspace_binary("botctl")?).env("BOTCTL_ETCD", self.etcd.hosts());
+        let access = self.etcd.access();
+        let files = [("CACERT", &access.cacert), ("CERT", &access.cert), ("KEY", &access.key)];
+        for (name, path) in files.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?))) {
+            botctl = botctl.env(&format!("BOTCTL_ETCD_{name}"), path.to_string_lossy());
+        }
+        if let (Some(user), Some(password)) = (&access.username, &access.password) {
+            let password = self.scratch.file("etcd-password", password.expose(), None)?;
+            botctl = botctl.env("BOTCTL_ETCD_USERNAME", user);
+            botctl = botctl.env("BOTCTL_ETCD_PASSWORD_FILE", password.to_string_lossy());
+        }
         let password = self.scratch.file("api-password", &self.api_password, None)?;
         let botctl = botctl.env("BOTCTL_API_USERNAME", API_USER);
         Ok(botctl.env("BOTCTL_API_PASSWORD_FILE", password.to_string_lossy()))

@@ -102,6 +102,18 @@ impl Scratch {
     }
 }
 
+/// Lets every user read the files in a folder.
+///
+/// # Errors
+/// If they cannot be changed.
+pub fn open_to_all(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).context("list a folder")? {
+        let path = entry.context("list a folder")?.path();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).context("open a file to all users")?;
+    }
+    Ok(())
+}
+
 impl Drop for Scratch {
     fn drop(&mut self) {
         if self.keep {

@@ -53,7 +53,15 @@ impl Store {
     /// # Errors
     /// If the addresses cannot be read.
     pub fn new(hosts: &str) -> Result<Self> {
-        let etcd = Etcd::new(&config::Etcd::from_hosts(hosts)).context("read the addresses of etcd")?;
+        Self::of(&config::Etcd::from_hosts(hosts))
+    }
+
+    /// A client of an etcd that asks for more than its address.
+    ///
+    /// # Errors
+    /// If the addresses or the files cannot be read.
+    pub fn of(access: &config::Etcd) -> Result<Self> {
+        let etcd = Etcd::new(access).context("read the addresses of etcd")?;
         Ok(Self { etcd })
     }
 
