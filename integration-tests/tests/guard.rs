@@ -195,6 +195,11 @@ async fn pause(fleet: &Fleet, paused: bool) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guard_is_in_time_at_the_shortest_lease_on_a_saturated_machine() -> Result<()> {
+    margins(2, 10).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guard_is_in_time_at_the_usual_lease_on_a_saturated_machine() -> Result<()> {
     margins(5, 4).await
 }

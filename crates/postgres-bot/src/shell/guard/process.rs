@@ -238,13 +238,22 @@ impl Guard {
 
     /// The fence falls: every process of the server is killed, the postmaster first, so that it starts no others.
     fn fall(mut self) -> ExitCode {
-        let _already_gone = kill_process(self.postmaster, Signal::KILL);
-        self.kill_all();
-        let late = match self.fence {
+        let late = |fence: Fence| match fence {
             Fence::At(at) => Clock::now().since(at),
             Fence::Open => Span::ZERO,
         };
-        tell(&format!("stopped Postgres by force: the bot has not renewed the lease; all gone {late} after the fence"));
+        let woken = late(self.fence);
+        let _already_gone = kill_process(self.postmaster, Signal::KILL);
+        // None of these runs any code of its own any more. The second time for children of one that ended in the middle of the first.
+        for _twice in 0..2 {
+            processes::kill_descendants(rustix::process::getpid());
+        }
+        let killed = late(self.fence);
+        self.kill_all();
+        tell(&format!(
+            "stopped Postgres by force: the bot has not renewed the lease; woken {woken}, all killed {killed}, all gone {} after the fence",
+            late(self.fence)
+        ));
         self.say(&FromGuard::Ended(Ended::Fenced));
         ExitCode::from(3)
     }
