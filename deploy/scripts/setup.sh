@@ -132,7 +132,10 @@ install_packages() {
     for service in etcd haproxy nginx varnish; do
         [[ " ${packages[*]} " != *" $service"* ]] || stay_down_at_boot "$service.service"
     done
-    [[ " ${packages[*]} " != *" openssh-server "* ]] || stay_down_at_boot ssh.service
+    # Ubuntu has the socket opened at boot, and the service follows it.
+    for unit in ssh.service ssh.socket; do
+        [[ " ${packages[*]} " != *" openssh-server "* ]] || stay_down_at_boot "$unit"
+    done
     [[ " ${packages[*]} " != *" varnish "* ]] || stay_down_at_boot varnishncsa.service
     restore
     trap - EXIT
