@@ -41,14 +41,7 @@ impl Bench {
         let scratch = TempDir::new().expect("scratch");
         let repo = Repo::new(scratch.path());
         let source = Source::parse(&repo.url()).expect("good");
-        let nobody = Credentials {
-            username: None,
-            password: None,
-            password_file: None,
-            ssh_key_file: None,
-            ssh_key_passphrase: None,
-            known_hosts_file: None,
-        };
+        let nobody = Credentials::default();
         let origin = Origin::new(source, Reference::parse("main"), nobody);
         let mirror = Mirror::open(&scratch.path().join("data"), origin, LIMITS, Stop::default()).expect("a mirror");
         let mirror = Arc::new(mirror.behind(gates(scratch.path())));

@@ -4,7 +4,10 @@
 
 mod world;
 
-use bots_core::{machine::Span, shell::testing::mutated};
+use bots_core::{
+    machine::Span,
+    shell::testing::{in_etcd, spoilt},
+};
 use proptest::prelude::{ProptestConfig, Strategy, any, prop, proptest};
 use serde_json::{Value, json};
 use world::{World, sha, site, web};
@@ -51,7 +54,7 @@ proptest! {
     fn whatever_stands_in_a_key_the_bot_goes_on(writes in writes(), leads in any::<bool>()) {
         let (mut world, good) = (World::new(), good());
         for (key, value) in &good {
-            world.put(key, &text(value));
+            world.put(key, &in_etcd(value));
         }
         if leads {
             world.delete(&site().leader());
@@ -60,17 +63,11 @@ proptest! {
         world.settle();
         for (which, choices, junk) in &writes {
             let (key, value) = &good[which % good.len()];
-            match junk {
-                Some(junk) if junk.is_empty() => world.delete(key),
-                Some(junk) => world.put(key, junk),
-                None => world.put(key, &text(&mutated(value, choices))),
+            match spoilt(value, choices, junk.as_deref()) {
+                Some(text) => world.put(key, &text),
+                None => world.delete(key),
             }
             world.advance(Span::from_millis(1_500));
         }
     }
-}
-
-/// A value as it stands in etcd: names stand there bare.
-fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

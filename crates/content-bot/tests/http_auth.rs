@@ -56,9 +56,7 @@ async fn credentials_are_shown_and_rotate() {
                 username: file.is_some().then(|| String::from("bot")),
                 password: password.map(Secret::new),
                 password_file: file,
-                ssh_key_file: None,
-                ssh_key_passphrase: None,
-                known_hosts_file: None,
+                ..Credentials::default()
             };
             let origin = Origin::new(Source::parse(url).expect("url"), Reference::parse("main"), credentials);
             Mirror::open(&data, origin, LIMITS, Stop::default()).expect("a mirror")
@@ -104,14 +102,7 @@ fn an_origin_behind_a_proxy_is_asked_for_at_the_proxy() {
         stream.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").expect("an answer");
         String::from_utf8_lossy(&head[..read]).into_owned()
     });
-    let nobody = Credentials {
-        username: None,
-        password: None,
-        password_file: None,
-        ssh_key_file: None,
-        ssh_key_passphrase: None,
-        known_hosts_file: None,
-    };
+    let nobody = Credentials::default();
     let reach = Reach { proxy: Some(Secret::new(format!("http://{proxy}"))), depth: 0 };
     let source = Source::parse("https://git.invalid/origin.git").expect("url");
     let looked =
@@ -154,14 +145,7 @@ async fn a_submodule_at_another_host_is_shown_no_credentials() {
             let mirror = Mirror::open(&data, origin, LIMITS, Stop::default()).expect("a mirror");
             mirror.following(Submodules::Recursive).fetch(sha)
         };
-        let nobody = || Credentials {
-            username: None,
-            password: None,
-            password_file: None,
-            ssh_key_file: None,
-            ssh_key_passphrase: None,
-            known_hosts_file: None,
-        };
+        let nobody = Credentials::default;
         let bot =
             || Credentials { username: Some(String::from("bot")), password: Some(Secret::new("s3cret")), ..nobody() };
         let (plain, with_password) =

@@ -58,12 +58,9 @@ fn a_host_is_known_by_its_key_and_what_is_replaced_on_disk_is_read_anew() {
     fs::copy(file("user"), &key).expect("copy");
     let url = format!("ssh://{}@127.0.0.1:{}{}", user(), server.port, repo.bare.display());
     let credentials = Credentials {
-        username: None,
-        password: None,
-        password_file: None,
         ssh_key_file: Some(key.clone()),
-        ssh_key_passphrase: None,
         known_hosts_file: Some(known.clone()),
+        ..Credentials::default()
     };
     let origin = Origin::new(Source::parse(&url).expect("an address"), Reference::parse("main"), credentials);
     let mirror = Mirror::open(&file("data"), origin, LIMITS, Stop::default()).expect("a mirror");

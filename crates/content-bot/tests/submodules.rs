@@ -56,14 +56,7 @@ impl Bench {
     }
 
     fn mirror(&self, submodules: Submodules) -> Mirror {
-        let nobody = Credentials {
-            username: None,
-            password: None,
-            password_file: None,
-            ssh_key_file: None,
-            ssh_key_passphrase: None,
-            known_hosts_file: None,
-        };
+        let nobody = Credentials::default();
         let source = Source::parse(&self.site.url()).expect("good");
         let origin = Origin::new(source, Reference::parse("main"), nobody);
         let data = self.scratch.path().join(format!("data-{submodules:?}"));

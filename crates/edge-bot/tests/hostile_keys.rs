@@ -4,7 +4,7 @@
 
 mod world;
 
-use bots_core::{machine::Span, shell::testing::mutated};
+use bots_core::{machine::Span, shell::testing::spoilt};
 use proptest::prelude::{ProptestConfig, Strategy, any, prop, prop_assert, proptest};
 use serde_json::{Value, json};
 use world::{World, scope};
@@ -48,19 +48,13 @@ proptest! {
         world.pass(Span::from_secs(2));
         for (which, choices, junk) in &writes {
             let (key, value) = &good[which % good.len()];
-            match junk {
-                Some(junk) if junk.is_empty() => world.delete(key),
-                Some(junk) => world.put(key, junk),
-                None => world.put(key, &text(&mutated(value, choices))),
+            match spoilt(value, choices, junk.as_deref()) {
+                Some(text) => world.put(key, &text),
+                None => world.delete(key),
             }
             world.settle();
             world.pass(Span::from_millis(700));
             prop_assert!(world.open_primaries().len() <= 1, "clients reach {:?} as the primary", world.open_primaries());
         }
     }
-}
-
-/// A value as it stands in etcd: names stand there bare.
-fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use bots_core::{
     machine::Span,
-    shell::testing::mutated,
+    shell::testing::{in_etcd, spoilt},
     wire::{PostgresFacts, Timeline},
 };
 use disk::{Data, Disk};
@@ -59,7 +59,7 @@ proptest! {
         let mut world = World::new(settings("pg1"));
         world.renewing = true;
         for (key, value) in &good {
-            world.put(key, &text(value));
+            world.put(key, &in_etcd(value));
         }
         if !led {
             world.delete("leader");
@@ -71,10 +71,9 @@ proptest! {
         go_on(&mut world, &mut disk);
         for (which, choices, junk) in &writes {
             let (key, value) = &good[which % good.len()];
-            match junk {
-                Some(junk) if junk.is_empty() => world.delete(key),
-                Some(junk) => world.put(key, junk),
-                None => world.put(key, &text(&mutated(value, choices))),
+            match spoilt(value, choices, junk.as_deref()) {
+                Some(text) => world.put(key, &text),
+                None => world.delete(key),
             }
             go_on(&mut world, &mut disk);
         }
@@ -116,9 +115,4 @@ fn go_on(world: &mut World, disk: &mut Disk) {
         world.log.clear();
         world.pass(Span::from_millis(500));
     }
-}
-
-/// A value as it stands in etcd: names stand there bare.
-fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

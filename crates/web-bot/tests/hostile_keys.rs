@@ -7,7 +7,7 @@ mod common;
 use bots_core::{
     dcs::{MemoryDcs, Scope, Transaction, Write},
     machine::{Machine, Span, Time},
-    shell::testing::mutated,
+    shell::testing::{in_etcd, spoilt},
 };
 use common::{Bot, revision, settings, sha};
 use proptest::prelude::{ProptestConfig, Strategy, any, prop, proptest};
@@ -68,7 +68,7 @@ proptest! {
         let good = good();
         let (mut dcs, mut now) = (MemoryDcs::new(), Time::from_millis(1_000));
         for (key, value) in &good {
-            put(&mut dcs, now, key, &text(value));
+            put(&mut dcs, now, key, &in_etcd(value));
         }
         let mut settings = settings("w1", if app { Mode::App } else { Mode::Static }, ScalingSettings::default());
         settings.connections = (app && budget).then_some(ConnectionBudget { per_instance: 5, share_percent: 100 });
@@ -76,12 +76,9 @@ proptest! {
         now = run(&mut bot, &mut dcs, now);
         for (which, choices, junk) in &writes {
             let (key, value) = &good[which % good.len()];
-            match junk {
-                Some(junk) if junk.is_empty() => {
-                    dcs.transact(now, &Transaction::new(Vec::new(), vec![Write::delete(key)]));
-                }
-                Some(junk) => put(&mut dcs, now, key, junk),
-                None => put(&mut dcs, now, key, &text(&mutated(value, choices))),
+            match spoilt(value, choices, junk.as_deref()) {
+                Some(text) => put(&mut dcs, now, key, &text),
+                None => drop(dcs.transact(now, &Transaction::new(Vec::new(), vec![Write::delete(key)]))),
             }
             now = run(&mut bot, &mut dcs, now) + Span::from_millis(900);
         }
@@ -117,9 +114,4 @@ fn next(bot: &mut Bot, dcs: &mut MemoryDcs, now: Time) -> Option<Event> {
         return Some(Event::ContentPrepared { id, sha });
     }
     WebMachine::deadline(bot.state()).filter(|due| due.at <= now).map(|_due| Event::TimerFired)
-}
-
-/// A value as it stands in etcd: names stand there bare.
-fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

@@ -26,8 +26,8 @@ const CREDENTIAL_TRIES_MAX: u32 = 2;
 /// Where a fetch leaves what it brought; overwritten by the next one. What is to stay gets a reference of its own.
 const LANDING: &str = "refs/bots-origin";
 
-/// What the origin is shown.
-#[derive(Debug, Clone)]
+/// What the origin is shown; nothing by default.
+#[derive(Debug, Clone, Default)]
 pub struct Credentials {
     /// The user.
     pub username: Option<String>,
@@ -99,14 +99,9 @@ impl Origin {
     pub(super) fn submodule(&self, source: Source, commit: Oid) -> Self {
         let credentials = match source.place() == self.source.place() {
             true => self.credentials.clone(),
-            false => Credentials {
-                username: None,
-                password: None,
-                password_file: None,
-                ssh_key_file: None,
-                ssh_key_passphrase: None,
-                known_hosts_file: self.credentials.known_hosts_file.clone(),
-            },
+            false => {
+                Credentials { known_hosts_file: self.credentials.known_hosts_file.clone(), ..Credentials::default() }
+            }
         };
         let (reference, reach) = (Reference::Pinned(commit.to_string()), self.reach.clone());
         let depth = if source.transport() == Transport::Local { 0 } else { reach.depth };

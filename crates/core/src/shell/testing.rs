@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use super::{clock::Clock, config, dcs::Etcd, process::send_signal};
 use crate::machine::Span;
 
-pub use documents::{mutated, refusal};
+pub use documents::{in_etcd, mutated, refusal, spoilt};
 pub use ports::free_port;
 
 /// How long a member may take until it answers. A cold disk on a busy machine needs seconds.

@@ -19,6 +19,23 @@ pub fn mutated(document: &Value, choices: &[u32]) -> Value {
     changed
 }
 
+/// What is put into a key of etcd in the place of a good value: the value with changes, or the junk that is given; nothing if that is
+/// empty, and the key is to go.
+#[must_use]
+pub fn spoilt(value: &Value, choices: &[u32], junk: Option<&str>) -> Option<String> {
+    match junk {
+        Some("") => None,
+        Some(junk) => Some(junk.to_owned()),
+        None => Some(in_etcd(&mutated(value, choices))),
+    }
+}
+
+/// A value as it stands in etcd: names stand there bare.
+#[must_use]
+pub fn in_etcd(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
 /// What is wrong with how a bot takes this document: nothing, if it takes it or refuses it in one line that begins with the
 /// name of a field.
 ///
