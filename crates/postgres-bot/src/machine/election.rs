@@ -162,7 +162,8 @@ impl Turn {
         self.named_first_until().into_iter().chain(handed_over).min()
     }
 
-    /// Asks everybody, ourselves included: positions are final only once the leader is gone.
+    /// Asks everybody, ourselves included: positions are final only once the leader is gone. Who has just not answered is not
+    /// waited for once more.
     pub(super) fn open_candidacy(&mut self) {
         let mode = self.s.dynamic.synchronous_mode;
         let Phase::Candidate(candidate) = &mut self.s.phase else { return };
@@ -172,9 +173,11 @@ impl Turn {
         candidate.answers = None;
         candidate.observed = false;
         candidate.mode = mode;
-        let api = |head: bots_core::wire::MemberHead| head.api_url;
+        self.s.silent.take_if(|(_, until)| *until <= self.now);
+        let silent = self.s.silent.as_ref().map(|(name, _)| name.as_str());
+        let asked = self.s.peers().filter(|(name, _)| Some(*name) != silent);
         let peers: BTreeMap<String, String> =
-            self.s.peers().map(|(name, member)| (name.to_owned(), api(member.head))).collect();
+            asked.map(|(name, member)| (name.to_owned(), member.head.api_url)).collect();
         let deadline = self.s.dynamic.ttl.divided_by(5).min(PROBE_DEADLINE_MAX);
         self.out.push(Action::Observe);
         self.out.push(Action::ProbePeers { id, peers, deadline });

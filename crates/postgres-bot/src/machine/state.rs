@@ -148,6 +148,8 @@ pub struct State {
     pub(super) release: Option<Release>,
     /// What this member promises, or is about to, while it sees its leader gone.
     pub(super) promise: Option<Promise>,
+    /// A leader that did not answer, and until when it is not asked again.
+    pub(super) silent: Option<(String, Time)>,
     /// The last copy from a member other than the leader failed: the next one is the leader's.
     pub(super) copy_leader: bool,
     /// What this member has said to primaries and candidates.
@@ -199,6 +201,7 @@ impl State {
             asked_in: dynamic.synchronous_mode,
             release: None,
             promise: None,
+            silent: None,
             copy_leader: false,
             word: Word::default(),
             failsafe: Failsafe::default(),

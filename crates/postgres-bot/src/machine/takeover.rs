@@ -20,6 +20,9 @@ use super::{
 /// A leader that is silent, and not only gone, gets so long to answer: a fraction of the lease, as for a candidate's peers.
 const SILENCE_MAX: Span = Span::from_millis(1_000);
 
+/// A leader that did not answer is not waited for again so soon: not in the election that follows.
+const SILENCE_COUNTS: Span = Span::from_millis(1_000);
+
 /// A leader that answers though nothing is received from it, or one that is gone while too few see that, is asked again after this.
 const ASK_AGAIN: Span = Span::from_millis(500);
 
@@ -158,12 +161,19 @@ impl Turn {
         Some(id)
     }
 
+    /// To a candidate it is all the same whether an answer is late or was not asked for.
+    fn note_silence(&mut self, silent: bool) {
+        let until = self.now + SILENCE_COUNTS;
+        self.s.silent = self.s.leader().filter(|_| silent).map(|leader| (leader.to_owned(), until));
+    }
+
     fn leader_was_asked(&mut self, term: Term, id: ProbeId, happened: &Happened) -> bool {
         let Happened::Probed { id: answered, answers } = happened else { return false };
         if *answered != id {
             return false;
         }
         self.s.promise = None;
+        self.note_silence(answers.is_empty());
         let receives = self.s.server().is_none_or(|server| server.streaming);
         if !answers.is_empty() || receives || self.s.job.is_some() || self.s.key_to_take_over_by().is_none() {
             self.takeover_again(ASK_AGAIN);
@@ -246,6 +256,7 @@ impl Turn {
             }
             Happened::Probed { id, answers } if standing.asking == Some(*id) => {
                 standing.asking = None;
+                self.note_silence(answers.is_empty());
                 if !answers.is_empty() && standing.deposing.is_none() {
                     return self.ask_to_withdraw(term);
                 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid};
 
 /// How often the list of processes is looked at while they die. Short beside any deadline, long beside a look.
 const LOOK_EVERY_MS: u64 = 5;
@@ -115,6 +115,28 @@ impl Marks {
     fn runs_postgres(&self, pid: Pid) -> bool {
         is_called_postgres(pid) || program_of(pid).is_some_and(|program| self.programs.contains(&program))
     }
+}
+
+/// Kills what `ancestor` has started, and what those have, as the kernel lists it: in a moment, also where a look at every process of the
+/// machine takes long, for lack of a processor. What is not listed, because it was begun or has changed its parent at this very
+/// moment, is left for such a look.
+pub fn kill_descendants(ancestor: Pid) {
+    let mut parents = vec![ancestor];
+    while let Some(parent) = parents.pop() {
+        // A number is not given out again before its parent has collected it, and neither a guard nor a killed parent does so meanwhile.
+        for child in children(parent) {
+            let _already_gone = kill_process(child, Signal::KILL);
+            parents.push(child);
+        }
+    }
+}
+
+/// The children of each thread of `parent`, those that have ended and were not collected too.
+fn children(parent: Pid) -> Vec<Pid> {
+    let tasks = fs::read_dir(proc(parent, "task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let words = |list: String| list.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    lists.flat_map(words).filter_map(|word| Pid::from_raw(word.parse().ok()?)).collect()
 }
 
 /// Makes sure that a postmaster, which was started in its data directory, is one that would be found there after the death of its
@@ -245,13 +267,9 @@ pub fn clear_dead_locks(marks: &Marks, data_dir: &Path, socket_dir: &Path) -> io
 /// own children are in our session and have a waiter each; a server's processes have sessions of their own.
 pub fn reap_orphans() {
     let me = rustix::process::getpid();
-    let Ok(tasks) = fs::read_dir("/proc/self/task") else { return };
-    for task in tasks.flatten() {
-        let Ok(children) = fs::read_to_string(task.path().join("children")) else { continue };
-        for pid in children.split_ascii_whitespace().filter_map(|word| Pid::from_raw(word.parse().ok()?)) {
-            if stat(pid).is_some_and(|s| s.state == 'Z' && s.parent == me.as_raw_pid() && s.session != own_session()) {
-                let _raced = waitpid(Some(pid), WaitOptions::NOHANG);
-            }
+    for pid in children(me) {
+        if stat(pid).is_some_and(|s| s.state == 'Z' && s.parent == me.as_raw_pid() && s.session != own_session()) {
+            let _raced = waitpid(Some(pid), WaitOptions::NOHANG);
         }
     }
 }
