@@ -62,8 +62,10 @@ impl Turn {
                     if writing == Writing::History && matches!(outcome, Outcome::Done(_)) {
                         self.s.unrecorded.clear();
                     }
+                    // Until the watch shows the key, it still looks as if nobody had written it.
+                    let unseen = writing == Writing::Initialize;
                     primary.written(writing, outcome);
-                    if !matches!(outcome, Outcome::Done(_)) {
+                    if unseen || !matches!(outcome, Outcome::Done(_)) {
                         self.s.timers.arm(Timer::Rewrite, self.now + RETRY_AFTER);
                     }
                 }
