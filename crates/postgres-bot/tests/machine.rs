@@ -192,6 +192,7 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
         "shutdown" => world.step(Event::ShutdownRequested),
         "leader" if args.has("gone") => world.delete("leader"),
         "leader" if args.has("leased") => world.put_leased("leader", args.text("name").expect("name=pg2")),
+        "promise" if args.has("gone") => world.delete(&format!("promises/{}", args.text("name").expect("name=pg3"))),
         "promise" => world.put_promise(args.text("name").expect("name=pg3")),
         "leader" => world.put("leader", args.text("name").expect("name=pg2")),
         "member" if args.has("gone") => world.delete(&format!("members/{}", args.text("name").expect("name=pg2"))),

@@ -131,7 +131,7 @@ fn member(dir: &Path, name: &str, etcd: &str) -> Value {
 
 async fn nothing_runs_on(data_dir: &Path, within: Duration) {
     let wait = async {
-        while !processes::of_server(&[data_dir]).is_empty() {
+        while !processes::of_server(&[data_dir]).expect("/proc is read").is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -176,7 +176,7 @@ fn a_bot_makes_a_cluster_and_a_server_does_not_outlive_the_lease_of_its_bot() {
         assert!(bot.figures().await.contains("bots_postgres_guard_fences_total 1\n"), "stopped by its guard");
         bot.signal(Signal::TERM);
         assert!(bot.child.wait().expect("the end of the bot").success());
-        assert!(processes::of_server(&[&data_dir]).is_empty());
+        assert!(processes::of_server(&[&data_dir]).expect("/proc is read").is_empty());
         let left = etcd.client().get("/service/main/leader").await.expect("etcd");
         assert_eq!(left, None, "a bot that goes gives the lock back");
     });

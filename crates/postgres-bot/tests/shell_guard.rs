@@ -48,12 +48,15 @@ fn the_death_of_a_postmaster_is_told_at_once_and_leaves_no_process() {
         a.hears("the server is up", up).await;
         a.busy_backend().await;
         let Life::Alive { pid, .. } = a.hands.postmaster.life() else { panic!("down") };
-        assert!(processes::of_server(&[&a.data_dir()]).len() > 5);
+        assert!(processes::of_server(&[&a.data_dir()]).expect("/proc is read").len() > 5);
         kill_process(pid.expect("said by its guard"), Signal::KILL).expect("kill");
         let how = a.hears("its exit", |event| if let Event::PostgresExited { how } = event { Some(how) } else { None });
         let how = tokio::time::timeout(Duration::from_secs(2), how).await.expect("at once");
         assert!(how.contains("signal: 9"), "{how}");
-        assert!(processes::of_server(&[&a.data_dir()]).is_empty(), "told only when every process is gone");
+        assert!(
+            processes::of_server(&[&a.data_dir()]).expect("/proc is read").is_empty(),
+            "told only when every process is gone"
+        );
         // And it comes back in place.
         let up = started(a.does(Job::StartPrimary).await);
         assert_eq!((up.in_recovery, up.timeline), (false, Timeline(1)));
@@ -83,12 +86,12 @@ fn a_guard_stops_a_server_whose_fence_is_not_moved_on() {
         assert!(how.contains("guard") && how.contains("lease"), "{how}");
         assert!(Clock::now() > fence && late < Span::from_millis(500), "all gone {late} after the fence");
         println!("every process gone, and told, {late} after the fence");
-        assert!(processes::of_server(&[&a.data_dir()]).is_empty());
+        assert!(processes::of_server(&[&a.data_dir()]).expect("/proc is read").is_empty());
 
         // A fence that has passed lets nothing start.
         let why = a.fails(Job::StartPrimary).await;
         assert!(why.contains("guard") || why.contains("ended"), "{why}");
-        assert!(processes::of_server(&[&a.data_dir()]).is_empty());
+        assert!(processes::of_server(&[&a.data_dir()]).expect("/proc is read").is_empty());
         a.hands.postmaster.set_fence(Clock::now() + Span::from_secs(60), None);
         a.does(Job::StartPrimary).await;
         a.does(Job::Stop { mode: AT_ONCE }).await;
@@ -129,7 +132,7 @@ fn a_server_goes_with_its_guard() {
         let how = a.hears("its exit", |event| if let Event::PostgresExited { how } = event { Some(how) } else { None });
         let how = tokio::time::timeout(Duration::from_secs(3), how).await.expect("at once");
         assert!(how.contains("guard"), "{how}");
-        assert!(processes::of_server(&[&a.data_dir()]).is_empty());
+        assert!(processes::of_server(&[&a.data_dir()]).expect("/proc is read").is_empty());
         a.does(Job::StartPrimary).await;
         a.does(Job::Stop { mode: StopMode::Fast }).await;
     });
@@ -188,12 +191,12 @@ fn a_frozen_server_is_killed_in_time() {
         let dir = scratch();
         let a = Member::new(dir.path(), "a");
         a.bootstraps().await;
-        for pid in processes::of_server(&[&a.data_dir()]) {
+        for pid in processes::of_server(&[&a.data_dir()]).expect("/proc is read") {
             kill_process(pid, Signal::STOP).expect("freeze");
         }
         let stop = a.does(Job::Stop { mode: AT_ONCE });
         tokio::time::timeout(Duration::from_secs(3), stop).await.expect("killed in time");
-        assert!(processes::of_server(&[&a.data_dir()]).is_empty());
+        assert!(processes::of_server(&[&a.data_dir()]).expect("/proc is read").is_empty());
     });
 }
 
@@ -212,11 +215,17 @@ fn the_backends_of_a_server_by_another_name_and_what_they_have_started_fall_with
             a.client().await.batch_execute("CREATE TABLE t (x text)").await.expect("write");
             let copies = a.backend_that_runs(&format!("COPY t FROM PROGRAM '{program}'")).await;
             let elsewhere = noted_pid(&noted).await;
-            assert!(processes::of_server(&[&a.data_dir()]).contains(&busy), "known without any marks");
-            assert!(a.hands.postmaster.processes().contains(&elsewhere), "known as a descendant of its guard");
+            assert!(
+                processes::of_server(&[&a.data_dir()]).expect("/proc is read").contains(&busy),
+                "known without any marks"
+            );
+            assert!(
+                a.hands.postmaster.processes().expect("/proc is read").contains(&elsewhere),
+                "known as a descendant of its guard"
+            );
             fence_falls(&mut a).await;
             assert_eq!([busy, copies, elsewhere].map(lives), [false; 3]);
-            assert!(a.hands.postmaster.processes().is_empty());
+            assert!(a.hands.postmaster.processes().expect("/proc is read").is_empty());
         },
     );
 }
@@ -263,7 +272,7 @@ fn a_server_that_could_not_be_found_again_is_not_started() {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o111)).expect("chmod");
         let why = a.fails(Job::StartPrimary).await;
         assert!(why.contains("its guard") && why.contains("cannot be read"), "{why}");
-        assert!(a.hands.postmaster.processes().is_empty());
+        assert!(a.hands.postmaster.processes().expect("/proc is read").is_empty());
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
         a.does(Job::StartPrimary).await;
         a.does(Job::Stop { mode: AT_ONCE }).await;
@@ -283,13 +292,13 @@ fn a_server_that_is_the_child_of_a_script_is_stopped_and_the_script_is_named() {
         fs::set_permissions(&postgres, fs::Permissions::from_mode(0o755)).expect("chmod");
         let why = a.fails(Job::StartPrimary).await;
         assert!(why.contains("postgresql.bin_dir") && why.contains("exec"), "{why}");
-        assert!(a.hands.postmaster.processes().is_empty());
+        assert!(a.hands.postmaster.processes().expect("/proc is read").is_empty());
 
         // One that becomes the server is none.
         fs::write(&postgres, script("exec")).expect("write");
         a.does(Job::StartPrimary).await;
         let busy = a.busy_backend().await;
-        assert!(a.hands.postmaster.processes().contains(&busy));
+        assert!(a.hands.postmaster.processes().expect("/proc is read").contains(&busy));
         a.does(Job::Stop { mode: AT_ONCE }).await;
         assert!(!lives(busy));
     });

@@ -113,7 +113,7 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
         let stopped = a.does(Job::Stop { mode: StopMode::Fast }).await;
         assert_eq!(stopped, JobResult::Stopped { shutdown_checkpoint: None });
         for member in [&a, &b] {
-            assert!(processes::of_server(&[&member.data_dir()]).is_empty());
+            assert!(processes::of_server(&[&member.data_dir()]).expect("/proc is read").is_empty());
         }
     });
 }
@@ -290,11 +290,11 @@ fn a_frozen_server_is_observed_to_be_silent() {
         a.bootstraps().await;
         a.observes();
         a.hears("up", |event| matches!(event, Event::PostgresObserved(Postgres::Up(_))).then_some(())).await;
-        for pid in processes::of_server(&[&a.data_dir()]) {
+        for pid in processes::of_server(&[&a.data_dir()]).expect("/proc is read") {
             kill_process(pid, Signal::STOP).expect("freeze");
         }
         a.hears("silence", |event| matches!(event, Event::PostgresObserved(Postgres::Silent)).then_some(())).await;
-        for pid in processes::of_server(&[&a.data_dir()]) {
+        for pid in processes::of_server(&[&a.data_dir()]).expect("/proc is read") {
             kill_process(pid, Signal::CONT).expect("thaw");
         }
         a.hears("up again", |event| matches!(event, Event::PostgresObserved(Postgres::Up(_))).then_some(())).await;

@@ -29,7 +29,7 @@ impl Turn {
             return;
         }
         let Some(data) = self.s.data.clone() else { return self.inspect() };
-        if !self.s.view.is_complete() || !self.s.membership.is_registered() {
+        if !self.s.view.is_complete() || !self.s.membership.is_registered() || !self.s.sees_itself(self.now) {
             return;
         }
         match data {

@@ -96,6 +96,8 @@ impl State {
     /// failover has settled. Its death is seen by who streams to it and by who connects to it. Nothing where it does not matter.
     pub(super) fn rests(&self, now: Time) -> Option<bool> {
         match &self.phase {
+            // With its lease, a promise would go.
+            Phase::Replica { .. } if self.is_bound() => None,
             Phase::Replica { .. } => {
                 let led = self.leader().is_some_and(|leader| leader != self.settings.name);
                 let settled = self.membership.is_resting() || now.since(self.since) >= self.dynamic.ttl;

@@ -66,6 +66,8 @@ pub(super) enum Step {
 /// A promise that stands: the leader's lock is being taken away, or it is asked again whether it is there.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub(super) struct Standing {
+    /// Since this revision.
+    since: Revision,
     deposing: Option<RequestId>,
     /// The lock is not asked for before.
     not_before: Time,
@@ -92,6 +94,30 @@ impl State {
         meant || self.promised(&self.settings.name).is_some_and(|(promised, _)| promised == term)
     }
 
+    /// The view shows this life's own member key, and so whatever an earlier one has promised: nothing that is written under its lease can
+    /// come later.
+    pub(super) fn sees_itself(&self, now: Time) -> bool {
+        let lease = self.membership.lease(now);
+        let own = self.view.get(&self.settings.scope.member(&self.settings.name));
+        lease.is_some() && own.is_some_and(|own| own.lease == lease)
+    }
+
+    /// What stood in etcd is gone, with the lease that it hung on: nobody can count it any more.
+    fn is_promise_lost(&self, term: Term, since: Revision) -> bool {
+        let promised = self.promised(&self.settings.name).is_some_and(|(of, _)| of == term);
+        !promised && self.view.is_watched() && self.view.revision(&self.settings.scope.prefix()) >= since
+    }
+
+    /// Answers that come in another role are not heard: what was asked in this one is asked anew in the next.
+    pub(super) fn forget_takeover_questions(&mut self) {
+        let Some(promise) = &mut self.promise else { return };
+        match &mut promise.step {
+            Step::Asking(_) | Step::Detaching => self.promise = None,
+            Step::Promising(request) | Step::Withdrawing(request) => *request = None,
+            Step::Standing(standing) => *standing = Standing { since: standing.since, ..Standing::default() },
+        }
+    }
+
     /// The key of the leader's own term, if this member is a voter by it.
     fn key_to_take_over_by(&self) -> Option<SyncRecord> {
         let on = self.dynamic.takeover && self.dynamic.synchronous_mode == SyncMode::Quorum && !self.dynamic.pause;
@@ -113,6 +139,12 @@ impl Turn {
         let Some(Promise { step, .. }) = self.s.promise.clone() else {
             if self.s.is_bound() {
                 // By an earlier life of this bot.
+                if matches!(self.s.phase, Phase::Replica { following: Some(_) }) {
+                    if self.s.job.is_none() && self.s.timers.armed(Timer::Retry).is_none() {
+                        self.end_stream(term);
+                    }
+                    return true;
+                }
                 return self.stand_by_promise(term, happened, Standing::default());
             }
             return self.look_for_leader(term);
@@ -179,13 +211,17 @@ impl Turn {
             self.takeover_again(ASK_AGAIN);
             return false;
         }
+        self.end_stream(term);
+        true
+    }
+
+    fn end_stream(&mut self, term: Term) {
         self.promise_step(term, Step::Detaching);
         // However the job ends: whom it follows is to be said anew.
         if let Phase::Replica { following } = &mut self.s.phase {
             *following = None;
         }
         self.run(Job::Follow { upstream: None });
-        true
     }
 
     fn detach(&mut self, term: Term, happened: &Happened) -> bool {
@@ -230,8 +266,8 @@ impl Turn {
     fn promise(&mut self, term: Term, happened: &Happened, request: Option<RequestId>) -> bool {
         match (request, happened) {
             (Some(asked), Happened::Answered { id, outcome }) if asked == *id => match outcome {
-                Outcome::Done(_) => {
-                    self.promise_step(term, Step::Standing(Standing::default()));
+                Outcome::Done(since) => {
+                    self.promise_step(term, Step::Standing(Standing { since: *since, ..Standing::default() }));
                     self.takeover_again(ASK_AGAIN);
                 }
                 Outcome::Refused { .. } | Outcome::Unknown(_) => {
@@ -273,6 +309,10 @@ impl Turn {
         }
         if standing.deposing.is_none() && self.s.key_to_take_over_by().is_none() {
             return self.ask_to_withdraw(term);
+        }
+        if self.s.is_promise_lost(term, standing.since) {
+            self.ask_to_promise(term);
+            return true;
         }
         if standing.deposing.is_none() && standing.not_before <= self.now {
             standing.deposing = self.depose(term);

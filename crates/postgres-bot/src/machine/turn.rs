@@ -244,6 +244,7 @@ impl Turn {
             for timer in of_the_role {
                 self.s.timers.disarm(timer);
             }
+            self.s.forget_takeover_questions();
             if !self.s.may_have_reigned() {
                 self.s.synchrony.lay_down();
             }

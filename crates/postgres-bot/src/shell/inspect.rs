@@ -140,7 +140,7 @@ async fn look(hands: &Hands) -> Result<DataDir, (u8, String)> {
 
 /// Whether a server runs on the data, and in whose care.
 fn running(hands: &Hands) -> Running {
-    if hands.postmaster.processes().is_empty() {
+    if hands.postmaster.processes().is_ok_and(|running| running.is_empty()) {
         return Running::No;
     }
     let asked_there = PidFile::read(&hands.node.data_dir).is_some_and(|file| file.port == Some(hands.node.listen.port));

@@ -194,7 +194,8 @@ fn lock(node: &Node) -> Result<File, Exit> {
 /// Says early and clearly what the server would say late and in its log.
 fn port_is_free(node: &Node) -> Result<(), Exit> {
     // A server that an earlier life of the bot left behind is not "something else": the machine stops it.
-    if !Marks::of_program(&node.binaries.program("postgres")).find(&[&node.data_dir]).is_empty() {
+    let left = Marks::of_program(&node.binaries.program("postgres")).find(&[&node.data_dir]);
+    if !left.is_ok_and(|left| left.is_empty()) {
         return Ok(());
     }
     let port = node.listen.port;

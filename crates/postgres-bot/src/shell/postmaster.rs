@@ -351,21 +351,29 @@ impl Postmaster {
             StopMode::Immediate { .. } => Signal::QUIT,
         };
         match self.life() {
-            Life::Alive { pid: Some(_), .. } => self.signal(signal),
-            // It has hardly begun; without its guard it ends.
-            Life::Alive { pid: None, .. } => self.kill_guard(),
+            Life::Alive { .. } => self.signal_begun(signal).await,
             Life::Down => self.signal_left_behind(signal),
         }
         match mode {
             StopMode::Fast => self.all_gone().await,
             StopMode::Immediate { kill_after } => {
                 if tokio::time::timeout(kill_after.to_std(), self.all_gone()).await.is_err() {
-                    self.signal(Signal::KILL);
+                    self.signal_begun(Signal::KILL).await;
                     self.marks().kill_all(&[&self.data_dir]).await;
                     self.all_gone().await;
                 }
             }
         }
+    }
+
+    /// Signals the postmaster; one of which its guard has not told yet has hardly begun, and ends without its guard.
+    async fn signal_begun(&self, signal: Signal) {
+        // The guard bears its name only after a moment: until then it is not known.
+        while matches!(self.life(), Life::Alive { pid: None, .. }) {
+            self.kill_guard();
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        self.signal(signal);
     }
 
     fn kill_guard(&self) {
@@ -375,7 +383,7 @@ impl Postmaster {
     }
 
     fn signal_left_behind(&self, signal: Signal) {
-        let left = self.processes();
+        let left = self.processes().unwrap_or_default();
         let postmaster = PidFile::read(&self.data_dir).map(|file| file.pid).filter(|pid| left.contains(pid));
         // Without a postmaster nothing stops backends in good order.
         let (targets, signal) = match postmaster {
@@ -389,7 +397,7 @@ impl Postmaster {
 
     async fn all_gone(&self) {
         self.gone().await;
-        while !self.processes().is_empty() {
+        while !self.processes().is_ok_and(|left| left.is_empty()) {
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
@@ -434,6 +442,10 @@ impl Postmaster {
             how = said.ok().flatten().map(|ended| self.describe(&ended)).or(how);
         }
         self.bury(segment).await;
+        if self.run().watchdog.is_some() {
+            // A device that is not closed in good order goes on, and resets a machine that is well.
+            let _stands_still = tokio::time::timeout(BURIAL_PATIENCE, guard.ended()).await;
+        }
         self.kill_guard();
         let _unkillable = tokio::time::timeout(BURIAL_PATIENCE, guard.ended()).await;
         let how = how.unwrap_or_else(|| self.with_last_words(String::from("it ended, and its guard did not say how")));
@@ -494,7 +506,10 @@ impl Postmaster {
     }
 
     /// The processes of the server that live.
-    pub fn processes(&self) -> Vec<Pid> {
+    ///
+    /// # Errors
+    /// If `/proc` cannot be read: there may be some.
+    pub fn processes(&self) -> io::Result<Vec<Pid>> {
         self.marks().find(&[&self.data_dir])
     }
 
@@ -509,7 +524,7 @@ impl Postmaster {
         let mut complains_at = Clock::now();
         loop {
             self.marks().kill_all(&[&self.data_dir]).await;
-            if segment.is_none_or(|id| processes::attached(id) == 0) {
+            if segment.is_none_or(|id| processes::attached(id).is_ok_and(|attached| attached == 0)) {
                 return;
             }
             if Clock::now() >= complains_at {

@@ -3,10 +3,11 @@
 //! Every process of a server stands in its data directory, whoever its parent is: that finds backends whose postmaster
 //! is dead, and servers that an earlier life of the bot left behind. An operator's shell may stand there, too: what the
 //! process runs, or the shared memory that it has, tells them apart. What a server has started itself, and what stands
-//! elsewhere, is found as a descendant of the server's guard.
+//! elsewhere, is found as a descendant of the server's guard. A look that fails has not found that there is nothing.
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -14,7 +15,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid},
+};
 
 /// How often the list of processes is looked at while they die. Short beside any deadline, long beside a look.
 const LOOK_EVERY_MS: u64 = 5;
@@ -29,7 +33,10 @@ const ANCESTORS_MAX: usize = 1_000;
 type FileId = (u64, u64);
 
 /// The live processes of the servers on `dirs`, as far as they are known without [`Marks`].
-pub fn of_server(dirs: &[&Path]) -> Vec<Pid> {
+///
+/// # Errors
+/// If `/proc` cannot be read.
+pub fn of_server(dirs: &[&Path]) -> io::Result<Vec<Pid>> {
     Marks::default().find(dirs)
 }
 
@@ -63,15 +70,21 @@ impl Marks {
     }
 
     /// The live processes of the servers on `dirs`.
-    pub fn find(&self, dirs: &[&Path]) -> Vec<Pid> {
-        self.look(dirs).into_iter().map(|process| process.pid).collect()
+    ///
+    /// # Errors
+    /// If `/proc` cannot be read: there may be some.
+    pub fn find(&self, dirs: &[&Path]) -> io::Result<Vec<Pid>> {
+        Ok(self.look(dirs)?.into_iter().map(|process| process.pid).collect())
     }
 
     /// Tells every process of the servers on `dirs` to die; says which there were.
-    pub fn kill(&self, dirs: &[&Path]) -> Vec<Pid> {
-        let left = self.look(dirs);
+    ///
+    /// # Errors
+    /// If `/proc` cannot be read: there may be some.
+    pub fn kill(&self, dirs: &[&Path]) -> io::Result<Vec<Pid>> {
+        let left = self.look(dirs)?;
         left.iter().for_each(Process::kill);
-        left.into_iter().map(|process| process.pid).collect()
+        Ok(left.into_iter().map(|process| process.pid).collect())
     }
 
     /// Kills every process of the servers and waits until the last is gone, however long the kernel takes.
@@ -79,7 +92,7 @@ impl Marks {
         let mut waited_ms = 0;
         loop {
             let left = self.kill(dirs);
-            if left.is_empty() {
+            if left.as_ref().is_ok_and(Vec::is_empty) {
                 return;
             }
             reap_orphans();
@@ -91,25 +104,27 @@ impl Marks {
         }
     }
 
-    fn look(&self, dirs: &[&Path]) -> Vec<Process> {
-        let mut found = self.guard.map(descendants).unwrap_or_default();
+    fn look(&self, dirs: &[&Path]) -> io::Result<Vec<Process>> {
+        let mut found = self.guard.map_or_else(|| Ok(Vec::new()), descendants)?;
         let homes: Vec<Home> = dirs.iter().filter_map(|dir| Home::of(dir)).collect();
         if homes.is_empty() {
-            return found;
+            return Ok(found);
         }
-        let stands_there = |pid: Pid| {
-            let stands_in = identity(&proc(pid, "cwd"))?;
-            let home = homes.iter().find(|home| home.dir == stands_in)?;
-            (self.runs_postgres(pid) || home.shares_memory(pid)).then_some(pid)
-        };
-        for pid in all_pids().filter_map(stands_there) {
-            if let Some(stat) = stat(pid)
+        for pid in all_pids()? {
+            let Some(stands_in) = there(fs::metadata(proc(pid, "cwd")))?.map(|dir| (dir.dev(), dir.ino())) else {
+                continue;
+            };
+            let Some(home) = homes.iter().find(|home| home.dir == stands_in) else { continue };
+            if !self.runs_postgres(pid) && !home.shares_memory(pid)? {
+                continue;
+            }
+            if let Some(stat) = stat(pid)?
                 && found.iter().all(|process| process.pid != pid)
             {
                 found.push(Process { pid, started: stat.started });
             }
         }
-        found
+        Ok(found)
     }
 
     fn runs_postgres(&self, pid: Pid) -> bool {
@@ -156,7 +171,8 @@ pub fn check_is_found(postmaster: Pid, data_dir: &Path) -> anyhow::Result<()> {
     if identity(data_dir) != Some((stands_in.dev(), stands_in.ino())) {
         bail!("the new server's process {number} does not stand in {}: {advice}", data_dir.display());
     }
-    if !descendants(rustix::process::getpid()).iter().any(|process| process.pid == postmaster) {
+    if !descendants(rustix::process::getpid()).context("read `/proc`")?.iter().any(|process| process.pid == postmaster)
+    {
         bail!("the new server's process {number} is not in `/proc`: {advice}");
     }
     Ok(())
@@ -173,7 +189,7 @@ impl Process {
     /// The number is somebody else's if the process has ended since it was found: it is held, and looked at again.
     fn kill(&self) {
         let Ok(held) = pidfd_open(self.pid, PidfdFlags::empty()) else { return };
-        if stat(self.pid).is_some_and(|stat| stat.started == self.started) {
+        if stat(self.pid).is_ok_and(|stat| stat.is_some_and(|stat| stat.started == self.started)) {
             let _already_gone = pidfd_send_signal(held, Signal::KILL);
         }
     }
@@ -193,21 +209,26 @@ impl Home {
     }
 
     /// Whether a process has the server's shared memory mapped, as each that can take or acknowledge a write has.
-    fn shares_memory(&self, pid: Pid) -> bool {
-        let Some(segment) = self.segment else { return false };
-        let maps = fs::read_to_string(proc(pid, "maps")).unwrap_or_default();
+    fn shares_memory(&self, pid: Pid) -> io::Result<bool> {
+        let Some(segment) = self.segment else { return Ok(false) };
+        let maps = there(fs::read_to_string(proc(pid, "maps")))?.unwrap_or_default();
         // address perms offset dev inode path; the segment's number stands for the inode.
         let mut fields = maps.lines().map(|line| line.split_ascii_whitespace().skip(4));
-        fields.any(|mut fields| {
+        Ok(fields.any(|mut fields| {
             let number = fields.next().and_then(|inode| inode.parse::<i64>().ok());
             number == Some(segment) && fields.next().is_some_and(|path| path.starts_with("/SYSV"))
-        })
+        }))
     }
 }
 
 /// The live processes that `ancestor` has started, or that those have.
-fn descendants(ancestor: Pid) -> Vec<Process> {
-    let all: BTreeMap<i32, Stat> = all_pids().filter_map(|pid| Some((pid.as_raw_pid(), stat(pid)?))).collect();
+fn descendants(ancestor: Pid) -> io::Result<Vec<Process>> {
+    let mut all = BTreeMap::new();
+    for pid in all_pids()? {
+        if let Some(stat) = stat(pid)? {
+            all.insert(pid.as_raw_pid(), stat);
+        }
+    }
     let descends = |stat: &Stat| {
         let mut child = stat;
         for _ in 0..ANCESTORS_MAX {
@@ -223,12 +244,26 @@ fn descendants(ancestor: Pid) -> Vec<Process> {
         false
     };
     let living = all.iter().filter(|(_, stat)| stat.state != 'Z' && descends(stat));
-    living.filter_map(|(pid, stat)| Some(Process { pid: Pid::from_raw(*pid)?, started: stat.started })).collect()
+    let known = |(pid, stat): (&i32, &Stat)| Some(Process { pid: Pid::from_raw(*pid)?, started: stat.started });
+    Ok(living.filter_map(known).collect())
 }
 
-fn all_pids() -> impl Iterator<Item = Pid> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+fn all_pids() -> io::Result<Vec<Pid>> {
+    let names = fs::read_dir("/proc")?.map(|entry| entry.map(|entry| entry.file_name()));
+    let names = names.collect::<io::Result<Vec<OsString>>>()?;
+    Ok(names.into_iter().filter_map(|name| Pid::from_raw(name.to_str()?.parse().ok()?)).collect())
+}
+
+/// What was read of a process; nothing if it has ended, is another user's, or stands in a directory that does not answer. What could
+/// not be read for want of memory or of open files may be there all the same.
+fn there<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN | Errno::INTR) => Err(error),
+            Some(_) | None => Ok(None),
+        },
+    }
 }
 
 fn proc(pid: Pid, file: &str) -> PathBuf {
@@ -240,9 +275,9 @@ fn proc(pid: Pid, file: &str) -> PathBuf {
 /// server that lives, and refuses to start.
 ///
 /// # Errors
-/// If such a file cannot be removed.
+/// If such a file cannot be removed, or `/proc` cannot be read.
 pub fn clear_dead_locks(marks: &Marks, data_dir: &Path, socket_dir: &Path) -> io::Result<()> {
-    if !marks.find(&[data_dir]).is_empty() {
+    if !marks.find(&[data_dir])?.is_empty() {
         return Ok(());
     }
     let is_socket_lock = |path: &PathBuf| {
@@ -254,8 +289,9 @@ pub fn clear_dead_locks(marks: &Marks, data_dir: &Path, socket_dir: &Path) -> io
     for path in locks {
         let Some(file) = fs::read_to_string(&path).ok().and_then(|text| PidFile::parse(&text)) else { continue };
         // Where nobody has the number, Postgres finds out by itself, and looks at the shared memory, too.
-        let somebodys = stat(file.pid).is_some();
-        if somebodys && file.shared_memory.is_none_or(|id| attached(id) == 0) {
+        let somebodys = stat(file.pid)?.is_some();
+        let attached = file.shared_memory.map_or(Ok(0), attached)?;
+        if somebodys && attached == 0 {
             tracing::info!(lock = %path.display(), pid = file.pid.as_raw_nonzero(), "removing the lock of a dead server");
             fs::remove_file(&path)?;
         }
@@ -268,7 +304,8 @@ pub fn clear_dead_locks(marks: &Marks, data_dir: &Path, socket_dir: &Path) -> io
 pub fn reap_orphans() {
     let me = rustix::process::getpid();
     for pid in children(me) {
-        if stat(pid).is_some_and(|s| s.state == 'Z' && s.parent == me.as_raw_pid() && s.session != own_session()) {
+        let stat = stat(pid).ok().flatten();
+        if stat.is_some_and(|s| s.state == 'Z' && s.parent == me.as_raw_pid() && s.session != own_session()) {
             let _raced = waitpid(Some(pid), WaitOptions::NOHANG);
         }
     }
@@ -276,16 +313,19 @@ pub fn reap_orphans() {
 
 /// Whether the process lives: it exists and is not a zombie.
 pub fn lives(pid: Pid) -> bool {
-    stat(pid).is_some_and(|s| s.state != 'Z')
+    stat(pid).ok().flatten().is_some_and(|s| s.state != 'Z')
 }
 
 /// How many processes are attached to the shared memory segment `id`.
-pub fn attached(id: i64) -> u64 {
-    let Ok(table) = fs::read_to_string("/proc/sysvipc/shm") else { return 0 };
+///
+/// # Errors
+/// If the kernel's table cannot be read: there may be some.
+pub fn attached(id: i64) -> io::Result<u64> {
+    let Some(table) = there(fs::read_to_string("/proc/sysvipc/shm"))? else { return Ok(0) };
     // key shmid perms size cpid lpid nattch ...
     let row = table.lines().skip(1).map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
     let of_id = |row: &Vec<&str>| row.get(1).and_then(|field| field.parse().ok()) == Some(id);
-    row.filter(of_id).filter_map(|row| row.get(6)?.parse::<u64>().ok()).sum()
+    Ok(row.filter(of_id).filter_map(|row| row.get(6)?.parse::<u64>().ok()).sum())
 }
 
 /// What `postmaster.pid` says.
@@ -332,21 +372,26 @@ struct Stat {
     started: u64,
 }
 
-fn stat(pid: Pid) -> Option<Stat> {
-    let text = fs::read_to_string(proc(pid, "stat")).ok()?;
-    // The name in parentheses may itself hold anything; what follows the last parenthesis is regular.
-    let mut rest = text.rsplit_once(')')?.1.split_ascii_whitespace();
-    let state = rest.next()?.chars().next()?;
-    let parent = rest.next()?.parse().ok()?;
-    let session = rest.nth(1)?.parse().ok()?;
-    let started = rest.nth(15)?.parse().ok()?;
-    Some(Stat { state, parent, session, started })
+fn stat(pid: Pid) -> io::Result<Option<Stat>> {
+    Ok(there(fs::read_to_string(proc(pid, "stat")))?.and_then(|text| Stat::parse(&text)))
+}
+
+impl Stat {
+    fn parse(text: &str) -> Option<Self> {
+        // The name in parentheses may itself hold anything; what follows the last parenthesis is regular.
+        let mut rest = text.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = rest.next()?.chars().next()?;
+        let parent = rest.next()?.parse().ok()?;
+        let session = rest.nth(1)?.parse().ok()?;
+        let started = rest.nth(15)?.parse().ok()?;
+        Some(Self { state, parent, session, started })
+    }
 }
 
 /// Read from `/proc` and not asked of `getsid`: in a container whose session began outside it the number is 0, there
 /// and for all our children.
 fn own_session() -> i32 {
-    stat(rustix::process::getpid()).map_or(0, |own| own.session)
+    stat(rustix::process::getpid()).ok().flatten().map_or(0, |own| own.session)
 }
 
 fn is_called_postgres(pid: Pid) -> bool {

@@ -305,7 +305,7 @@ impl Drop for Member {
         if !std::thread::panicking() {
             return;
         }
-        for pid in self.guard().into_iter().chain(processes::of_server(&[&self.data_dir()])) {
+        for pid in self.guard().into_iter().chain(processes::of_server(&[&self.data_dir()]).expect("/proc is read")) {
             let _already_gone = kill_process(pid, Signal::KILL);
         }
     }

@@ -273,7 +273,7 @@ impl Guard {
     fn bury(mut self, status: ExitStatus) -> ExitCode {
         if status.success() {
             let until = Clock::now() + LEFTOVERS_GRACE;
-            while Clock::now() < until && !self.left().is_empty() && !self.fence_is_there() {
+            while Clock::now() < until && self.leaves_some() && !self.fence_is_there() {
                 self.watchdog.tend(Clock::now());
                 thread::sleep(LOOK_EVERY);
             }
@@ -283,9 +283,9 @@ impl Guard {
         ExitCode::SUCCESS
     }
 
-    /// What is left of the server itself.
-    fn left(&self) -> Vec<Pid> {
-        self.marks.find(&[&self.options.data_dir])
+    /// Whether anything is left of the server itself, as far as can be seen.
+    fn leaves_some(&self) -> bool {
+        !self.marks.find(&[&self.options.data_dir]).is_ok_and(|left| left.is_empty())
     }
 
     /// Returns once no process of the server is left, and none that it has started, however long the kernel takes. Only then the
@@ -296,7 +296,7 @@ impl Guard {
             self.watchdog.tend(Clock::now());
             let left = with_descendants.kill(&[&self.options.data_dir]);
             while let Ok(Some(_collected)) = wait(WaitOptions::NOHANG) {}
-            if left.is_empty() {
+            if left.is_ok_and(|left| left.is_empty()) {
                 return self.watchdog.disarm();
             }
             thread::sleep(LOOK_EVERY);

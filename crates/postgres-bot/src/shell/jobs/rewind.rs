@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use super::{
     super::{
@@ -19,7 +19,7 @@ use crate::machine::{JobResult, Upstream};
 /// Rewinds the stopped server to follow `source`.
 pub(super) async fn run(hands: &Arc<Hands>, source: &Upstream) -> anyhow::Result<JobResult> {
     let node = &hands.node;
-    if !hands.postmaster.processes().is_empty() {
+    if !hands.postmaster.processes().context("look whether it runs")?.is_empty() {
         bail!("Postgres still runs on {}", node.data_dir.display());
     }
     if node.rewinding().exists() {

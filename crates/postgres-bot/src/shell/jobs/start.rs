@@ -158,7 +158,7 @@ async fn hidden(hands: &Hands) -> Pid {
             && file.pid != started
             && file.status == "ready"
             // What stands in the file may be an earlier server's word.
-            && hands.postmaster.processes().contains(&file.pid)
+            && hands.postmaster.processes().is_ok_and(|running| running.contains(&file.pid))
         {
             return file.pid;
         }
