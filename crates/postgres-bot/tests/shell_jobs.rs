@@ -119,6 +119,23 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
 }
 
 #[test]
+fn what_the_eye_on_the_disk_has_left_makes_a_directory_no_less_empty() {
+    as_server_user("what_the_eye_on_the_disk_has_left_makes_a_directory_no_less_empty", || async {
+        let dir = scratch();
+        let [a, b] = ["a", "b"].map(|name| Member::new(dir.path(), name));
+        for member in [&a, &b] {
+            fs::create_dir_all(member.data_dir()).expect("make the directory");
+            fs::write(member.data_dir().join("pgsql_tmp_disk_watch"), "").expect("write");
+            assert_eq!(member.looks().await, DataDir::Empty);
+        }
+        a.bootstraps().await;
+        b.does(Job::Clone { source: a.as_upstream() }).await;
+        assert!(matches!(b.looks().await, DataDir::Present { was_primary: false, .. }));
+        a.does(Job::Stop { mode: AT_ONCE }).await;
+    });
+}
+
+#[test]
 fn a_number_that_another_member_has_is_passed_over() {
     as_server_user("a_number_that_another_member_has_is_passed_over", || async {
         let dir = scratch();

@@ -178,6 +178,9 @@ async fn run_on(fleet: &mut Fleet, wish: &Wish, say: &mut impl FnMut(&str)) -> R
     say("all is mended");
     let mended = Instant::now();
     let (faults, skipped) = (std::mem::take(&mut deeds.done), deeds.skipped);
+    let ended = fleet.postgres.iter_mut().filter_map(|node| (!node.bot.is_running()).then(|| node.bot.name.clone()));
+    let ended: Vec<String> = ended.collect();
+    ensure!(ended.is_empty(), "ended by themselves, and nobody starts them again: {}", ended.join(", "));
     fleet.postgres_up(SETTLE_DEADLINE).await.context("the cluster comes to rest")?;
     let settled = mended.elapsed();
     writers.acknowledged_by(None, writers.now(), SETTLE_DEADLINE).await?;

@@ -411,7 +411,11 @@ async fn live<B: Bot>(common: Common, configs: Vec<B::Config>, config_path: Opti
         () = goodbye => {}
         exit = &mut signals => return Ok(exit),
     }
-    tracing::info!(code = exit.code, reason = exit.message, "ended");
+    match exit.code {
+        0 => tracing::info!(code = exit.code, reason = exit.message, "ended"),
+        // Nobody starts it again before somebody has looked at it.
+        _ => tracing::error!(code = exit.code, reason = exit.message, "ended"),
+    }
     Ok(exit)
 }
 

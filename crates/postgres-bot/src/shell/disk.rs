@@ -16,6 +16,7 @@ use bots_core::{
     shell::{Clock, Events},
 };
 
+use super::files::UNFINISHED;
 use crate::machine::{Disk, Event};
 
 /// Between two writes. Each costs the disk one flush.
@@ -33,8 +34,9 @@ const ROOM_BYTES_MIN: u64 = 1024 * 1024;
 /// As much as a page of a table.
 const PAGE: [u8; 8_192] = [0; 8_192];
 
-/// A copy of the directory leaves out files whose names begin so.
-const FILE: &str = "pgsql_tmp_disk_watch";
+/// A copy of the directory leaves out files whose names begin so. It may stand in a directory that is being emptied or was just made, for
+/// nobody waits for a write to a disk that stalls: who looks at what a directory has does not count it.
+pub(super) const FILE: &str = "pgsql_tmp_disk_watch";
 
 #[derive(Debug, Default)]
 struct Progress {
@@ -81,9 +83,9 @@ fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
     progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a write to each disk shows: the worst of it. A directory without a cluster in it is none of ours yet.
+/// What a write to each disk shows: the worst of it. A directory without a whole cluster in it is none of ours yet.
 fn try_disks(data_dir: &Path) -> Disk {
-    if !data_dir.join("PG_VERSION").exists() {
+    if !data_dir.join("PG_VERSION").exists() || data_dir.join(UNFINISHED).exists() {
         return Disk::Good;
     }
     let found = try_disk(data_dir, "the data directory");
@@ -135,6 +137,11 @@ mod tests {
         assert_eq!(try_disks(folder.path()), Disk::Good);
         assert_eq!(fs::read_dir(folder.path()).expect("read it").count(), 0);
         fs::write(folder.path().join("PG_VERSION"), "15\n").expect("write");
+        let mark = folder.path().join(super::UNFINISHED);
+        fs::write(&mark, "").expect("write");
+        assert_eq!(try_disks(folder.path()), Disk::Good);
+        assert!(!folder.path().join(super::FILE).exists(), "what is being made or deleted is left alone");
+        fs::remove_file(mark).expect("remove");
         assert_eq!(try_disks(folder.path()), Disk::Good);
         assert!(folder.path().join(super::FILE).exists());
     }

@@ -19,8 +19,9 @@ const FOREIGN: u8 = 3;
 /// The programs do not fit.
 const PROGRAMS: u8 = 4;
 
-/// What a file system of its own may hold from the first day on.
-const OF_NO_MATTER: &[&str] = &["lost+found"];
+/// What a file system of its own may hold from the first day on, and what the eye on the disk may have written to a directory that was
+/// emptied meanwhile.
+pub(super) const OF_NO_MATTER: [&str; 2] = ["lost+found", super::disk::FILE];
 
 /// What `pg_controldata` says.
 #[derive(Debug, Clone, PartialEq, Eq)]

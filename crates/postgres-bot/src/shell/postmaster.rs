@@ -521,7 +521,8 @@ impl Postmaster {
 
     /// Makes sure that nothing of the server is left.
     async fn bury(&self, segment: Option<i64>) {
-        let mut complains_at = Clock::now();
+        // A process that ends lets go of its program before it lets go of the memory: for a moment it is not known as Postgres.
+        let mut complains_at = Clock::now() + COMPLAIN_EVERY;
         loop {
             self.marks().kill_all(&[&self.data_dir]).await;
             if segment.is_none_or(|id| processes::attached(id).is_ok_and(|attached| attached == 0)) {

@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use super::super::{
     files::{self, STAGING, UNFINISHED},
     hands::Hands,
+    inspect::OF_NO_MATTER,
 };
 use crate::machine::JobResult;
 
@@ -24,7 +25,7 @@ pub(super) fn stage(hands: &Hands, mark: &str) -> anyhow::Result<PathBuf> {
     files::private_dir(dir)?;
     let strict = std::os::unix::fs::PermissionsExt::from_mode(0o700);
     fs::set_permissions(dir, strict).with_context(|| format!("make {} private", dir.display()))?;
-    let found = entries(dir)?.into_iter().find(|path| !path.ends_with("lost+found"));
+    let found = entries(dir)?.into_iter().find(|path| !OF_NO_MATTER.iter().any(|name| path.ends_with(name)));
     if let Some(found) = found {
         bail!("{} is not empty: it has {}", dir.display(), found.display());
     }
