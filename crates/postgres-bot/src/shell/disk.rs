@@ -6,7 +6,6 @@ use std::{
     io::{self, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
@@ -15,15 +14,13 @@ use bots_core::{
     machine::{Span, Time},
     shell::{Clock, Events},
 };
+use tokio::sync::watch;
 
 use super::files::UNFINISHED;
 use crate::machine::{Disk, Event};
 
 /// Between two writes. Each costs the disk one flush.
 const WRITE_EVERY: Duration = Duration::from_secs(2);
-
-/// How often it is looked at whether one is under way.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// A flush that takes longer than this stalls. A busy disk takes a tenth of it.
 const STALLED_AFTER: Span = Span::from_secs(2);
@@ -38,12 +35,12 @@ const PAGE: [u8; 8_192] = [0; 8_192];
 /// nobody waits for a write to a disk that stalls: who looks at what a directory has does not count it.
 pub(super) const FILE: &str = "pgsql_tmp_disk_watch";
 
-#[derive(Debug, Default)]
-struct Progress {
+#[derive(Debug, Clone)]
+enum Progress {
     /// A write is under way since then.
-    begun: Option<Time>,
-    /// How the last one ended.
-    last: Option<Disk>,
+    Begun(Time),
+    /// So the last one ended.
+    Ended(Disk),
 }
 
 /// Watches the disks of a data directory for as long as the process lives.
@@ -51,36 +48,39 @@ struct Progress {
 /// # Errors
 /// If there is no thread for it.
 pub(super) fn watch(data_dir: PathBuf, events: Events<Event>) -> io::Result<()> {
-    let progress = Arc::new(Mutex::new(Progress::default()));
-    let writer = Arc::clone(&progress);
+    let (writer, mut progress) = watch::channel(Progress::Ended(Disk::Good));
     thread::Builder::new().name(String::from("disk")).spawn(move || {
         loop {
-            lock(&writer).begun = Some(Clock::now());
-            let found = try_disks(&data_dir);
-            *lock(&writer) = Progress { begun: None, last: Some(found) };
+            writer.send_replace(Progress::Begun(Clock::now()));
+            writer.send_replace(Progress::Ended(try_disks(&data_dir)));
             thread::sleep(WRITE_EVERY);
         }
     })?;
     tokio::spawn(async move {
         let mut told = Disk::Good;
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let found = {
-                let progress = lock(&progress);
-                let stalls = progress.begun.is_some_and(|begun| Clock::now().since(begun) >= STALLED_AFTER);
-                if stalls { Some(Disk::Stalled) } else { progress.last.clone() }
+            let now = progress.borrow_and_update().clone();
+            let found = match now {
+                Progress::Ended(found) => found,
+                Progress::Begun(at) => {
+                    let left = (at + STALLED_AFTER).since(Clock::now());
+                    match tokio::time::timeout(left.to_std(), progress.changed()).await {
+                        Ok(Ok(())) => continue,
+                        Ok(Err(_)) => return,
+                        Err(_) => Disk::Stalled,
+                    }
+                }
             };
-            if let Some(found) = found.filter(|found| *found != told) {
+            if found != told {
                 told = found.clone();
                 events.send(Event::DiskObserved(found)).await;
+            }
+            if progress.changed().await.is_err() {
+                return;
             }
         }
     });
     Ok(())
-}
-
-fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
-    progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a write to each disk shows: the worst of it. A directory without a whole cluster in it is none of ours yet.
