@@ -84,6 +84,10 @@ impl Turn {
         if matches!(happened, Happened::JobEnded { result: Err(_), .. }) {
             self.s.timers.arm(Timer::Retry, self.now + TRY_AGAIN);
         }
+        if matches!(happened, Happened::JobEnded { job: Job::DiscardUnfinished, result: Err(_) }) {
+            // It may not be what it was taken for: a copy that was given up at its very end is whole.
+            self.s.data = None;
+        }
         if self.s.postgres.is_alive() && self.s.job.is_none() {
             let mode = self.stop_at_once();
             return self.run(Job::Stop { mode });
