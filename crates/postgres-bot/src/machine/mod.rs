@@ -70,6 +70,7 @@ pub use self::{
     role::{Role, TRANSITIONS},
     settings::{Live, Rules, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},
     state::State,
+    synchrony::BLOCKED,
     watchdog::{Watchdog, WatchdogMode, WatchdogOrder},
 };
 
