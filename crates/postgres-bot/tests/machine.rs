@@ -303,6 +303,7 @@ fn given(world: &mut World, args: &Args<'_>) -> String {
         system_id: SYSTEM_ID.to_owned(),
         timeline: Timeline(timeline),
         was_primary,
+        rewound: false,
         running,
     };
     let leads = args.has("primary");
@@ -372,6 +373,7 @@ fn data_dir(args: &Args<'_>, running: Running) -> DataDir {
             system_id,
             timeline: Timeline(args.server().0),
             was_primary: args.has("primary"),
+            rewound: args.has("rewound"),
             running,
         },
     }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
 
 use bots_core::wire::Timeline;
 use postgres_bot::{
-    machine::{DataDir, Event, Job, JobResult, Postgres, Rules, Running, StopMode},
+    machine::{BLOCKED, DataDir, Event, IN_DOUBT, Job, JobResult, Postgres, Rules, Running, StopMode},
     shell::{inspect::inspect, postmaster::Life, processes},
 };
 use rustix::process::{Signal, kill_process};
@@ -33,6 +33,7 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
             system_id: system_id.clone(),
             timeline: Timeline(timeline),
             was_primary,
+            rewound: false,
             running,
         };
         assert_eq!(a.looks().await, present(1, true, Running::LeftBehind));
@@ -66,8 +67,9 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
         assert_eq!(stopped, JobResult::Stopped { shutdown_checkpoint: None });
         assert_eq!(a.looks().await, present(1, true, Running::No));
         a.does(Job::Rewind { source: b.as_upstream() }).await;
-        assert!(matches!(a.looks().await, DataDir::Present { was_primary: false, .. }));
+        assert!(matches!(a.looks().await, DataDir::Present { was_primary: false, rewound: true, .. }));
         a.does(Job::StartStandby { upstream: Some(b.as_upstream()) }).await;
+        assert!(matches!(a.looks().await, DataDir::Present { rewound: false, .. }));
         a.comes_to("SELECT string_agg(x, ',' ORDER BY x) FROM t", "common,kept,streamed").await;
         a.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
 
@@ -441,5 +443,84 @@ fn passwords_stay_out_of_arguments_and_readable_files() {
         for member in [&b, &a] {
             member.does(Job::Stop { mode: AT_ONCE }).await;
         }
+    });
+}
+
+#[test]
+fn while_the_rules_cannot_be_made_out_nobody_connects_but_the_bots() {
+    as_server_user("while_the_rules_cannot_be_made_out_nobody_connects_but_the_bots", || async {
+        let dir = scratch();
+        let (a, b) = (Member::new(dir.path(), "a"), Member::new(dir.path(), "b"));
+        let in_doubt = Rules { hba: vec![IN_DOUBT.to_owned()], ident: Vec::new() };
+        a.hands.configure(BTreeMap::new(), in_doubt);
+        a.bootstraps().await;
+        let mut client = tokio_postgres::Config::new();
+        client.host("127.0.0.1").port(a.port).user("postgres").password("su'per\\").dbname("postgres");
+        let refused = client.connect(tokio_postgres::NoTls).await.err().expect("nobody is let in");
+        assert_eq!(refused.code(), Some(&tokio_postgres::error::SqlState::INVALID_AUTHORIZATION_SPECIFICATION));
+        b.does(Job::Clone { source: a.as_upstream() }).await;
+        a.does(Job::Stop { mode: AT_ONCE }).await;
+    });
+}
+
+/// The checkpointer alone makes commits wait, and it does not read its files in the middle of flushing.
+#[test]
+fn a_standby_that_may_acknowledge_alone_is_not_promoted() {
+    as_server_user("a_standby_that_may_acknowledge_alone_is_not_promoted", || async {
+        let dir = scratch();
+        let (a, b) = (Member::new(dir.path(), "a"), Member::new(dir.path(), "b"));
+        a.bootstraps().await;
+        a.client().await.batch_execute("CREATE TABLE t (x int)").await.expect("write");
+        b.does(Job::Clone { source: a.as_upstream() }).await;
+        // It runs from the start without a name to wait for.
+        b.does(Job::StartStandby { upstream: Some(a.as_upstream()) }).await;
+        b.comes_to("SELECT status FROM pg_stat_wal_receiver", "streaming").await;
+        let stopped = b.stops_its_checkpointer_at_work(&a).await;
+        let names = BTreeMap::from([(String::from("synchronous_standby_names"), BLOCKED.to_owned())]);
+        b.hands.configure(names, Rules::default());
+        b.hands.apply().await.expect("written");
+        b.comes_to("SELECT current_setting('synchronous_standby_names')", BLOCKED).await;
+
+        let why = b.fails(Job::Promote { timeline: Timeline(2) }).await;
+        assert!(why.contains("would acknowledge commits alone"), "{why}");
+        assert_eq!(b.asks("SELECT pg_is_in_recovery()").await, "true");
+
+        kill_process(stopped, Signal::CONT).expect("goes on");
+        b.does(Job::Promote { timeline: Timeline(2) }).await;
+        let commit = b.client().await;
+        let commit = commit.batch_execute("INSERT INTO t VALUES (1)");
+        let acknowledged = tokio::time::timeout(Duration::from_secs(2), commit).await;
+        assert!(acknowledged.is_err(), "nobody but it has this commit: {acknowledged:?}");
+        for member in [&a, &b] {
+            member.does(Job::Stop { mode: AT_ONCE }).await;
+        }
+    });
+}
+
+#[test]
+fn the_only_data_is_not_taken_for_anothers_because_a_program_failed_once() {
+    as_server_user("the_only_data_is_not_taken_for_anothers_because_a_program_failed_once", || async {
+        let dir = scratch();
+        let a = Member::with_renamed_program(dir.path(), "a");
+        let JobResult::Initialized { system_id } = a.does(Job::Initialize).await else { panic!("no identifier") };
+        let unfinished = |system_id| DataDir::Unfinished { system_id, cloning: false, running: Running::No };
+        let program = dir.path().join("programs/pg_controldata");
+        let real = fs::read_link(&program).expect("a link");
+        let stands_in = |script: &str| {
+            fs::remove_file(&program).expect("gone");
+            fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("written");
+            fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("can be run");
+        };
+        let failed = dir.path().join("failed");
+        let once = "test -e FAILED || { touch FAILED; echo 'Cannot allocate memory' >&2; exit 1; }; exec REAL \"$@\"";
+        stands_in(&once.replace("FAILED", &failed.display().to_string()).replace("REAL", &real.display().to_string()));
+        assert_eq!(a.looks().await, unfinished(Some(system_id)));
+        assert!(failed.exists(), "it did fail");
+
+        stands_in("exit 1");
+        let Event::DataUnusable { why, .. } = inspect(&a.hands).await else { panic!("it cannot be known whose it is") };
+        assert!(why.contains("control file cannot be read"), "{why}");
+        fs::remove_file(a.data_dir().join("global/pg_control")).expect("gone");
+        assert_eq!(a.looks().await, unfinished(None), "there is nothing yet");
     });
 }

@@ -5,15 +5,41 @@ use serde_json::{Map, Value};
 /// The tags that say yes or no; one that says no is left out of the member key.
 const YES_OR_NO: &[&str] = &["clonefrom", "nofailover", "noloadbalance", "nosync", "nostream"];
 
-/// Whether a value says yes, in any of the ways in which YAML and Postgres do.
+/// The tags that are a whole number.
+const WHOLE: &[&str] = &["failover_priority", "sync_priority"];
+
+/// What a value says, in any of the ways in which YAML and Postgres say yes and no; nothing if nobody could know.
+#[must_use]
+pub fn yes_or_no(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(on) => Some(*on),
+        Value::Number(number) => number.as_f64().map(|number| number != 0.0),
+        Value::String(text) => match text.trim().to_ascii_lowercase().as_str() {
+            "on" | "true" | "yes" | "1" => Some(true),
+            "off" | "false" | "no" | "0" | "" => Some(false),
+            _neither => None,
+        },
+        Value::Null => Some(false),
+        Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+/// Whether a value says yes; one that nobody could make out does not.
 #[must_use]
 pub fn is_true(value: &Value) -> bool {
-    match value {
-        Value::Bool(on) => *on,
-        Value::Number(number) => number.as_f64().is_some_and(|number| number != 0.0),
-        Value::String(text) => matches!(text.trim().to_ascii_lowercase().as_str(), "on" | "true" | "yes" | "1"),
-        Value::Null | Value::Array(_) | Value::Object(_) => false,
-    }
+    yes_or_no(value) == Some(true)
+}
+
+/// The first tag of a member that nobody could make out, and the fix.
+#[must_use]
+pub fn misfit(tags: &Map<String, Value>) -> Option<String> {
+    tags.iter().filter(|(_, value)| !value.is_null()).find_map(|(name, value)| {
+        if YES_OR_NO.contains(&name.as_str()) && yes_or_no(value).is_none() {
+            return Some(format!("tags.{name} is {value}: use true or false"));
+        }
+        let unclear = WHOLE.contains(&name.as_str()) && whole(tags, name).is_none();
+        unclear.then(|| format!("tags.{name} is {value}: use a whole number"))
+    })
 }
 
 /// Whether a tag is there and says yes.
@@ -66,10 +92,37 @@ pub fn shown(tags: &Map<String, Value>) -> Map<String, Value> {
 mod tests {
     use serde_json::{Map, Value, json};
 
-    use super::{failover_priority, nofailover, shown, sync_priority};
+    use super::{failover_priority, misfit, nofailover, shown, sync_priority, yes_or_no};
 
     fn tags(value: Value) -> Map<String, Value> {
         value.as_object().expect("an object").clone()
+    }
+
+    #[test]
+    fn yes_and_no_are_told_from_what_is_neither() {
+        for yes in [json!(true), json!("ON"), json!(" true "), json!("yes"), json!("1"), json!(1)] {
+            assert_eq!(yes_or_no(&yes), Some(true), "{yes}");
+        }
+        for no in
+            [json!(false), json!("off"), json!("False"), json!("no"), json!("0"), json!(0), json!(""), json!(null)]
+        {
+            assert_eq!(yes_or_no(&no), Some(false), "{no}");
+        }
+        for neither in [json!("ture"), json!("y"), json!([true]), json!({})] {
+            assert_eq!(yes_or_no(&neither), None, "{neither}");
+        }
+    }
+
+    #[test]
+    fn a_tag_that_nobody_could_make_out_is_named() {
+        let told = |given| misfit(&tags(given));
+        assert_eq!(told(json!({"nofailover": "ture"})).unwrap(), r#"tags.nofailover is "ture": use true or false"#);
+        assert_eq!(
+            told(json!({"sync_priority": "high"})).unwrap(),
+            r#"tags.sync_priority is "high": use a whole number"#
+        );
+        let good = json!({"nosync": "off", "clonefrom": null, "failover_priority": "7", "mine": "ture", "nostream": 1});
+        assert_eq!(told(good), None);
     }
 
     #[test]

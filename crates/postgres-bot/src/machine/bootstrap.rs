@@ -81,8 +81,8 @@ impl Turn {
 
     /// An empty data directory: race to make the cluster, or wait for a leader to copy.
     pub(super) fn drive_waiting(&mut self, happened: &Happened) {
-        if matches!(happened, Happened::JobEnded { result: Err(_), .. }) {
-            self.s.timers.arm(Timer::Retry, self.now + TRY_AGAIN);
+        if let Happened::JobEnded { job, result: Err(_) } = happened {
+            self.try_again_later(job);
         }
         if self.s.postgres.is_alive() && self.s.job.is_none() {
             let mode = self.stop_at_once();
@@ -147,6 +147,14 @@ impl Turn {
         );
         self.push_dcs(vec![DcsAction::Transact { id: request, transaction }]);
         self.become_phase(Phase::Bootstrapping(Bootstrap::Racing(request)));
+    }
+
+    fn try_again_later(&mut self, failed: &Job) {
+        self.s.timers.arm(Timer::Retry, self.now + TRY_AGAIN);
+        if *failed == Job::DiscardUnfinished {
+            // It may not be what it was taken for: a copy that was given up at its very end is whole.
+            self.s.data = None;
+        }
     }
 
     /// The only member that may make the cluster, as long as its lease holds the `initialize` key.

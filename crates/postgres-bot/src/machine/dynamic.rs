@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use bots_core::{
     machine::Span,
     wire::{
-        config::{SyncMode, sync_mode, whole_number},
-        tags::is_true,
+        config::{SyncMode, is_unlimited, lines, sync_mode, unclear, whole_number},
+        tags::yes_or_no,
     },
 };
 use serde::Serialize;
@@ -68,6 +68,8 @@ pub struct Dynamic {
     pub slots: SlotRules,
     /// Fields that could not be used, one line each.
     pub complaints: Vec<String>,
+    /// The key has been read, and not only what a new cluster would begin with.
+    is_known: bool,
 }
 
 impl Default for Dynamic {
@@ -93,6 +95,7 @@ impl Default for Dynamic {
             remove_data_directory_on_rewind_failure: None,
             slots: SlotRules::default(),
             complaints: Vec::new(),
+            is_known: false,
         }
     }
 }
@@ -148,22 +151,18 @@ const POSTGRESQL_LATER: &[&str] = &[
 ];
 
 impl Dynamic {
-    /// Reads the `config` key as it has become. A mode of replication that nobody can make out leaves what was in force: a slip
-    /// of the pen must not make commits wait for nobody.
-    #[must_use]
-    pub fn changed_to(&self, config: &Value) -> Self {
-        let unreadable = config.get("synchronous_mode").is_some_and(|mode| sync_mode(mode).is_none());
-        let mut read = Self::from_value(config);
-        if unreadable {
-            read.synchronous_mode = self.synchronous_mode;
-        }
-        read
-    }
-
-    /// Reads the `config` key. A field that cannot be used keeps its default and leaves a complaint.
+    /// Reads what a new cluster's `config` key begins with. A field that cannot be used leaves a complaint.
     #[must_use]
     pub fn from_value(config: &Value) -> Self {
-        let mut out = Self::default();
+        Self { is_known: false, ..Self::default().changed_to(config) }
+    }
+
+    /// Reads the `config` key as it has become. A field that cannot be used leaves a complaint. A number keeps its default; what
+    /// nobody can make out elsewhere leaves what was in force: a slip of the pen must not make commits wait for nobody, nor open
+    /// the server to everybody.
+    #[must_use]
+    pub fn changed_to(&self, config: &Value) -> Self {
+        let mut out = Self { is_known: true, complaints: complaints_of(config), ..Self::default() };
         if let Some(secs) = out.number(config, "ttl") {
             let ttl = Span::from_secs(secs);
             if ttl < TTL_MIN {
@@ -182,18 +181,19 @@ impl Dynamic {
         let timeout = timeout.iter().find_map(|field| out.number(config, field)).filter(|secs| *secs > 0);
         out.primary_stop_timeout = timeout.map(Span::from_secs);
         out.primary_hung_timeout = out.number(config, "primary_hung_timeout").map(Span::from_secs);
-        out.check_timeline = config.get("check_timeline").is_some_and(is_true);
+        out.check_timeline = says_yes(config, "check_timeline", self.check_timeline);
         // Zero keeps all, as far as they fit.
         if let Some(lines) = out.number(config, "max_timelines_history").filter(|lines| *lines > 0) {
             out.max_timelines_history = usize::try_from(lines).unwrap_or(usize::MAX).min(HISTORY_LINES_MAX);
         }
-        let rules = SlotRules::from_value(config, &mut out.complaints);
-        out.slots = rules;
-        out.pause = config.get("pause").is_some_and(is_true);
-        out.read_synchronous(config);
-        out.failsafe_mode = config.get("failsafe_mode").is_some_and(is_true);
-        if let Some(Value::Object(map)) = config.get("postgresql") {
-            out.read_postgresql(map);
+        out.slots = self.slots.changed_to(config, &mut out.complaints);
+        out.pause = says_yes(config, "pause", self.pause);
+        out.read_synchronous(config, self);
+        out.failsafe_mode = says_yes(config, "failsafe_mode", self.failsafe_mode);
+        match config.get("postgresql") {
+            Some(Value::Object(map)) => out.read_postgresql(map, self),
+            None | Some(Value::Null) => {}
+            Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => out.keep_postgresql(self),
         }
         if let Value::Object(map) = config {
             out.complain("", map, ACTED_ON, LATER);
@@ -201,44 +201,71 @@ impl Dynamic {
         out
     }
 
-    fn read_synchronous(&mut self, config: &Value) {
+    fn read_synchronous(&mut self, config: &Value, last: &Self) {
         let mode = config.get("synchronous_mode").unwrap_or(&Value::Null);
         self.synchronous_mode = sync_mode(mode).unwrap_or_else(|| {
             self.complaints.push(format!("config: synchronous_mode is {mode}: use off, on or quorum"));
-            SyncMode::Off
+            last.synchronous_mode
         });
-        self.takeover = config.get("takeover").is_some_and(is_true);
-        self.synchronous_mode_strict = config.get("synchronous_mode_strict").is_some_and(is_true);
+        self.takeover = says_yes(config, "takeover", last.takeover);
+        self.synchronous_mode_strict = says_yes(config, "synchronous_mode_strict", last.synchronous_mode_strict);
         if let Some(count) = self.number(config, "synchronous_node_count") {
             self.synchronous_node_count = usize::try_from(count).unwrap_or(usize::MAX).max(1);
         }
-        // Patroni's way of saying that it does not matter is -1.
-        let unlimited = config.get("maximum_lag_on_syncnode").is_none_or(|lag| lag.as_i64().is_some_and(|lag| lag < 0));
-        if !unlimited {
+        if !config.get("maximum_lag_on_syncnode").is_none_or(is_unlimited) {
             self.maximum_lag_on_syncnode = self.number(config, "maximum_lag_on_syncnode");
         }
     }
 
-    fn read_postgresql(&mut self, map: &Map<String, Value>) {
-        if let Some(Value::Object(parameters)) = map.get("parameters") {
-            for (name, value) in parameters.iter().filter(|(_, value)| !value.is_null()) {
-                match parameter_text(value) {
-                    Some(text) => _ = self.parameters.insert(name.clone(), text),
-                    None => self.complaints.push(format!(
-                        "config: postgresql.parameters.{name} is {value}: use a text, a number, true or false"
-                    )),
-                }
-                self.complain_of_parameter(name);
+    fn read_postgresql(&mut self, map: &Map<String, Value>, last: &Self) {
+        match map.get("parameters") {
+            Some(Value::Object(parameters)) => self.read_parameters(parameters),
+            None | Some(Value::Null) => {}
+            Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => {
+                self.parameters.clone_from(&last.parameters);
             }
         }
-        let lines = |field: &str| map.get(field).and_then(Value::as_array).into_iter().flatten();
-        let lines = |field: &str| lines(field).filter_map(Value::as_str).map(str::to_owned).collect();
-        self.rules = Rules { hba: lines("pg_hba"), ident: lines("pg_ident") };
-        let yes = |field: &str| map.get(field).filter(|value| !value.is_null()).map(is_true);
-        self.use_pg_rewind = yes("use_pg_rewind");
-        self.remove_data_directory_on_rewind_failure =
-            yes("remove_data_directory_on_rewind_failure").or(yes("remove_data_directory_on_diverged_timelines"));
+        let given = |field: &str| map.get(field).filter(|value| !value.is_null());
+        let hba = given("pg_hba").map_or_else(|| Some(Vec::new()), lines);
+        let ident = given("pg_ident").map_or_else(|| Some(Vec::new()), lines);
+        self.rules.hba = hba.unwrap_or_else(|| last.rules_in_doubt().hba);
+        self.rules.ident = ident.unwrap_or_else(|| last.rules.ident.clone());
+        let yes = |field: &str, last: Option<bool>| given(field).and_then(|value| yes_or_no(value).or(last));
+        self.use_pg_rewind = yes("use_pg_rewind", last.use_pg_rewind);
+        let before = last.remove_data_directory_on_rewind_failure;
+        self.remove_data_directory_on_rewind_failure = yes("remove_data_directory_on_rewind_failure", before)
+            .or(yes("remove_data_directory_on_diverged_timelines", before));
         self.complain("postgresql.", map, POSTGRESQL_ACTED_ON, POSTGRESQL_LATER);
+    }
+
+    fn read_parameters(&mut self, parameters: &Map<String, Value>) {
+        for (name, value) in parameters.iter().filter(|(_, value)| !value.is_null()) {
+            match parameter_text(value) {
+                Some(text) => _ = self.parameters.insert(name.clone(), text),
+                None => self.complaints.push(format!(
+                    "config: postgresql.parameters.{name} is {value}: use a text, a number, true or false"
+                )),
+            }
+            self.complain_of_parameter(name);
+        }
+    }
+
+    /// Goes on with all of the section as it was.
+    fn keep_postgresql(&mut self, last: &Self) {
+        self.parameters.clone_from(&last.parameters);
+        self.rules = last.rules_in_doubt();
+        self.use_pg_rewind = last.use_pg_rewind;
+        self.remove_data_directory_on_rewind_failure = last.remove_data_directory_on_rewind_failure;
+    }
+
+    /// What goes on while nobody can make out who may connect. A bot that has just begun does not know what was in force, and
+    /// must not let everybody in.
+    fn rules_in_doubt(&self) -> Rules {
+        let mut rules = self.rules.clone();
+        if rules.hba.is_empty() && !self.is_known {
+            rules.hba.push(String::from(IN_DOUBT));
+        }
+        rules
     }
 
     fn complain_of_parameter(&mut self, name: &str) {
@@ -282,6 +309,19 @@ impl Dynamic {
         number
     }
 }
+
+/// What cannot be made out, and is not complained of where it is read.
+fn complaints_of(config: &Value) -> Vec<String> {
+    unclear(config).into_iter().map(|misfit| format!("config: {misfit}")).collect()
+}
+
+/// Whether a field says yes; `last` if nobody can make it out.
+fn says_yes(config: &Value, field: &str, last: bool) -> bool {
+    config.get(field).is_some_and(|value| yes_or_no(value).unwrap_or(last))
+}
+
+/// The one line of rules that cannot be made out: nobody but the bots connects until they can.
+pub const IN_DOUBT: &str = "# nobody else: the cluster's rules cannot be made out";
 
 /// What only a member's own configuration may say.
 const LOCAL: &[&str] =
@@ -399,6 +439,34 @@ mod tests {
                 "config: mine has no effect: nobody knows this field",
             ]
         );
+    }
+
+    #[test]
+    fn what_nobody_can_make_out_leaves_what_was_in_force() {
+        let rules = json!({"pg_hba": ["hostssl all all 10.0.0.0/8 scram-sha-256"], "use_pg_rewind": false});
+        let good = json!({"synchronous_mode_strict": true, "check_timeline": "on", "postgresql": rules});
+        let before = Dynamic::from_value(&good);
+        assert_eq!(before.complaints, Vec::<String>::new());
+        let rules = json!({"pg_hba": "hostssl all all 10.0.0.0/8 scram-sha-256", "use_pg_rewind": "nein"});
+        let bad = json!({"synchronous_mode_strict": "ture", "check_timeline": "", "postgresql": rules});
+        let read = before.changed_to(&bad);
+        assert!(read.synchronous_mode_strict && !read.check_timeline);
+        assert_eq!((&read.rules, read.use_pg_rewind), (&before.rules, Some(false)));
+        assert_eq!(read.complaints.len(), 3, "{:?}", read.complaints);
+        assert_eq!(read.complaints[0], r#"config: synchronous_mode_strict is "ture": use true or false"#);
+        let no_section = before.changed_to(&json!({"postgresql": []}));
+        assert_eq!((no_section.rules, no_section.complaints.len()), (before.rules, 1));
+    }
+
+    #[test]
+    fn rules_that_a_new_bot_cannot_make_out_let_nobody_in() {
+        for bad in [json!({"pg_hba": "hostssl all all 10.0.0.0/8 scram-sha-256"}), json!({"pg_hba": [7]}), json!([])] {
+            let read = Dynamic::from_value(&json!({"postgresql": bad}));
+            assert_eq!((read.rules.hba, read.complaints.len()), (vec![super::IN_DOUBT.to_owned()], 1), "{bad}");
+        }
+        let mended = Dynamic::from_value(&json!({"postgresql": []})).changed_to(&json!({"postgresql": {}}));
+        assert!(mended.rules.hba.is_empty());
+        assert!(mended.changed_to(&json!({"postgresql": []})).rules.hba.is_empty(), "what was in force goes on");
     }
 
     #[test]

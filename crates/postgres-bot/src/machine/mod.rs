@@ -60,7 +60,7 @@ use bots_core::machine::{Deadline, Machine, Report, Step, Time, TransitionTable}
 
 use self::turn::Turn;
 pub use self::{
-    dynamic::{Dynamic, STANDBY_NAMES},
+    dynamic::{Dynamic, IN_DOUBT, STANDBY_NAMES},
     event::{
         Action, Ask, AskId, AskedId, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, SlotChange, StopMode,
     },
@@ -70,6 +70,7 @@ pub use self::{
     role::{Role, TRANSITIONS},
     settings::{Live, Rules, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},
     state::State,
+    synchrony::BLOCKED,
     watchdog::{Watchdog, WatchdogMode, WatchdogOrder},
 };
 

@@ -12,7 +12,7 @@ pub enum DataDir {
     Empty,
     /// A bootstrap or a clone of ours that did not come to its end (our marker file is in it). Ours to discard.
     Unfinished {
-        /// The system identifier, if the control file can be read already.
+        /// The system identifier; nothing while there is no control file. Of a copy, also if nobody can make it out.
         system_id: Option<String>,
         /// It was being copied; otherwise it was being made new.
         cloning: bool,
@@ -27,6 +27,8 @@ pub enum DataDir {
         timeline: Timeline,
         /// It last ran as a primary: there is no `standby.signal`.
         was_primary: bool,
+        /// It was rewound, and is of no use before it has the log of the server that it was rewound to.
+        rewound: bool,
         /// A server runs on it, from before our own start.
         running: Running,
     },

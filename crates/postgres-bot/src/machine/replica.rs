@@ -190,7 +190,10 @@ impl Turn {
         let current = self.s.timelines().current;
         match (self.s.stall.rewound, &self.s.data) {
             (Some(to), _) => (to != current).then_some(STALLED_AFTER),
-            // An earlier life of the bot may have rewound it.
+            // By an earlier life of the bot.
+            (None, Some(DataDir::Present { timeline, rewound: true, .. })) => {
+                (*timeline != current).then_some(STALLED_AFTER)
+            }
             (None, Some(DataDir::Present { timeline, .. })) => (*timeline != current).then_some(START_PATIENCE),
             (None, _) => None,
         }

@@ -8,7 +8,11 @@ use std::collections::BTreeMap;
 
 use bots_core::{
     machine::{Span, Time},
-    wire::{Lsn, PostgresStatus, config::seconds, tags::is_true},
+    wire::{
+        Lsn, PostgresStatus,
+        config::{is_slot_matcher, seconds},
+        tags::yes_or_no,
+    },
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -56,6 +60,8 @@ pub struct SlotRules {
     pub(super) permanent: BTreeMap<String, SlotKind>,
     /// Slots that are none of our business.
     pub(super) ignored: Vec<Matcher>,
+    /// Nobody can make out which ones those are: all might be.
+    pub(super) ignores_all: bool,
 }
 
 /// Matches slots: every field that is there must be the slot's.
@@ -86,16 +92,26 @@ pub(super) struct Slots {
 
 impl Default for SlotRules {
     fn default() -> Self {
-        Self { members: true, keep: MEMBER_SLOTS_TTL_DEFAULT, permanent: BTreeMap::new(), ignored: Vec::new() }
+        Self {
+            members: true,
+            keep: MEMBER_SLOTS_TTL_DEFAULT,
+            permanent: BTreeMap::new(),
+            ignored: Vec::new(),
+            ignores_all: false,
+        }
     }
 }
 
 impl SlotRules {
-    /// Reads them from the `config` key. What cannot be used leaves a complaint.
-    pub(super) fn from_value(config: &Value, complaints: &mut Vec<String>) -> Self {
+    /// Reads them from the `config` key as it has become. What cannot be used leaves a complaint, if not one of those that
+    /// [`bots_core::wire::config::unclear`] knows.
+    pub(super) fn changed_to(&self, config: &Value, complaints: &mut Vec<String>) -> Self {
         let mut out = Self::default();
-        if let Some(value) = config.pointer("/postgresql/use_slots").filter(|value| !value.is_null()) {
-            out.members = is_true(value);
+        let section = config.get("postgresql").filter(|section| !section.is_null());
+        if section.is_some_and(|section| !section.is_object()) {
+            out.members = self.members;
+        } else if let Some(value) = section.and_then(|map| map.get("use_slots")).filter(|value| !value.is_null()) {
+            out.members = yes_or_no(value).unwrap_or(self.members);
         }
         if let Some(value) = config.get("member_slots_ttl").filter(|value| !value.is_null()) {
             match seconds(value) {
@@ -110,9 +126,11 @@ impl SlotRules {
             Some(other) => complaints.push(format!("config: slots is {other}: use one entry a slot, by name")),
         }
         match config.get("ignore_slots") {
-            Some(Value::Array(list)) => out.ignored = list.iter().filter_map(Matcher::from_value).collect(),
+            Some(Value::Array(list)) if list.iter().all(is_slot_matcher) => {
+                out.ignored = list.iter().map(Matcher::from_value).collect();
+            }
             None | Some(Value::Null) => {}
-            Some(other) => complaints.push(format!("config: ignore_slots is {other}: use a list of matchers")),
+            Some(_unclear) => out.ignores_all = true,
         }
         out
     }
@@ -146,16 +164,14 @@ impl SlotRules {
     }
 
     fn ignores(&self, name: &str, slot: &ReplicationSlot) -> bool {
-        self.ignored.iter().any(|matcher| matcher.matches(name, slot))
+        self.ignores_all || self.ignored.iter().any(|matcher| matcher.matches(name, slot))
     }
 }
 
 impl Matcher {
-    fn from_value(value: &Value) -> Option<Self> {
+    fn from_value(value: &Value) -> Self {
         let text = |field: &str| value.get(field).and_then(Value::as_str).map(str::to_owned);
-        let out = Self { name: text("name"), kind: text("type"), database: text("database"), plugin: text("plugin") };
-        // One that says nothing would match everything.
-        (out != Self::default()).then_some(out)
+        Self { name: text("name"), kind: text("type"), database: text("database"), plugin: text("plugin") }
     }
 
     fn matches(&self, name: &str, slot: &ReplicationSlot) -> bool {
@@ -401,10 +417,10 @@ mod tests {
                 "half": {"type": "logical", "database": "app"},
                 "Bad": {"type": "physical"},
             },
-            "ignore_slots": [{"type": "logical", "plugin": "wal2json"}, {}],
+            "ignore_slots": [{"type": "logical", "plugin": "wal2json"}],
             "postgresql": {"use_slots": "off"},
         });
-        let rules = SlotRules::from_value(&config, &mut complaints);
+        let rules = SlotRules::default().changed_to(&config, &mut complaints);
         assert!(!rules.members);
         assert_eq!(rules.keep, Span::from_secs(300));
         assert_eq!(rules.permanent.keys().collect::<Vec<_>>(), ["backup", "changes"]);
@@ -415,5 +431,16 @@ mod tests {
         };
         assert!(rules.ignores("x", &slot("wal2json")));
         assert!(!rules.ignores("x", &slot("pgoutput")) && !rules.ignores("x", &ReplicationSlot::default()));
+        let kept = rules.changed_to(&json!({"postgresql": {"use_slots": "onn"}}), &mut complaints);
+        assert!(!kept.members, "nobody can make out what it says now");
+    }
+
+    #[test]
+    fn no_slot_is_dropped_while_nobody_can_make_out_which_are_to_be_left_alone() {
+        for slip in [json!([{"nam": "mine"}]), json!([{"name": "mine"}, {}]), json!({"name": "mine"}), json!(["mine"])]
+        {
+            let rules = SlotRules::default().changed_to(&json!({"ignore_slots": slip}), &mut Vec::new());
+            assert!(rules.ignores("mine", &ReplicationSlot::default()), "{slip}");
+        }
     }
 }

@@ -40,8 +40,9 @@ const PAST_MAX: usize = 16;
 /// A running server takes its files in within milliseconds. One that goes by other names for so long was told so by somebody else.
 const FOREIGN_AFTER: Span = Span::from_secs(2);
 
-/// Waited for by a server that shall acknowledge nothing. No member can have this name: theirs begin with a letter or a digit.
-const NOBODY: &str = "__nobody__";
+/// The `synchronous_standby_names` of a server that shall acknowledge nothing. No member can have this name: theirs begin with a letter
+/// or a digit.
+pub const BLOCKED: &str = "1 (\"__nobody__\")";
 
 /// What a primary knows of its own synchronous replication. Its default acknowledges nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -503,7 +504,7 @@ fn text(acks: &Acks, mode: SyncMode) -> String {
         return String::new();
     }
     if acks.is_blocked() {
-        return format!("1 (\"{NOBODY}\")");
+        return String::from(BLOCKED);
     }
     let names: Vec<String> = acks.of.iter().map(|name| format!("\"{name}\"")).collect();
     let how = if mode == SyncMode::On && acks.needed == acks.of.len() { "FIRST" } else { "ANY" };

@@ -32,6 +32,9 @@ const WAITING_MAX: usize = 16;
 /// How often the one that runs is looked at while others wait for it.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// The same while none does: it may run for as long as it likes.
+const LOOK_EVERY_QUIET: Duration = Duration::from_millis(500);
+
 /// The programs, each with its own arguments, by what they are told of.
 pub(super) type Programs = BTreeMap<&'static str, Vec<String>>;
 
@@ -48,6 +51,8 @@ struct Teller {
     scope: String,
     running: Option<Child>,
     waiting: VecDeque<(&'static str, bool)>,
+    /// Somebody sees to it that the one that runs is reaped, and the next one started.
+    looked_after: bool,
     /// Since when something waits for the one that runs.
     waited_since: Option<Time>,
 }
@@ -64,8 +69,14 @@ struct Told {
 impl Callbacks {
     /// Nothing has been told yet.
     pub(super) fn new(programs: Programs, scope: &str) -> Self {
-        let teller =
-            Teller { programs, scope: scope.to_owned(), running: None, waiting: VecDeque::new(), waited_since: None };
+        let teller = Teller {
+            programs,
+            scope: scope.to_owned(),
+            running: None,
+            waiting: VecDeque::new(),
+            looked_after: false,
+            waited_since: None,
+        };
         Self { told: Told::default(), teller: Arc::new(Mutex::new(teller)) }
     }
 
@@ -78,10 +89,10 @@ impl Callbacks {
 
     fn tell(&self, name: &'static str, primary: bool) {
         let mut teller = lock(&self.teller);
-        let is_looked_after = !teller.waiting.is_empty();
         teller.add(name, primary);
         teller.go_on();
-        if !teller.waiting.is_empty() && !is_looked_after {
+        if teller.is_busy() && !teller.looked_after {
+            teller.looked_after = true;
             tokio::spawn(look_after(Arc::clone(&self.teller)));
         }
     }
@@ -95,11 +106,19 @@ impl Callbacks {
     }
 }
 
-/// Until nothing waits.
+/// Until nothing runs and nothing waits.
 async fn look_after(teller: Arc<Mutex<Teller>>) {
-    while !lock(&teller).waiting.is_empty() {
-        tokio::time::sleep(LOOK_EVERY).await;
-        lock(&teller).go_on();
+    loop {
+        let pause = {
+            let mut teller = lock(&teller);
+            teller.go_on();
+            if !teller.is_busy() {
+                teller.looked_after = false;
+                return;
+            }
+            if teller.waiting.is_empty() { LOOK_EVERY_QUIET } else { LOOK_EVERY }
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -118,27 +137,39 @@ impl Teller {
         }
     }
 
-    /// Starts the next if it may start.
+    /// Takes note of the one that has ended, and starts the next if it may start.
     fn go_on(&mut self) {
+        self.note_end();
         while !self.waiting.is_empty() && self.is_free() {
             self.tell_next();
         }
     }
 
-    /// Whether the next may start: the last is done, or has had its time.
-    fn is_free(&mut self) -> bool {
-        let Some(running) = &mut self.running else { return true };
-        let now = Clock::now();
+    fn is_busy(&self) -> bool {
+        self.running.is_some() || !self.waiting.is_empty()
+    }
+
+    fn note_end(&mut self) {
+        let Some(running) = &mut self.running else { return };
         match running.try_wait() {
-            Ok(None) if now.since(*self.waited_since.get_or_insert(now)) < PATIENCE => return false,
-            Ok(None) => {
-                let patience_ms = PATIENCE.as_millis();
-                tracing::warn!(patience_ms, "a callback still runs: it is ended for the next one");
-                end(running);
-            }
+            Ok(None) => return,
             Ok(Some(status)) if !status.success() => tracing::warn!(%status, "a callback failed"),
             Ok(Some(_)) | Err(_) => {}
         }
+        self.running = None;
+    }
+
+    /// Whether the next may start: the last is done, or has had its time.
+    fn is_free(&mut self) -> bool {
+        self.note_end();
+        let Some(running) = &self.running else { return true };
+        let now = Clock::now();
+        if now.since(*self.waited_since.get_or_insert(now)) < PATIENCE {
+            return false;
+        }
+        let patience_ms = PATIENCE.as_millis();
+        tracing::warn!(patience_ms, "a callback still runs: it is ended for the next one");
+        end(running);
         true
     }
 
@@ -242,13 +273,16 @@ fn split(command: &str) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, iter};
+    use std::{fs, iter, time::Duration};
 
     use rustix::process::Pid;
     use serde_json::json;
 
     use super::{Callbacks, LOOK_EVERY, Programs, WAITING_MAX, lock, programs, split};
     use crate::shell::processes;
+
+    /// A busy machine needs a moment for anything.
+    const PATIENCE_WITH_A_TEST: Duration = Duration::from_secs(20);
 
     /// Callbacks that append what they hear to a file, after what is to be done before.
     fn callbacks(folder: &tempfile::TempDir, before: &str) -> (Callbacks, impl Fn() -> String) {
@@ -301,6 +335,20 @@ mod tests {
         callbacks.finish();
         until_all_are_told(&callbacks).await;
         assert!(heard().contains("on_stop primary main\n"), "{}", heard());
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_last_callback_is_seen_though_nothing_more_is_told() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (callbacks, _heard) = callbacks(&folder, "sleep 0.1; exit 3");
+        callbacks.tell("on_start", true);
+        let seen = async {
+            while lock(&callbacks.teller).is_busy() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE_WITH_A_TEST, seen).await.expect("its end is seen at once");
+        assert!(!lock(&callbacks.teller).looked_after, "nothing is left to look after");
     }
 
     #[test]

@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bots_core::shell::{Common, Secret, config::one_secret};
+use bots_core::{
+    shell::{Common, Secret, config::one_secret},
+    wire::{config::misfits, tags},
+};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -172,6 +175,16 @@ impl Config {
         self.warnings()?;
         self.callbacks()?;
         self.watchdog.check()?;
+        if let Some(misfit) = tags::misfit(&self.tags) {
+            return Err(misfit);
+        }
+        if let Some(misfit) = misfits(&Value::Object(self.bootstrap.dcs.clone())).first() {
+            return Err(format!("bootstrap.dcs.{misfit}"));
+        }
+        let mut parameters = self.postgresql.parameters.iter().filter(|(_, value)| !value.is_null());
+        if let Some((name, value)) = parameters.find(|(_, value)| crate::machine::parameter_text(value).is_none()) {
+            return Err(format!("postgresql.parameters.{name} is {value}: use a text, a number, true or false"));
+        }
         let run_dir = self.run_dir()?;
         if run_dir.as_os_str().len() > RUN_DIR_LEN_MAX {
             return Err(format!(
@@ -528,6 +541,15 @@ mod tests {
             ("/watchdog", json!({"mode": "required", "device": "watchdog"}), "watchdog.device: `watchdog`"),
             ("/watchdog", json!({"safety_margin": -2}), "watchdog.safety_margin: -2"),
             ("/watchdog", json!({"devise": "/x"}), "unknown field `devise`"),
+            ("/tags", json!({"nofailover": "ture"}), r#"tags.nofailover is "ture": use true or false"#),
+            ("/postgresql/parameters", json!({"work_mem": [4]}), "postgresql.parameters.work_mem is [4]: use a text"),
+            ("/tags", json!({"nosync": [true]}), "tags.nosync is [true]: use true or false"),
+            ("/tags", json!({"failover_priority": "high"}), r#"tags.failover_priority is "high": use a whole number"#),
+            (
+                "/bootstrap",
+                json!({"dcs": {"synchronous_mode_strict": "ture"}}),
+                r#"bootstrap.dcs.synchronous_mode_strict is "ture": use true or false"#,
+            ),
         ] {
             let said = told(pointer, value.clone());
             assert!(said.contains(expected), "{pointer} = {value}: {said}");
@@ -545,7 +567,7 @@ mod tests {
         document["postgresql"]["pgpass"] = json!("/tmp/pgpass0");
         document["postgresql"]["create_replica_methods"] = json!(["wal_e", "basebackup"]);
         document["postgresql"]["wal_e"] = json!({"command": "x"});
-        document["tags"] = json!({"noloadbalance": false, "failover_priority": 0, "clonefrom": true});
+        document["tags"] = json!({"noloadbalance": false, "failover_priority": 0, "clonefrom": "on", "mine": "ture"});
         let config: Config = serde_json::from_value(document).expect("read");
         config.check().expect("good");
         assert_eq!(config.warnings().expect("known").len(), 4);

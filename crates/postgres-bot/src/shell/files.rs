@@ -13,7 +13,7 @@ use anyhow::Context;
 use bots_core::wire::Timeline;
 
 use super::{conninfo::Conninfo, node::Node, quote};
-use crate::machine::{Rules, STANDBY_NAMES, Upstream};
+use crate::machine::{IN_DOUBT, Rules, STANDBY_NAMES, Upstream};
 
 /// In the data directory: a bootstrap or a clone of ours that has not come to its end.
 pub(super) const UNFINISHED: &str = ".bots-unfinished";
@@ -167,9 +167,12 @@ fn hba(node: &Node, rules: &Rules) -> String {
     let superuser = quote::hba(&node.superuser.username);
     let method = if node.os_user.is_some() { "peer map=bots" } else { "scram-sha-256" };
     let mut out = format!("{HEADER}local all {superuser} {method}\n");
+    let in_doubt = rules.hba == [IN_DOUBT];
+    if rules.hba.is_empty() || in_doubt {
+        out += &format!("host replication {} all scram-sha-256\n", quote::hba(&node.replication.username));
+    }
     if rules.hba.is_empty() {
         out += "local all all scram-sha-256\n";
-        out += &format!("host replication {} all scram-sha-256\n", quote::hba(&node.replication.username));
         out += "host all all all scram-sha-256\n";
     }
     for line in &rules.hba {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Context;
+use bots_core::shell::Clock;
 use rustix::process::Signal;
 
 use tokio::sync::Notify;
@@ -17,6 +18,7 @@ use tokio::sync::Notify;
 use super::{
     files::{self, Mode},
     floor,
+    heeds::Heeds,
     node::Node,
     nudge,
     postmaster::{Life, Postmaster},
@@ -49,6 +51,8 @@ pub struct Hands {
     reloads: AtomicU64,
     /// The server was started with other parameters than are wanted.
     raised: AtomicBool,
+    /// Whether a commit would wait for those whom the server is told to wait for.
+    heeds: Mutex<Heeds>,
     /// Held by whoever writes to the data directory.
     disk: Arc<tokio::sync::Mutex<()>>,
 }
@@ -74,6 +78,7 @@ impl Hands {
             to_nudge: AtomicBool::new(false),
             reloads: AtomicU64::new(0),
             raised: AtomicBool::new(false),
+            heeds: Mutex::default(),
             disk: Arc::default(),
         }
     }
@@ -142,6 +147,7 @@ impl Hands {
             let (Life::Alive { .. }, Some(mode)) = (hands.postmaster.life(), mode) else { return Ok(()) };
             files::write_configuration(&hands.node, &mode, &parameters, &rules)?;
             hands.postmaster.signal(Signal::HUP);
+            hands.note_told(&parameters, false);
             hands.reloads.fetch_add(1, Ordering::Relaxed);
             Ok(())
         };
@@ -175,7 +181,9 @@ impl Hands {
         files::private_dir(&self.node.run_dir)?;
         timelines::give_back(&self.node.data_dir)?;
         files::write_signal(&self.node, &mode)?;
-        files::write_configuration(&self.node, &mode, &parameters, &rules)
+        files::write_configuration(&self.node, &mode, &parameters, &rules)?;
+        self.note_told(&parameters, true);
+        Ok(())
     }
 
     /// Turns a server that an earlier life of the bot has left running to `mode`, in which it runs already.
@@ -186,7 +194,27 @@ impl Hands {
         let Wanted { parameters, rules, .. } = self.want(&mode);
         files::write_configuration(&self.node, &mode, &parameters, &rules)?;
         self.postmaster.signal(Signal::HUP);
+        // What it was told before is not known.
+        *self.heeds() = Heeds::Nobody;
+        self.note_told(&parameters, false);
         Ok(())
+    }
+
+    /// The standbys that the server shall wait for, if any.
+    pub(super) fn standby_names(&self) -> Option<String> {
+        self.wanted().parameters.get(STANDBY_NAMES).filter(|names| !names.is_empty()).cloned()
+    }
+
+    /// Whether the server makes its commits wait, as far as it is known.
+    pub(super) fn heeds(&self) -> std::sync::MutexGuard<'_, Heeds> {
+        self.heeds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of what the server was told: to begin with, or to read again.
+    fn note_told(&self, parameters: &BTreeMap<String, String>, to_begin_with: bool) {
+        let waits = parameters.get(STANDBY_NAMES).is_some_and(|names| !names.is_empty());
+        let mut heeds = self.heeds();
+        *heeds = if to_begin_with { Heeds::begun(waits) } else { heeds.told(waits, Clock::now()) };
     }
 
     /// Takes the mode over; what a server in it is to be told.

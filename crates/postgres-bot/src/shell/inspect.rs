@@ -1,6 +1,6 @@
 //! Looking at the data directory without touching it: what is there, whose is it, does anything run on it.
 
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use anyhow::{Context, bail};
 use bots_core::wire::{Lsn, Timeline};
@@ -19,6 +19,11 @@ const FOREIGN: u8 = 3;
 /// The programs do not fit.
 const PROGRAMS: u8 = 4;
 
+/// So often the control file is read until it counts as unreadable.
+const CONTROL_TRIES: u32 = 5;
+/// Between two of those.
+const CONTROL_AGAIN: Duration = Duration::from_millis(300);
+
 /// What a file system of its own may hold from the first day on, and what the eye on the disk may have written to a directory that was
 /// emptied meanwhile.
 pub(super) const OF_NO_MATTER: [&str; 2] = ["lost+found", super::disk::FILE];
@@ -36,6 +41,8 @@ pub struct Control {
     pub checkpoint: Lsn,
     /// `in production`, `shut down`, `shut down in recovery`, ...
     pub state: String,
+    /// It began as a copy or by a rewind, and has not replayed to the end of that.
+    pub incomplete: bool,
 }
 
 impl Control {
@@ -71,6 +78,7 @@ impl Control {
             reached: timeline.max(Timeline(written)),
             checkpoint: field("Latest checkpoint location")?.parse()?,
             state: field("Database cluster state")?.to_owned(),
+            incomplete: field("Backup start location")? != "0/0",
         })
     }
 
@@ -110,8 +118,13 @@ async fn look(hands: &Hands) -> Result<DataDir, (u8, String)> {
     let marked = fs::read_to_string(hands.node.unfinished()).ok();
     let rewinding = hands.node.rewinding().exists();
     if marked.is_some() || rewinding {
-        let system_id = Control::read(hands, dir).await.ok().map(|control| control.system_id);
         let cloning = rewinding || marked.is_some_and(|mark| mark == files::COPYING);
+        let system_id = match control_of(hands, dir).await {
+            Ok(control) => control.map(|control| control.system_id),
+            Err(_) if cloning => None,
+            // It may be the cluster's only data: nobody may take it for another's.
+            Err(error) => return Err(unusable(unreadable(&error))),
+        };
         return Ok(DataDir::Unfinished { system_id, cloning, running: running(hands) });
     }
     let Some(major) = binaries::major_of(dir) else {
@@ -128,15 +141,44 @@ async fn look(hands: &Hands) -> Result<DataDir, (u8, String)> {
         );
         return Err((PROGRAMS, why));
     }
-    let control = Control::read(hands, dir).await;
-    let control = control
-        .map_err(|e| unusable(format!("its control file cannot be read: {e:#}: restore a backup, or empty it")))?;
+    let control = control_of(hands, dir).await.and_then(|control| control.context("there is none"));
+    let control = control.map_err(|error| unusable(unreadable(&error)))?;
+    let rewound = is_rewound(dir, &control);
     Ok(DataDir::Present {
         system_id: control.system_id,
         timeline: control.timeline,
         was_primary: !hands.node.standby_signal().exists(),
+        rewound,
         running: running(hands),
     })
+}
+
+/// What the control file says, if there is one. A program that fails once may have found no memory, or no process to be.
+async fn control_of(hands: &Hands, dir: &Path) -> anyhow::Result<Option<Control>> {
+    let mut tries = 0;
+    loop {
+        let read = Control::read(hands, dir).await;
+        tries += 1;
+        match (read, dir.join("global/pg_control").try_exists()) {
+            (Ok(control), _) => return Ok(Some(control)),
+            (Err(_), Ok(false)) => return Ok(None),
+            (Err(error), _) if tries == CONTROL_TRIES => return Err(error),
+            (Err(_), _) => tokio::time::sleep(CONTROL_AGAIN).await,
+        }
+    }
+}
+
+/// Whether the data was rewound and has not come to where its source was: a rewind leaves a label, which is renamed by the start that
+/// goes by it.
+fn is_rewound(dir: &Path, control: &Control) -> bool {
+    let is_of_a_rewind =
+        |name: &str| fs::read_to_string(dir.join(name)).ok().map(|label| label.contains("BACKUP METHOD: pg_rewind"));
+    is_of_a_rewind("backup_label")
+        .unwrap_or_else(|| control.incomplete && is_of_a_rewind("backup_label.old") == Some(true))
+}
+
+fn unreadable(error: &anyhow::Error) -> String {
+    format!("its control file cannot be read: {error:#}: restore a backup, or empty it")
 }
 
 /// Whether a server runs on the data, and in whose care.
@@ -165,7 +207,9 @@ fn names_in(dir: &Path) -> io::Result<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Control, Lsn, Timeline};
+    use std::fs;
+
+    use super::{Control, Lsn, Timeline, is_rewound};
 
     #[test]
     fn control_data_is_read() {
@@ -176,10 +220,33 @@ mod tests {
                     Latest checkpoint's REDO location:    0/3000028\n\
                     Latest checkpoint's TimeLineID:       2\n\
                     Min recovery ending loc's timeline:   3\n\
-                    Latest checkpoint's PrevTimeLineID:   1\n";
+                    Latest checkpoint's PrevTimeLineID:   1\n\
+                    Backup start location:                0/2000028\n";
         let read = Control::parse(said).expect("whole");
         assert_eq!((read.timeline, read.checkpoint), (Timeline(2), Lsn(0x0300_0060)));
-        assert!(read.is_clean() && read.system_id == "7268616322854375442");
+        assert!(read.incomplete && read.is_clean() && read.system_id == "7268616322854375442");
         assert!(Control::parse("nonsense").is_err());
+    }
+
+    #[test]
+    fn rewound_data_is_told_from_a_copy_and_from_what_has_come_to_its_end() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = folder.path();
+        let control = |incomplete| Control {
+            system_id: String::from("7"),
+            timeline: Timeline(1),
+            reached: Timeline(2),
+            checkpoint: Lsn(1),
+            state: String::from("in archive recovery"),
+            incomplete,
+        };
+        assert!(!is_rewound(dir, &control(true)), "no label");
+        fs::write(dir.join("backup_label"), "BACKUP METHOD: streamed\n").expect("write");
+        assert!(!is_rewound(dir, &control(false)), "a copy");
+        fs::write(dir.join("backup_label"), "BACKUP METHOD: pg_rewind\nBACKUP FROM: standby\n").expect("write");
+        assert!(is_rewound(dir, &control(false)), "not started yet");
+        fs::rename(dir.join("backup_label"), dir.join("backup_label.old")).expect("rename");
+        assert!(is_rewound(dir, &control(true)), "started, and not at its end");
+        assert!(!is_rewound(dir, &control(false)), "at its end");
     }
 }

@@ -11,6 +11,7 @@ mod floor;
 pub mod guard;
 mod guard_news;
 pub mod hands;
+mod heeds;
 pub mod inspect;
 pub mod jobs;
 mod members;

@@ -19,6 +19,7 @@ use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{
     hands::Hands,
+    heeds::{self, Heeds},
     node::Node,
     postmaster::Life,
     server::{self, Connection},
@@ -54,7 +55,7 @@ const PENDING_RESTART_AFTER_RELOAD: u32 = 4;
 
 /// So long after our connection goes by new `synchronous_standby_names`, every process of the server does: the postmaster tells
 /// all of them in one go, each reads its files before it takes the next word of a standby, and that takes it a millisecond.
-const NAMES_SETTLE: Span = Span::from_millis(100);
+pub(super) const NAMES_SETTLE: Span = Span::from_millis(100);
 
 /// Makes the eye look at once. Clones share.
 #[derive(Debug, Clone, Default)]
@@ -215,6 +216,10 @@ impl Eye {
         if server.waits_for.in_force && self.names.from_nobody && !server.waits_for.names.is_empty() {
             self.names.from_nobody = !connection.checkpointer_waits().await?;
             server.waits_for.in_force = false;
+        }
+        if matches!(*hands.heeds(), Heeds::Told(_)) {
+            // Found out while there is time: a promotion would have to wait for it.
+            heeds::find_out(hands, connection).await?;
         }
         let reloads = hands.reloads();
         if self.reloads.0 != reloads {

@@ -71,6 +71,12 @@ const CHECKPOINTER_WAITS: &str = "
 SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'checkpointer'
                   AND wait_event IN ('CheckpointerMain', 'CheckpointWriteDelay'))";
 
+/// The same, with whom a commit would wait for if it waits.
+const HEEDS: &str = "
+SELECT current_setting('synchronous_standby_names'),
+       EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'checkpointer'
+                  AND wait_event IN ('CheckpointerMain', 'CheckpointWriteDelay'))";
+
 /// It has no receiver, and its files name nobody that it could receive from.
 const RECEIVES_NOTHING: &str = "
 SELECT current_setting('primary_conninfo') = '' AND NOT EXISTS (SELECT FROM pg_stat_wal_receiver)
@@ -151,6 +157,15 @@ impl Connection {
     pub(super) async fn checkpointer_waits(&self) -> anyhow::Result<bool> {
         let row = self.client.query_one(CHECKPOINTER_WAITS, &[]).await.context("ask for the checkpointer")?;
         Ok(row.get(0))
+    }
+
+    /// Whom commits would wait for, and whether the checkpointer waits for something to do.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(super) async fn heeds(&self) -> anyhow::Result<(String, bool)> {
+        let row = self.client.query_one(HEEDS, &[]).await?;
+        Ok((row.get(0), row.get(1)))
     }
 
     /// Whether this standby receives nothing, and its configuration names nobody to receive from.

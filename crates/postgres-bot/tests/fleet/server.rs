@@ -120,6 +120,7 @@ impl Server {
                 system_id: system_id.unwrap_or_default(),
                 timeline: Timeline(self.log.timeline),
                 was_primary: !standby,
+                rewound: false,
                 running,
             },
         }

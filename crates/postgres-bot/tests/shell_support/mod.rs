@@ -262,6 +262,34 @@ impl Member {
         Pid::from_raw(pid).expect("a number")
     }
 
+    /// Stops the checkpointer of a standby in the middle of a restartpoint, where it reads no files.
+    pub async fn stops_its_checkpointer_at_work(&self, primary: &Self) -> Pid {
+        const WAITS: &str = "SELECT wait_event IN ('CheckpointerMain', 'CheckpointWriteDelay') FROM pg_stat_activity \
+                             WHERE backend_type = 'checkpointer'";
+        let pid = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+        let pid = Pid::from_raw(self.asks(pid).await.parse().expect("a number")).expect("a process");
+        let (to_primary, to_us) = (primary.client().await, self.client().await);
+        for _until_it_is_met_at_work in 0..50 {
+            let write = "CREATE TABLE IF NOT EXISTS much AS SELECT 1 AS x; \
+                         INSERT INTO much SELECT generate_series(1, 200000); CHECKPOINT";
+            to_primary.batch_execute(write).await.expect("write");
+            let lsn = primary.asks("SELECT pg_current_wal_lsn()").await;
+            self.comes_to(&format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'"), "true").await;
+            let restartpoint = self.client().await;
+            tokio::spawn(async move { restartpoint.batch_execute("CHECKPOINT").await });
+            for _while_it_works in 0..20 {
+                kill_process(pid, Signal::STOP).expect("stops");
+                let waits = to_us.query_one(WAITS, &[]).await.expect("a row").get::<_, Option<bool>>(0);
+                if waits != Some(true) {
+                    return pid;
+                }
+                kill_process(pid, Signal::CONT).expect("goes on");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+        panic!("the checkpointer was never met at work");
+    }
+
     /// How its server ended, once no process of it is left.
     pub async fn hears_its_end(&mut self) -> String {
         self.hears("its end", |event| if let Event::PostgresExited { how } = event { Some(how) } else { None }).await

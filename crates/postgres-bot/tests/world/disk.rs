@@ -32,6 +32,7 @@ impl Disk {
                 system_id: SYSTEM_ID.to_owned(),
                 timeline: Timeline(self.timeline),
                 was_primary: self.data == Data::Primary,
+                rewound: false,
                 running,
             },
         }

@@ -251,6 +251,7 @@ impl PostgresBody {
                 system_id: id.clone(),
                 timeline: self.disk.control_timeline,
                 was_primary: !self.disk.standby,
+                rewound: self.disk.rewound,
                 running,
             },
         }

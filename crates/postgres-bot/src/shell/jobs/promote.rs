@@ -7,6 +7,7 @@ use bots_core::wire::Timeline;
 
 use super::super::{
     hands::Hands,
+    heeds,
     server::{Connection, connect},
     timelines,
 };
@@ -18,6 +19,9 @@ const ASK_EVERY: Duration = Duration::from_millis(3);
 /// The longest that one question may take on the way.
 const DEADLINE: Duration = Duration::from_secs(5);
 
+/// A server that does not read its files for so long is busy with a restartpoint. Stopped and started anew, it goes by them.
+const HEED_DEADLINE: Duration = Duration::from_secs(3);
+
 /// Leaves recovery for `timeline`; returns once writes are accepted.
 pub(super) async fn run(hands: &Arc<Hands>, timeline: Timeline) -> anyhow::Result<JobResult> {
     let connection = Connection::open(&hands.node, DEADLINE).await?;
@@ -25,6 +29,8 @@ pub(super) async fn run(hands: &Arc<Hands>, timeline: Timeline) -> anyhow::Resul
     // Before it can take the first write.
     hands.postmaster.confirm_fence().await.context("the guard")?;
     if before.in_recovery {
+        let heeds = tokio::time::timeout(HEED_DEADLINE, heed(hands, &connection)).await;
+        heeds.context("it would acknowledge commits alone: its checkpointer has not read yet whom to wait for")??;
         hands.on_disk(move |hands| timelines::take(&hands.node.data_dir, timeline.0)).await?;
         let asked = connection.client().query_one("SELECT pg_promote(false)", &[]).await;
         if !asked.context("pg_promote")?.get::<_, bool>(0) {
@@ -43,6 +49,20 @@ pub(super) async fn run(hands: &Arc<Hands>, timeline: Timeline) -> anyhow::Resul
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
+}
+
+/// Waits until a commit would wait for those for whom it shall: a server that begins a reign acknowledges nothing by itself.
+async fn heed(hands: &Arc<Hands>, connection: &Connection) -> anyhow::Result<()> {
+    let mut told = false;
+    while !heeds::find_out(hands, connection).await? {
+        if !told {
+            // What is on its way to its files, or was changed by somebody else.
+            hands.apply().await?;
+            told = true;
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+    Ok(())
 }
 
 /// `CHECKPOINT`, however long it takes.

@@ -3,7 +3,13 @@
 use std::sync::atomic::Ordering;
 
 use axum::{body::Bytes, extract::State as Extract, http::StatusCode, response::Response};
-use bots_core::{shell::Clock, wire::unix_ms_from_rfc3339};
+use bots_core::{
+    shell::Clock,
+    wire::{
+        tags::{is_true, yes_or_no},
+        unix_ms_from_rfc3339,
+    },
+};
 use serde_json::{Map, Value};
 
 use super::{Site, read, say};
@@ -36,7 +42,10 @@ pub(super) async fn reinitialize(Extract(site): Extract<Site>, body: Bytes) -> R
     {
         return say(StatusCode::BAD_REQUEST, format!("{unknown}: nobody knows this field: use force and from_leader"));
     }
-    let is = |field: &str| fields.get(field).is_some_and(bots_core::wire::tags::is_true);
+    if let Some((field, value)) = fields.iter().find(|(_, value)| yes_or_no(value).is_none()) {
+        return say(StatusCode::BAD_REQUEST, format!("{field} is {value}: use true or false"));
+    }
+    let is = |field: &str| fields.get(field).is_some_and(is_true);
     let from_leader = is("from_leader") || is("from-leader");
     command(&site, Command::Reinitialize { force: is("force"), from_leader }).await
 }
