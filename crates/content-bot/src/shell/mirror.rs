@@ -13,6 +13,7 @@ use bots_core::shell::Exit;
 use git2::{Oid, Repository};
 
 use super::{
+    callers,
     fault::Fault,
     gates::Gates,
     guard::{Guard, Stop},
@@ -89,6 +90,7 @@ impl Mirror {
             remove(&left_over).map_err(unusable)?;
         }
         clear_left_overs(&mirror.path()).map_err(unusable)?;
+        callers::clear(&mirror.dir).map_err(unusable)?;
         Ok(mirror)
     }
 
