@@ -45,7 +45,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     backoff::{BACKOFF_MAX, BACKOFF_MIN},
-    canary::{CANARY_EVERY, CanarySettings},
+    canary::{CANARY_EVERY, CanarySettings, FAILOVER_SHOWS, LOSSES_MAX},
     export::{ExportSettings, Trees},
     mirror::{Commit, KEPT_MAX},
     origin::{LOOK_SPACING, MISSED_GRACE, Reference},
