@@ -220,12 +220,10 @@ impl State {
             Event::PushReceived(announcement) => self.announced(announcement),
             Event::Polled { job, result } => leader::polled(self, now, job, result),
             Event::FetchEnded { job, holds, result } => {
-                let sha = self.mirror.fetching().map(str::to_owned);
-                let ended = self.mirror.ended(now, job, holds, result.clone(), &mut self.dice);
-                match (ended, sha) {
-                    (Some(fetched), _) if self.role.leads() => leader::fetched(self, now, fetched),
-                    (Some(_), Some(sha)) => follower::not_fetched(self, now, &sha, &result),
-                    (Some(_), None) | (None, _) => {}
+                match self.mirror.ended(now, job, holds, result, &mut self.dice) {
+                    Some(fetched) if self.role.leads() => leader::fetched(self, now, fetched),
+                    Some(fetched) => follower::not_fetched(self, now, fetched),
+                    None => {}
                 }
             }
             Event::CommitDamaged { sha } => self.mirror.damaged(&sha),
