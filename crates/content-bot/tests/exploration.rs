@@ -298,7 +298,8 @@ impl Explorer {
             } else if let Some(sha) = kv.key.strip_prefix(&site().quarantine_prefix()) {
                 let mark: Quarantined = serde_json::from_str(&kv.value).expect("a mark");
                 let quality = self.commits.get(sha);
-                let late = self.world.canary.is_some() && mark.reason.contains("did not serve it");
+                let gone = mark.reason.contains("did not serve it") || mark.reason.contains("went away");
+                let late = self.world.canary.is_some() && gone;
                 assert!(
                     late || quality != Some(&Quality::Good),
                     "only an unfit commit is quarantined: {}",

@@ -194,7 +194,9 @@ fn limits_are_kept() {
     let noise: Vec<u8> = (0..200_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
     let sha = bench.repo.push(&[("noise.bin", &noise)]);
     let mirror = bench.open("main", Limits { size_max: 100_000, ..LIMITS }).expect("a mirror");
-    check_unfit(&mirror.fetch(&sha), "raise git.size_max_bytes");
+    // A transfer says nothing of the commit: whoever has the history already needs less.
+    let large = mirror.fetch(&sha);
+    assert!(matches!(&large, FetchResult::Failed { why } if why.contains("raise git.size_max_bytes")), "{large:?}");
     assert!(held(&mirror).is_empty());
     drop(mirror);
     // Small on the wire, large when unpacked.
@@ -210,9 +212,27 @@ fn limits_are_kept() {
     let mirror = bench.open("main", Limits { files_max: 10, ..LIMITS }).expect("a mirror");
     check_unfit(&mirror.fetch(&crowd), "raise git.files_max");
     drop(mirror);
+    a_small_commit_on_a_long_history(&bench);
     let mirror = bench.open("main", Limits { fetch: Duration::ZERO, ..LIMITS }).expect("a mirror");
     let late = bench.repo.push(&[("late", b"late")]);
     assert!(matches!(mirror.fetch(&late), FetchResult::Failed { .. }), "out of time is not the commit's fault");
+}
+
+/// A commit that is within the limit, and a history that is not: who has nothing fails and condemns nothing, and who has the
+/// history fetches the rest.
+fn a_small_commit_on_a_long_history(bench: &Bench) {
+    fs::remove_file(bench.repo.work.join("zeros.bin")).expect("there");
+    let small = bench.repo.push(&[("index.html", b"a page")]);
+    let limits = Limits { size_max: 200_000, ..LIMITS };
+    let data = bench.scratch.path().join("fresh");
+    let fresh = Mirror::open(&data, bench.origin("main"), limits, Stop::default()).expect("a mirror");
+    let failed = fresh.fetch(&small);
+    assert!(
+        matches!(&failed, FetchResult::Failed { why } if why.contains("takes more than 200000 bytes")),
+        "{failed:?}"
+    );
+    let mirror = bench.open("main", limits).expect("a mirror");
+    assert_eq!(mirror.fetch(&small), FetchResult::Complete);
 }
 
 #[test]

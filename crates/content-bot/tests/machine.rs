@@ -53,6 +53,7 @@ fn perform(world: &mut World, case: &TestCase) -> String {
                 () if has("complete") => FetchResult::Complete,
                 () if has("vanished") => FetchResult::Vanished,
                 () if has("unfit") => FetchResult::Unfit { reason: text() },
+                () if has("doubtful") => FetchResult::Doubtful { reason: text() },
                 () => FetchResult::Failed { why: text() },
             };
             world.end_fetch(&bot, result);

@@ -307,8 +307,7 @@ async fn what_must_not_be_published_is_not() {
     let bot = Bot::start(&fleet, "one", "poll_interval_s: 1, size_max_bytes: 50000", "prepare_timeout_s: 1");
     fleet.wait_for_live(&good).await;
 
-    let noise: Vec<u8> = (0..100_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
-    let large = fleet.repo.push(&[("noise.bin", &noise)]);
+    let large = fleet.repo.push(&[("zeros.bin", &[0; 100_000])]);
     let mark: Quarantined =
         until("the commit is quarantined", async || fleet.value(&site().quarantine(&large)).await).await;
     assert!(mark.reason.contains("git.size_max_bytes"), "{}", mark.reason);
@@ -317,7 +316,7 @@ async fn what_must_not_be_published_is_not() {
 
     // The poll sees that the ref points elsewhere: the force-push mends it.
     git(&fleet.repo.work, &["reset", "--quiet", "--hard", &good]);
-    fs::remove_file(fleet.repo.work.join("noise.bin")).unwrap_or_default();
+    fs::remove_file(fleet.repo.work.join("zeros.bin")).unwrap_or_default();
     let mended = fleet.repo.push(&[("index.html", b"mended")]);
     fleet.repo.prune();
     fleet.wait_for_live(&mended).await;
@@ -402,6 +401,47 @@ async fn announcements_are_limited() {
     until("the bot follows", async || (open.role().await == "follower").then_some(())).await;
     assert_eq!(open.push(None).await, 403);
     assert_eq!(open.push(Some(SECRET)).await, 403);
+}
+
+#[tokio::test]
+async fn a_recorded_delivery_keeps_no_push_out() {
+    let fleet = Fleet::new();
+    let sha = fleet.repo.push(&[("index.html", b"hi")]);
+    let bot = Bot::start(&fleet, "one", "ref: main", "");
+    fleet.wait_for_live(&sha).await;
+    let recorded = body();
+    let signed = signature(SECRET, &recorded);
+    for _time in 0..60 {
+        assert_eq!(bot.post("/push", &[("x-hub-signature-256", signed.as_str())], recorded.clone()).await, 202);
+    }
+    let next = fleet.repo.push(&[("index.html", b"there")]);
+    assert_eq!(bot.push(Some(SECRET)).await, 202, "it is a push that nobody has announced before");
+    fleet.wait_for_live(&next).await;
+}
+
+/// The answer to a push does not wait for git.
+#[tokio::test]
+async fn an_announcement_is_answered_while_the_origin_hangs() {
+    let fleet = Fleet::new();
+    let origin = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = origin.local_addr().expect("bound").port();
+    let bot = Bot::start(&fleet, "one", "ref: main", "");
+    let text = fs::read_to_string(&bot.config).expect("there");
+    fs::write(&bot.config, text.replace(&fleet.repo.url(), &format!("http://127.0.0.1:{port}/a.git"))).expect("write");
+    let mut bot = bot;
+    bot.restart();
+    let asked = tokio::task::spawn_blocking(move || {
+        let (stream, _) = origin.accept().expect("the bot asks");
+        (origin, stream)
+    });
+    let hung = asked.await.expect("no panic");
+    for _push in 0..3 {
+        let began = Clock::now();
+        assert_eq!(bot.push(Some(SECRET)).await, 202);
+        let ms = Clock::now().since(began).as_millis();
+        assert!(ms < 2_000, "it is answered after {ms} ms");
+    }
+    drop(hung);
 }
 
 #[tokio::test]

@@ -118,18 +118,15 @@ fn mirror_dir(bench: &Bench) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_submodule_that_cannot_be_had_makes_a_commit_unfit_with_the_reason() {
+fn a_submodule_that_breaks_a_rule_makes_a_commit_unfit_with_the_reason() {
     let bench = Bench::new();
     let mirror = bench.mirror(Submodules::Recursive);
-    let absent = "1234567890123456789012345678901234567890";
     let theme = bench.theme.head();
     let check = |url: &str, sha: &str, words: &str| {
         bench.link(&bench.site, "parts/theme", url, sha);
         let commit = bench.site.push(&[("index.html", url.as_bytes()), ("sha", sha.as_bytes())]);
         unfit(mirror.fetch(&commit), words);
     };
-    check("../../theme/origin.git", absent, "parts/theme cannot be had");
-    check("../../nowhere.git", absent, "parts/theme cannot be had");
     check("ext::sh -c true", &theme, "cannot be used");
     // Its own address is missing.
     fs::remove_file(bench.site.work.join(".gitmodules")).expect("there");
@@ -148,4 +145,24 @@ fn a_submodule_that_cannot_be_had_makes_a_commit_unfit_with_the_reason() {
     assert_eq!(mirror.fetch(&commit), FetchResult::Complete);
     assert_eq!(bench.exported(&mirror, &commit), [true, true, true]);
     assert!(Path::new(&mirror_dir(&bench)).is_dir());
+}
+
+#[test]
+fn a_submodule_that_is_not_given_out_yet_leaves_a_doubt_and_is_asked_for_again() {
+    let bench = Bench::new();
+    let mirror = bench.mirror(Submodules::Recursive);
+    let doubtful = |sha: &str| match mirror.fetch(sha) {
+        FetchResult::Doubtful { reason } => assert!(reason.contains("parts/theme cannot be had"), "{reason}"),
+        other => panic!("it may come a moment later: {other:?}"),
+    };
+    let late = bench.theme.commit(&[("theme.css", b"a style that is pushed behind the site")]);
+    bench.link(&bench.site, "parts/theme", "../../theme/origin.git", &late);
+    let sha = bench.site.push(&[("index.html", b"a page")]);
+    doubtful(&sha);
+    doubtful(&sha);
+    git(&bench.theme.work, &["push", "--quiet", "origin", "HEAD:main"]);
+    assert_eq!(mirror.fetch(&sha), FetchResult::Complete);
+    // Its place is not there, or not for us.
+    bench.link(&bench.site, "parts/theme", "../../nowhere.git", "1234567890123456789012345678901234567890");
+    doubtful(&bench.site.push(&[("index.html", b"another page")]));
 }

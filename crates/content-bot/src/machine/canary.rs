@@ -1,7 +1,8 @@
 //! The canary: one serving web bot serves the candidate before the others do, and its pages are read for a while. Not the
 //! reading itself.
 //!
-//! Which bot it is stands in etcd, so that a new leader goes on with it. What was read is begun anew by every leader.
+//! Which bot it is stands in etcd, so that a new leader goes on with it. What was read is begun anew by every leader, and
+//! whenever the canary was away or could not help its answers: what passes by itself must not condemn a commit for good.
 
 use std::collections::BTreeSet;
 
@@ -21,12 +22,20 @@ use super::{
 /// Between two readings of the canary's pages.
 pub const CANARY_EVERY: Span = Span::from_millis(500);
 
+/// How long failures must have been seen before they count. From the loss of the database's primary to the end of its lease,
+/// five seconds by default, apps fail and no web bot can know why.
+pub const FAILOVER_SHOWS: Span = Span::from_secs(6);
+
+/// How many canaries may go away while they serve the candidate. Machines fail and are restarted one by one; so many in one
+/// trial are the commit's doing.
+pub const LOSSES_MAX: u32 = 5;
+
 /// What the operator decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct CanarySettings {
     /// How long its pages are read before all bots follow.
     pub observe: Span,
-    /// How long it may take until it serves the candidate, and has been read.
+    /// How long it may take until it serves the candidate, and has been read, while it is there.
     pub timeout: Span,
     /// How many of a hundred pages may fail.
     pub failures_percent_max: u64,
@@ -35,33 +44,86 @@ pub struct CanarySettings {
 /// The trial of one candidate.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub(super) struct Trial {
-    /// The candidate, and when this leader first saw a canary for it.
-    began: Option<(String, Time)>,
     /// The key that is followed.
     canary: Option<(Revision, Canary)>,
+    /// How often a canary went away while it served this candidate.
+    losses: u32,
+    /// Where the canary is, and since when.
+    presence: Presence,
     serving_since: Option<Time>,
     read: Option<(JobId, Time)>,
     next_read: Option<Time>,
     asked: u64,
     failed: u64,
     why: Option<String>,
+    /// Since when something speaks against the commit.
+    against_since: Option<Time>,
+}
+
+/// Where the canary is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+enum Presence {
+    /// Not looked for yet.
+    #[default]
+    Unknown,
+    /// It serves visitors; its time counts.
+    There(Time),
+    /// Its database fails over: it holds still, and nothing that it answers says anything of the commit.
+    Excused,
+    /// It does not serve any more.
+    Gone(Time),
 }
 
 impl Trial {
-    /// Follows the keys: which bot is the canary, and since when it serves the candidate.
-    pub(super) fn observe(&mut self, now: Time, scope: &Scope, webs: &BTreeSet<Scope>, view: &View, sha: Option<&str>) {
+    /// Follows the keys: which bot is the canary, whether it is there, and since when it serves the candidate.
+    pub(super) fn observe(
+        &mut self,
+        now: Time,
+        settings: Option<CanarySettings>,
+        scope: &Scope,
+        webs: &BTreeSet<Scope>,
+        view: &View,
+        sha: Option<&str>,
+    ) {
         let key = scope.revision_canary();
         let canary = view.json::<Canary>(&key).filter(|canary| Some(canary.sha.as_str()) == sha);
         let found = canary.and_then(|canary| Some((view.get(&key)?.modified, canary)));
         if self.canary != found {
-            let began = self.began.take().filter(|(tried, _)| Some(tried.as_str()) == sha);
-            let began = began.or_else(|| found.as_ref().map(|(_, canary)| (canary.sha.clone(), now)));
-            *self = Self { began, canary: found, ..Self::default() };
+            let sha_of = |canary: &Option<(Revision, Canary)>| canary.as_ref().map(|(_, canary)| canary.sha.clone());
+            let losses = if sha_of(&self.canary) == sha_of(&found) { self.losses } else { 0 };
+            *self = Self { canary: found, losses, ..Self::default() };
         }
-        let Some((_, canary)) = &self.canary else { return };
-        let serves = serving(view, webs).into_iter().find(|(member, _)| *member == canary.member);
-        let serves = serves.is_some_and(|(_, bot)| bot.facts.serving.as_ref() == Some(&canary.sha));
-        match (serves, self.serving_since) {
+        let Some((_, canary)) = self.canary.clone() else { return };
+        let Some(bot) = find(&serving(view, webs), &canary.member).cloned() else {
+            if !matches!(self.presence, Presence::Gone(_)) {
+                self.losses = self.losses.saturating_add(u32::from(self.serving_since.is_some()));
+                self.begin_anew(Presence::Gone(now));
+            }
+            return;
+        };
+        match (bot.facts.database_fails_over(), self.presence) {
+            (true, Presence::Excused) | (false, Presence::There(_)) => {}
+            (true, Presence::Unknown | Presence::There(_) | Presence::Gone(_)) => self.begin_anew(Presence::Excused),
+            (false, Presence::Unknown | Presence::Excused | Presence::Gone(_)) => {
+                self.begin_anew(Presence::There(now));
+            }
+        }
+        self.follow(now, &canary, &bot);
+        let against = settings.filter(|_| self.serving_since.is_some());
+        let against = against.and_then(|settings| self.verdict(settings, &canary, bot.facts.load));
+        self.against_since = against.map(|_why| self.against_since.unwrap_or(now));
+    }
+
+    /// What was read says nothing any more.
+    fn begin_anew(&mut self, presence: Presence) {
+        let (canary, losses) = (self.canary.take(), self.losses);
+        *self = Self { canary, losses, presence, ..Self::default() };
+    }
+
+    /// Whether it serves the candidate.
+    fn follow(&mut self, now: Time, canary: &Canary, bot: &Web) {
+        let counts = matches!(self.presence, Presence::There(_));
+        match (counts && bot.facts.serving.as_ref() == Some(&canary.sha), self.serving_since) {
             (true, None) => {
                 self.serving_since = Some(now);
                 self.next_read = Some(now);
@@ -86,6 +148,7 @@ impl Trial {
     ) -> Option<Move> {
         let all = serving(view, webs);
         let publish = || Some(Move::Publish { revision: candidate.clone(), late });
+        let quarantine = |reason| Some(Move::Quarantine { sha: candidate.sha.clone(), reason });
         let choose = |not: Option<&str>| {
             let ready = |(member, bot): &&(String, Web)| bot.has(&candidate.sha) && Some(member.as_str()) != not;
             let first = all.iter().filter(ready).min_by_key(|(_, bot)| !bot.serves());
@@ -95,25 +158,32 @@ impl Trial {
             // Nobody serves: there is nobody to try it on, and nobody to harm.
             return if all.is_empty() { publish() } else { choose(None) };
         };
+        let Some(bot) = find(&all, &canary.member) else {
+            if self.losses >= LOSSES_MAX {
+                let (member, losses) = (&canary.member, self.losses);
+                return quarantine(format!(
+                    "its canaries went away {losses} times while they served it, last {member}"
+                ));
+            }
+            // One that is restarted comes back, and the trial goes on.
+            let given_up = matches!(self.presence, Presence::Gone(since) if since + settings.timeout <= now);
+            return if all.is_empty() { publish().filter(|_| given_up) } else { choose(Some(&canary.member)) };
+        };
+        let Presence::There(since) = self.presence else { return None };
         if self.serving_since.is_some_and(|since| since + settings.observe <= now) && self.asked > 0 {
-            let bot = all.iter().find(|(member, _)| *member == canary.member).map(|(_, bot)| bot);
-            let verdict = self.verdict(settings, canary, bot.and_then(|bot| bot.facts.load));
-            let quarantine = |reason| Some(Move::Quarantine { sha: candidate.sha.clone(), reason });
-            return verdict.map_or_else(publish, quarantine);
+            let proven = self.against_since.is_some_and(|since| since + FAILOVER_SHOWS <= now);
+            return match self.verdict(settings, canary, bot.facts.load) {
+                None => publish(),
+                Some(reason) => quarantine(reason).filter(|_| proven),
+            };
         }
-        if self.timeout_at(settings).is_some_and(|at| at <= now) {
-            let trouble = all.iter().find(|(m, _)| *m == canary.member).and_then(|(_, bot)| bot.facts.trouble.clone());
-            let why = trouble.or_else(|| self.why.clone()).unwrap_or_else(|| String::from("it does not say why"));
-            let reason = format!(
-                "{}, its canary, did not serve it for {} within {}: {why}",
-                canary.member, settings.observe, settings.timeout
-            );
-            return Some(Move::Quarantine { sha: candidate.sha.clone(), reason });
+        if since + settings.timeout > now {
+            return None;
         }
-        match all.iter().any(|(member, _)| *member == canary.member) {
-            true => None,
-            false => choose(Some(&canary.member)),
-        }
+        let trouble = bot.facts.trouble.clone();
+        let why = trouble.or_else(|| self.why.clone()).unwrap_or_else(|| String::from("it does not say why"));
+        let (member, observe, timeout) = (&canary.member, settings.observe, settings.timeout);
+        quarantine(format!("{member}, its canary, did not serve it for {observe} within {timeout}: {why}"))
     }
 
     /// What speaks against the commit, if anything does. Pages and visitors are judged apart: many good answers of one kind
@@ -153,29 +223,40 @@ impl Trial {
         self.next_read = self.next_read.map(|_| began + CANARY_EVERY);
     }
 
-    fn timeout_at(&self, settings: CanarySettings) -> Option<Time> {
-        self.began.as_ref().map(|(_, began)| *began + settings.timeout)
-    }
-
     /// When something is due if nothing happens.
-    pub(super) fn due(&self, settings: CanarySettings) -> Option<Time> {
-        let observed = self.serving_since.filter(|_| self.read.is_none()).map(|since| since + settings.observe);
-        let reading = self.next_read.filter(|_| self.read.is_none());
-        let timeout = self.canary.as_ref().and_then(|_| self.timeout_at(settings));
-        [observed, reading, timeout].into_iter().flatten().min()
+    pub(super) fn due(&self, settings: CanarySettings) -> Vec<Time> {
+        let idle = self.read.is_none();
+        let observed = self.serving_since.filter(|_| idle).map(|since| since + settings.observe);
+        let reading = self.next_read.filter(|_| idle);
+        let proven = self.against_since.map(|since| since + FAILOVER_SHOWS);
+        let timeout = match self.presence {
+            Presence::There(since) | Presence::Gone(since) => Some(since + settings.timeout),
+            Presence::Unknown | Presence::Excused => None,
+        };
+        [observed, reading, proven, timeout].into_iter().flatten().collect()
     }
 
     /// What is tried on whom, for the report.
     pub(super) fn shown(&self) -> Option<String> {
         let (_, canary) = self.canary.as_ref()?;
         let (commit, member) = (short(&canary.sha), &canary.member);
-        Some(match self.serving_since {
+        let tried = match self.serving_since {
             Some(_) => {
                 format!("{member} to serve {commit} well: {} of {} pages failed so far", self.failed, self.asked)
             }
             None => format!("{member} to serve {commit} before the others"),
+        };
+        Some(match self.presence {
+            Presence::Unknown | Presence::There(_) => tried,
+            Presence::Excused => format!("the failover of {member}'s database to end, so that it can try {commit}"),
+            Presence::Gone(_) => format!("{member} to come back, or another one to try {commit}"),
         })
     }
+}
+
+/// The web bot with this name.
+fn find<'w>(all: &'w [(String, Web)], member: &str) -> Option<&'w Web> {
+    all.iter().find(|(name, _)| name == member).map(|(_, bot)| bot)
 }
 
 /// The serving web bots, by `scope/name`.

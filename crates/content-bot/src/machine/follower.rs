@@ -4,7 +4,11 @@
 
 use bots_core::machine::Time;
 
-use super::{Action, FetchResult, State, leader, mirror::short, publication::Pointers};
+use super::{
+    Action, State, leader,
+    mirror::{Fetched, short},
+    publication::Pointers,
+};
 
 pub(super) fn act(state: &mut State, now: Time, out: &mut Vec<Action>) {
     let mut asked = Vec::new();
@@ -34,12 +38,12 @@ pub(super) fn wanted(state: &State, pointers: &Pointers) -> Option<String> {
 }
 
 /// The live commit could not be had: later it may.
-pub(super) fn not_fetched(state: &mut State, now: Time, sha: &str, result: &FetchResult) {
-    let why = match result {
-        FetchResult::Complete | FetchResult::Failed { .. } => return,
-        FetchResult::Vanished => "the origin does not give it out",
-        FetchResult::Unfit { reason } => reason,
+pub(super) fn not_fetched(state: &mut State, now: Time, fetched: Fetched) {
+    let (sha, why) = match fetched {
+        Fetched::Whole | Fetched::Failed => return,
+        Fetched::Vanished { sha } => (sha, String::from("the origin does not give it out")),
+        Fetched::Unfit { sha, reason } => (sha, reason),
     };
-    state.mirror.postpone(now, format!("commit {} cannot be had: {why}", short(sha)), &mut state.dice);
-    state.mirror.named_again(sha);
+    state.mirror.postpone(now, format!("commit {} cannot be had: {why}", short(&sha)), &mut state.dice);
+    state.mirror.named_again(&sha);
 }

@@ -59,7 +59,7 @@ pub(super) fn act(state: &mut State, now: Time, out: &mut Vec<Action>) {
 fn watch_trial(state: &mut State, now: Time, pointers: &Pointers, out: &mut Vec<Action>) {
     let (scope, webs) = (&state.settings.scope, &state.settings.web_scopes);
     let candidate = pointers.candidate().map(|c| c.sha.as_str());
-    state.trial.observe(now, scope, webs, &state.view, candidate);
+    state.trial.observe(now, state.settings.canary, scope, webs, &state.view, candidate);
     if let Some((url, sha)) = state.trial.reading(now, webs, &state.view) {
         let job = state.next_job();
         state.trial.begin_reading(now, job);

@@ -13,6 +13,10 @@ use super::{
 /// How many commits a mirror keeps: enough to roll back a few times, few enough to bound the disk.
 pub const KEPT_MAX: usize = 16;
 
+/// How often in a row a fetch may leave a doubt about a commit before it counts as unfit. With the back-off in between these
+/// are some fifteen seconds: a replica has caught up by then, and a submodule that was pushed behind its site is there.
+pub const DOUBTS_MAX: u32 = 5;
+
 /// A commit that the mirror holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Commit {
@@ -49,12 +53,14 @@ pub(super) struct Mirror {
     fetch: Option<Fetch>,
     /// Commits that the origin does not give out: not asked for again until its reference moves.
     vanished: BTreeSet<String>,
+    /// The commit that the last fetches have left a doubt about, and how many.
+    doubts: Option<(String, u32)>,
     backoff: Backoff,
 }
 
 impl Mirror {
     pub(super) fn new(holds: Vec<Commit>) -> Self {
-        Self { holds, fetch: None, vanished: BTreeSet::new(), backoff: Backoff::default() }
+        Self { holds, fetch: None, vanished: BTreeSet::new(), doubts: None, backoff: Backoff::default() }
     }
 
     pub(super) fn commit(&self, sha: &str) -> Option<&Commit> {
@@ -112,6 +118,7 @@ impl Mirror {
         let sha = self.fetch.take_if(|f| f.job == job)?.sha;
         self.holds = holds;
         let short = short(&sha).to_owned();
+        let doubts = self.doubts.take_if(|(doubtful, _)| *doubtful == sha).map_or(0, |(_, doubts)| doubts);
         Some(match result {
             FetchResult::Complete if self.holds(&sha) => {
                 self.backoff.reset();
@@ -121,7 +128,16 @@ impl Mirror {
                 self.backoff.failed(now, format!("commit {short} was fetched, but the mirror lost it"), dice);
                 Fetched::Failed
             }
-            FetchResult::Unfit { reason } => {
+            FetchResult::Doubtful { reason } if doubts + 1 < DOUBTS_MAX => {
+                if doubts == 0 {
+                    // Earlier failures were the way to the origin's, which is open now.
+                    self.backoff.reset();
+                }
+                self.doubts = Some((sha, doubts + 1));
+                self.backoff.failed(now, format!("commit {short} is in doubt: {reason}"), dice);
+                Fetched::Failed
+            }
+            FetchResult::Unfit { reason } | FetchResult::Doubtful { reason } => {
                 self.backoff.reset();
                 Fetched::Unfit { sha, reason }
             }
@@ -130,6 +146,10 @@ impl Mirror {
                 Fetched::Vanished { sha }
             }
             FetchResult::Failed { why } => {
+                // It says nothing of the commit, neither way.
+                if doubts > 0 {
+                    self.doubts = Some((sha, doubts));
+                }
                 self.backoff.failed(now, why, dice);
                 Fetched::Failed
             }

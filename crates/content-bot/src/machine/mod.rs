@@ -45,9 +45,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     backoff::{BACKOFF_MAX, BACKOFF_MIN},
-    canary::{CANARY_EVERY, CanarySettings},
+    canary::{CANARY_EVERY, CanarySettings, FAILOVER_SHOWS, LOSSES_MAX},
     export::{ExportSettings, Trees},
-    mirror::{Commit, KEPT_MAX},
+    mirror::{Commit, DOUBTS_MAX, KEPT_MAX},
     origin::{LOOK_SPACING, MISSED_GRACE, Reference},
     publication::{HISTORY_MAX, QUARANTINE_MAX},
     purge::{PURGE_ROUNDS, PurgeSettings},
@@ -197,6 +197,12 @@ pub enum FetchResult {
     Complete,
     /// The commit breaks a rule for content: too large, incomplete, or a path that leaves the site.
     Unfit {
+        /// One line: what is wrong and how to mend it.
+        reason: String,
+    },
+    /// The commit seems to be unfit, but what was asked could answer otherwise another time: a submodule that is pushed a
+    /// moment later, a check that was too slow on a busy machine.
+    Doubtful {
         /// One line: what is wrong and how to mend it.
         reason: String,
     },

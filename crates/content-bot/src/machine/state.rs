@@ -220,12 +220,10 @@ impl State {
             Event::PushReceived(announcement) => self.announced(announcement),
             Event::Polled { job, result } => leader::polled(self, now, job, result),
             Event::FetchEnded { job, holds, result } => {
-                let sha = self.mirror.fetching().map(str::to_owned);
-                let ended = self.mirror.ended(now, job, holds, result.clone(), &mut self.dice);
-                match (ended, sha) {
-                    (Some(fetched), _) if self.role.leads() => leader::fetched(self, now, fetched),
-                    (Some(_), Some(sha)) => follower::not_fetched(self, now, &sha, &result),
-                    (Some(_), None) | (None, _) => {}
+                match self.mirror.ended(now, job, holds, result, &mut self.dice) {
+                    Some(fetched) if self.role.leads() => leader::fetched(self, now, fetched),
+                    Some(fetched) => follower::not_fetched(self, now, fetched),
+                    None => {}
                 }
             }
             Event::CommitDamaged { sha } => self.mirror.damaged(&sha),
@@ -436,15 +434,17 @@ impl State {
         let retry = self.mirror.backoff().retry_at().filter(|_| leader::wanted(self, &pointers).is_some());
         let prepare = pointers.candidate().filter(|c| self.mirror.holds(&c.sha));
         let prepare = prepare.and_then(|_| self.publication.prepare_until(self.settings.prepare_timeout));
-        vec![
+        let trial = self.settings.canary.map(|canary| self.trial.due(canary)).unwrap_or_default();
+        let trial = trial.into_iter().map(|at| due(Some(at), "read the canary's pages, or judge them"));
+        let others = [
             due(self.origin.due().filter(|_| leader::looks(self)), "look at the origin"),
             due(retry, "fetch again"),
             due(prepare, "the web bots' time to prepare is over"),
             due(self.publication.retry_at(), "try again to change the publication"),
-            due(self.settings.canary.and_then(|c| self.trial.due(c)), "read the canary's pages, or judge them"),
             due(purge::due(self, &pointers), "purge the caches in front"),
             due(self.origin.missed_at(), "an announcement that has not come is taken for lost"),
-        ]
+        ];
+        others.into_iter().chain(trial).collect()
     }
 
     pub(super) fn invariants(&self) -> Result<(), String> {

@@ -14,26 +14,17 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use bots_core::{
-    machine::Span,
-    shell::{Clock, Events, StatusHub},
-};
+use bots_core::shell::{Clock, Events, StatusHub};
 use serde_json::json;
 use tokio_util::io::ReaderStream;
 
 use super::{
-    bucket::Bucket,
     metrics::ContentMetrics,
     mirror::Mirror,
+    turnstile::{Entry, Turnstile},
     webhook::{Sender, Verdict, judge, trust},
 };
 use crate::machine::{Event, Reference, Role};
-
-/// Announcements that may come at once: a monorepo's hooks fire in bursts.
-const PUSH_BURST: u64 = 20;
-
-/// Announcements after that: two a second. A look that was asked for is not lost, only the asking is refused.
-const PUSH_EVERY: Span = Span::from_millis(500);
 
 /// The largest announcement. A push of two thousand commits has a payload of about a mebibyte.
 const PUSH_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -83,11 +74,11 @@ pub struct Doors {
     pub status: StatusHub,
     /// The role after the last step.
     pub role: Arc<Mutex<Role>>,
-    bucket: Mutex<Bucket>,
+    turnstile: Mutex<Turnstile>,
 }
 
 impl Doors {
-    /// Doors with a full bucket.
+    /// Doors that nobody has come to.
     #[must_use]
     pub const fn new(
         front: Front,
@@ -97,7 +88,7 @@ impl Doors {
         status: StatusHub,
         role: Arc<Mutex<Role>>,
     ) -> Self {
-        Self { front, events, mirror, metrics, status, role, bucket: Mutex::new(Bucket::new(PUSH_BURST, PUSH_EVERY)) }
+        Self { front, events, mirror, metrics, status, role, turnstile: Mutex::new(Turnstile::new()) }
     }
 }
 
@@ -202,10 +193,16 @@ async fn announce(doors: &Doors, only: Option<Sender>, request: Request) -> Resp
         }
     };
     // Counted after the signature: a stranger must not use up what others may send.
-    if !doors.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Clock::now()) {
-        let after = [(header::RETRY_AFTER, "1")];
-        return (after, refusal(StatusCode::TOO_MANY_REQUESTS, "too many announcements: one is enough"))
-            .into_response();
+    let delivery = announcement.delivery.as_deref();
+    let entry = doors.turnstile.lock().unwrap_or_else(PoisonError::into_inner).enter(Clock::now(), delivery);
+    match entry {
+        Entry::Free => {}
+        Entry::Known => return (StatusCode::ACCEPTED, Json(json!({ "accepted": true }))).into_response(),
+        Entry::Full => {
+            let after = [(header::RETRY_AFTER, "1")];
+            return (after, refusal(StatusCode::TOO_MANY_REQUESTS, "too many announcements: one is enough"))
+                .into_response();
+        }
     }
     doors.metrics.pushes.inc();
     doors.events.send(Event::PushReceived(announcement)).await;

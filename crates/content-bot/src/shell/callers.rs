@@ -1,6 +1,13 @@
 //! Requests to others: the canary's pages are read, caches are told to forget. Not what follows from the answers.
 
-use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use bots_core::shell::{
     Secret, http,
@@ -11,6 +18,9 @@ use hyper::{HeaderMap, Method, header::HeaderName, header::HeaderValue};
 
 /// The header by which a web bot says which commit an answer is from.
 const REVISION_HEADER: &str = "x-bots-revision";
+
+/// Where calls leave files for a moment, below the folder that they are given.
+const CALLS_FOLDER: &str = "calls";
 
 /// How long one page or one call may take.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -28,7 +38,7 @@ pub struct Call {
     /// Headers that may be shown.
     pub headers: Vec<(String, String)>,
     /// Headers with secrets, each in a file that is read for every call.
-    pub header_files: Vec<(String, std::path::PathBuf)>,
+    pub header_files: Vec<(String, PathBuf)>,
     /// The body; `{sha}` stands for the live commit.
     pub body: String,
 }
@@ -135,12 +145,9 @@ impl Call {
         if !body.is_empty() {
             config.push_str(&format!("data-raw = \"{}\"\n", quoted(body)));
         }
-        let (told, said) = (scratch.join("curl.config"), scratch.join("curl.status"));
         let disk = |e: std::io::Error| format!("cannot write to {}: {e}", scratch.display());
-        for left_over in [&told, &said] {
-            let _absent = fs::remove_file(left_over);
-        }
-        let mut file = fs::File::options().create_new(true).write(true).mode(0o600).open(&told).map_err(disk)?;
+        let files = Files::new(scratch).map_err(disk)?;
+        let mut file = fs::File::options().create_new(true).write(true).mode(0o600).open(&files.told).map_err(disk)?;
         file.write_all(config.as_bytes()).map_err(disk)?;
         let deadline = CALL_DEADLINE.as_secs().to_string();
         let program = Program::new("curl", "curl")
@@ -155,18 +162,47 @@ impl Call {
                 "--config",
                 "-",
             ])
-            .input(&told)
-            .output(Output::File(said.clone()))
+            .input(&files.told)
+            .output(Output::File(files.said.clone()))
             .dies_with_us();
         let ended = program.run().await.map_err(|e| format!("https needs curl, which cannot be run: {e}"));
-        let status = fs::read_to_string(&said).unwrap_or_default();
-        for used in [&told, &said] {
-            let _absent = fs::remove_file(used);
-        }
+        let status = fs::read_to_string(&files.said).unwrap_or_default();
         match ended? {
             ended if ended.is_success() => status.trim().parse().map_err(|_| String::from("curl says no status")),
             ended => Err(format!("curl ended with {ended}")),
         }
+    }
+}
+
+/// The files of one call: calls overlap, for caches are purged while a hook is told. They go with it, also if it is given up.
+struct Files {
+    told: PathBuf,
+    said: PathBuf,
+}
+
+impl Files {
+    fn new(scratch: &Path) -> std::io::Result<Self> {
+        static CALLS: AtomicU64 = AtomicU64::new(0);
+        let (folder, number) = (scratch.join(CALLS_FOLDER), CALLS.fetch_add(1, Ordering::Relaxed));
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        let name = |what: &str| folder.join(format!("{number}.{what}"));
+        Ok(Self { told: name("config"), said: name("status") })
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        for used in [&self.told, &self.said] {
+            let _absent = fs::remove_file(used);
+        }
+    }
+}
+
+/// Removes what calls of a killed predecessor have left, secrets among it.
+pub(super) fn clear(scratch: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(scratch.join(CALLS_FOLDER)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -180,3 +216,6 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

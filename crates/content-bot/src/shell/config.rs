@@ -185,12 +185,20 @@ impl Verify {
                 return Err(format!("{field}: {tool} is not installed: `apt-get install {package}`"));
             }
         }
-        match self.command.first() {
-            Some(program) if !is_program(program) => {
-                Err(format!("verify.command: {program} is not there or not executable: give the path of a program"))
-            }
-            Some(_) | None => Ok(()),
-        }
+        self.command.first().map_or(Ok(()), |program| check_program("verify.command", program))
+    }
+}
+
+/// Checks a program that is run in the files of a commit. A path that begins there would be looked up among them, and whoever
+/// pushes would decide what is run.
+fn check_program(field: &str, name: &str) -> Result<(), String> {
+    if name.contains('/') && !name.starts_with('/') {
+        return Err(format!("{field}: {name} would be looked for in the commit itself: give the whole path"));
+    }
+    if is_program(name) {
+        Ok(())
+    } else {
+        Err(format!("{field}: {name} is not there or not executable: give the path of a program"))
     }
 }
 

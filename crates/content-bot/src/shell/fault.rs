@@ -14,6 +14,9 @@ pub enum Fault {
     /// The commit breaks a rule for content.
     #[error("{0}")]
     Unfit(String),
+    /// The commit seems to break one; who says so may say otherwise another time.
+    #[error("{0}")]
+    Doubtful(String),
     /// The origin does not give the commit out.
     #[error("the origin does not give out the commit")]
     Vanished,

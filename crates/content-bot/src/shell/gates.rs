@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use bots_core::shell::process::Program;
+use bots_core::shell::process::{Ended, Program};
 use git2::{ObjectType, Oid, Repository, Tree};
 
 use super::{
@@ -63,7 +63,7 @@ impl Gates {
     /// Lets the commit pass, or says why not. `scratch` is made and removed.
     ///
     /// # Errors
-    /// [`Fault::Unfit`] with the reason, or what kept us from judging.
+    /// [`Fault::Unfit`] or [`Fault::Doubtful`] with the reason, or what kept us from judging.
     pub(super) fn pass(
         &self,
         repository: &Repository,
@@ -136,7 +136,10 @@ impl Files<'_> {
     fn run(&self, program: Program) -> Result<Outcome, Fault> {
         let outcome = tool::run(program, SIGNATURE_DEADLINE, self.scratch, self.guard)?;
         match outcome.ended {
-            Some(_) => Ok(outcome),
+            Some(Ended::Code(_)) => Ok(outcome),
+            Some(ended @ Ended::Signal(_)) => {
+                Err(Fault::Failed(format!("checking a signature was cut short ({ended})")))
+            }
             None => Err(Fault::Failed(format!("a signature was not checked within {SIGNATURE_DEADLINE:?}"))),
         }
     }
@@ -213,8 +216,12 @@ impl Check {
         let outcome = tool::run(program, self.deadline, scratch, guard)?;
         match outcome.ended {
             Some(ended) if ended.is_success() => Ok(()),
-            Some(ended) => Err(Fault::Unfit(format!("verify.command says no ({ended}): {}", outcome.last_words()))),
-            None => Err(Fault::Unfit(format!("verify.command was not done within {:?}", self.deadline))),
+            Some(ended @ Ended::Code(_)) => {
+                Err(Fault::Unfit(format!("verify.command says no ({ended}): {}", outcome.last_words())))
+            }
+            // It has not said anything: the machine may have run out of memory.
+            Some(ended @ Ended::Signal(_)) => Err(Fault::Failed(format!("verify.command was cut short ({ended})"))),
+            None => Err(Fault::Doubtful(format!("verify.command was not done within {:?}", self.deadline))),
         }
     }
 }

@@ -76,7 +76,8 @@ impl Guard {
         self.breach.get().map(|breach| match breach {
             Breach::Late => Fault::Failed(format!("not done within {:?}", self.patience)),
             Breach::Stopped => Fault::Failed(String::from("the bot ends")),
-            Breach::Large => Fault::Unfit(format!(
+            // A transfer has the history with it, and what else is missing here: it says nothing of the commit's size.
+            Breach::Large => Fault::Failed(format!(
                 "fetching it takes more than {} bytes: shrink the repository or raise git.size_max_bytes",
                 self.bytes_max
             )),

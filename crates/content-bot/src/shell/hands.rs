@@ -183,6 +183,7 @@ impl Hands {
             match &result {
                 FetchResult::Complete => tracing::info!(sha, ms, "a commit is fetched and verified"),
                 FetchResult::Unfit { reason: why } => tracing::warn!(sha, why, "a commit is unfit"),
+                FetchResult::Doubtful { reason: why } => tracing::warn!(sha, why, "a commit is in doubt"),
                 FetchResult::Vanished => tracing::warn!(sha, "the origin does not give out a commit"),
                 FetchResult::Failed { why } => tracing::warn!(sha, why, "a commit could not be fetched"),
             }

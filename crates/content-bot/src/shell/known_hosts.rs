@@ -1,4 +1,4 @@
-//! The keys of ssh hosts, read from a file in OpenSSH's format. Who is not in it is not talked to.
+//! The keys of ssh hosts, read from a file in OpenSSH's format, patterns among them. Who is not in it is not talked to.
 
 use std::path::Path;
 
@@ -13,13 +13,16 @@ const HASHED: &str = "|1|";
 /// The length of such a hash, in bytes.
 const SHA1_LEN: usize = 20;
 
-/// Hosts, each with one key.
+/// Hosts and their keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownHosts(Vec<Entry>);
 
+/// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
-    host: Host,
+    hosts: Vec<Host>,
+    /// Those that are meant by `hosts` and are not to be.
+    but_not: Vec<Host>,
     key: Vec<u8>,
     /// Whether whoever shows this key is to be refused.
     revoked: bool,
@@ -27,12 +30,10 @@ struct Entry {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Host {
-    Named(String),
+    /// A name, in which `*` stands for any characters and `?` for one.
+    Pattern(String),
     /// By `ssh-keygen -H`, or where ssh has `HashKnownHosts`: who reads the file does not learn the names.
-    Hashed {
-        salt: Vec<u8>,
-        hash: Vec<u8>,
-    },
+    Hashed { salt: Vec<u8>, hash: Vec<u8> },
 }
 
 impl KnownHosts {
@@ -55,7 +56,7 @@ impl KnownHosts {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            known.extend(entries(line).map_err(|why| format!("line {at}: {why}"))?);
+            known.push(Entry::parse(line).map_err(|why| format!("line {at}: {why}"))?);
         }
         if known.iter().all(|entry| entry.revoked) {
             Err(String::from("it holds no host: write it with `ssh-keyscan HOST`"))
@@ -71,15 +72,50 @@ impl KnownHosts {
         let host = host.to_ascii_lowercase();
         let with_port = format!("[{host}]:{port}");
         let names = if port == SSH_PORT { vec![host, with_port] } else { vec![with_port, host] };
-        let mut shown =
-            self.0.iter().filter(|entry| entry.key == key && names.iter().any(|n| entry.host.is(n))).peekable();
+        let mut shown = self.0.iter().filter(|entry| entry.key == key && entry.means(&names)).peekable();
         shown.peek().is_some() && shown.all(|entry| !entry.revoked)
+    }
+}
+
+impl Entry {
+    fn parse(line: &str) -> Result<Self, String> {
+        let mut words = line.split_whitespace().peekable();
+        let revoked = words.next_if_eq(&"@revoked").is_some();
+        if words.peek().is_some_and(|word| word.starts_with('@')) {
+            return Err(String::from("only the marker @revoked is read: give the hosts' own keys, `ssh-keyscan HOST`"));
+        }
+        let (Some(hosts), Some(_kind), Some(key)) = (words.next(), words.next(), words.next()) else {
+            return Err(String::from("expected `host type key`: write it with `ssh-keyscan HOST`"));
+        };
+        let key = base64::decode(key).ok_or_else(|| String::from("the key is not base64"))?;
+        let mut entry = Self { hosts: Vec::new(), but_not: Vec::new(), key, revoked };
+        for word in hosts.split(',') {
+            match word.strip_prefix('!') {
+                Some(word) => entry.but_not.push(Host::parse(word)?),
+                None => entry.hosts.push(Host::parse(word)?),
+            }
+        }
+        match entry.hosts.is_empty() {
+            true => Err(format!("`{hosts}` says only which hosts are not meant: name those that are, for example `*`")),
+            false => Ok(entry),
+        }
+    }
+
+    /// Whether it is about a host of these names.
+    fn means(&self, names: &[String]) -> bool {
+        let any = |hosts: &[Host]| hosts.iter().any(|host| names.iter().any(|name| host.is(name)));
+        any(&self.hosts) && !any(&self.but_not)
     }
 }
 
 impl Host {
     fn parse(word: &str) -> Result<Self, String> {
-        let Some(hashed) = word.strip_prefix(HASHED) else { return Ok(Self::Named(word.to_ascii_lowercase())) };
+        let Some(hashed) = word.strip_prefix(HASHED) else {
+            return match word.is_empty() {
+                true => Err(String::from("a host has no name: there is a comma or a `!` too many")),
+                false => Ok(Self::Pattern(word.to_ascii_lowercase())),
+            };
+        };
         let halves = hashed.split_once('|').map(|(salt, hash)| (base64::decode(salt), base64::decode(hash)));
         match halves {
             Some((Some(salt), Some(hash))) if hash.len() == SHA1_LEN => Ok(Self::Hashed { salt, hash }),
@@ -89,28 +125,32 @@ impl Host {
 
     fn is(&self, name: &str) -> bool {
         match self {
-            Self::Named(named) => named == name,
+            Self::Pattern(pattern) => fits(pattern.as_bytes(), name.as_bytes()),
             Self::Hashed { salt, hash } => Hmac::<Sha1>::new_from_slice(salt)
                 .is_ok_and(|hmac| hmac.chain_update(name.as_bytes()).verify_slice(hash).is_ok()),
         }
     }
 }
 
-/// What a line says of each host that it names.
-fn entries(line: &str) -> Result<Vec<Entry>, String> {
-    let (revoked, line) = match line.strip_prefix("@revoked") {
-        Some(rest) => (true, rest),
-        None if line.starts_with('@') => {
-            return Err(String::from("only the marker @revoked is read: give the hosts' own keys, `ssh-keyscan HOST`"));
+/// Whether a name fits a pattern. Where a `*` has taken too little, the last one takes one character more: earlier ones need
+/// not be tried again.
+fn fits(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut at, mut of, mut star) = (0, 0, None);
+    while let Some(c) = name.get(of) {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, of));
+                at += 1;
+            }
+            Some(p) if p == c || *p == b'?' => (at, of) = (at + 1, of + 1),
+            Some(_) | None => {
+                let Some((star_at, taken)) = star else { return false };
+                star = Some((star_at, taken + 1));
+                (at, of) = (star_at + 1, taken + 1);
+            }
         }
-        None => (false, line),
-    };
-    let mut words = line.split_whitespace();
-    let (Some(hosts), Some(_kind), Some(key)) = (words.next(), words.next(), words.next()) else {
-        return Err(String::from("expected `host type key`: write it with `ssh-keyscan HOST`"));
-    };
-    let key = base64::decode(key).ok_or_else(|| String::from("the key is not base64"))?;
-    hosts.split(',').map(|host| Ok(Entry { host: Host::parse(host)?, key: key.clone(), revoked })).collect()
+    }
+    pattern.get(at..).unwrap_or_default().iter().all(|p| *p == b'*')
 }
 
 #[cfg(test)]
@@ -150,6 +190,37 @@ mod tests {
     }
 
     #[test]
+    fn patterns_mean_what_they_mean_to_ssh() {
+        let check = |hosts: &str, host: &str, port: u16, expected: bool| {
+            let known = KnownHosts::parse(&format!("{hosts} ssh-rsa Zm8=")).expect(hosts);
+            assert_eq!(known.knows(host, port, b"fo"), expected, "{hosts} and {host}:{port}");
+        };
+        check("*", "git.example", 22, true);
+        check("*.Example", "git.example", 22, true);
+        check("*.example", "example", 22, false);
+        check("git?.example", "git1.example", 22, true);
+        check("git?.example", "git.example", 22, false);
+        check("*a*b", "xaxbxb", 22, true);
+        check("*a*b", "xaxbx", 22, false);
+        check("[*.example]:2222", "git.example", 2222, true);
+        check("[*.example]:2222", "git.example", 22, false);
+        check("*.example,!old.example", "git.example", 22, true);
+        check("*.example,!old.example", "old.example", 22, false);
+        check("!old.example,*.example", "old.example", 2222, false);
+    }
+
+    #[test]
+    fn a_key_that_is_revoked_for_every_host_is_refused() {
+        let known = |hosts: &str| {
+            KnownHosts::parse(&format!("git.example ssh-rsa Zm8=\n@revoked {hosts} ssh-rsa Zm8=\n")).expect(hosts)
+        };
+        for hosts in ["*", "*.example", "git.*,other", "git.exampl?", "*,!other.example"] {
+            assert!(!known(hosts).knows("git.example", 22, b"fo"), "{hosts}");
+        }
+        assert!(known("*,!git.example").knows("git.example", 22, b"fo"), "it is left out");
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused() {
         let bad = [
             "",
@@ -159,6 +230,11 @@ mod tests {
             "@revoked host ssh-rsa Zm8=",
             "host only",
             "host ssh-rsa !!",
+            "!host ssh-rsa Zm8=",
+            "host,! ssh-rsa Zm8=",
+            "host, ssh-rsa Zm8=",
+            "@revokedhost ssh-rsa Zm8=",
+            "@revoked @cert-authority host ssh-rsa Zm8=",
         ];
         for bad in bad {
             assert!(KnownHosts::parse(bad).is_err(), "{bad}");

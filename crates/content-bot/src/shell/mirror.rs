@@ -13,6 +13,7 @@ use bots_core::shell::Exit;
 use git2::{Oid, Repository};
 
 use super::{
+    callers,
     fault::Fault,
     gates::Gates,
     guard::{Guard, Stop},
@@ -89,6 +90,7 @@ impl Mirror {
             remove(&left_over).map_err(unusable)?;
         }
         clear_left_overs(&mirror.path()).map_err(unusable)?;
+        callers::clear(&mirror.dir).map_err(unusable)?;
         Ok(mirror)
     }
 
@@ -145,12 +147,13 @@ impl Mirror {
                 tracing::warn!(why, "the mirror is made anew");
                 self.make_anew(commit, &guard)
             }
-            Fault::Unfit(_) | Fault::Vanished | Fault::Refused(_) | Fault::Failed(_) => Err(fault),
+            Fault::Unfit(_) | Fault::Doubtful(_) | Fault::Vanished | Fault::Refused(_) | Fault::Failed(_) => Err(fault),
         });
         match fetched {
             Ok(()) => FetchResult::Complete,
             // The mirror is new, so it is not ours that lacks the object.
             Err(Fault::Incomplete(reason) | Fault::Unfit(reason)) => FetchResult::Unfit { reason },
+            Err(Fault::Doubtful(reason)) => FetchResult::Doubtful { reason },
             Err(Fault::Vanished) => FetchResult::Vanished,
             Err(Fault::Damaged(why) | Fault::Refused(why) | Fault::Failed(why)) => FetchResult::Failed { why },
         }

@@ -20,6 +20,7 @@ pub mod source;
 pub mod submodules;
 mod tidy;
 mod tool;
+mod turnstile;
 mod verify;
 pub mod webhook;
 

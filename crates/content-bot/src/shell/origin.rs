@@ -252,7 +252,6 @@ impl Origin {
 
     fn fault(&self, error: &git2::Error, guard: &Guard) -> Fault {
         match guard.breach() {
-            Some(unfit @ Fault::Unfit(_)) => unfit,
             _ if error.message().contains("not our ref") || error.message().contains("specific object") => {
                 Fault::Vanished
             }

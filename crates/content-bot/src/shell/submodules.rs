@@ -74,7 +74,8 @@ pub(super) struct Place {
 /// Brings the submodules of a commit into the mirror, and keeps them for it.
 ///
 /// # Errors
-/// [`Fault::Unfit`] if one breaks a rule or is not given out, [`Fault::Failed`] if the way to one is cut.
+/// [`Fault::Unfit`] if one breaks a rule, [`Fault::Doubtful`] if one is not given out, [`Fault::Failed`] if the way to one is
+/// cut.
 pub(super) fn fetch(
     policy: Submodules,
     origin: &Origin,
@@ -114,14 +115,19 @@ impl Fetching<'_> {
             if self.fetched > SUBMODULES_MAX {
                 return Err(Fault::Unfit(format!("it has more than {SUBMODULES_MAX} submodules: remove some")));
             }
-            let unfit = |why: String| Fault::Unfit(format!("the submodule {shown} cannot be had: {why}"));
+            let words = |why: String| format!("the submodule {shown} cannot be had: {why}");
+            let unfit = |why: String| Fault::Unfit(words(why));
             let address = addresses.get(&path);
             let address = address.ok_or_else(|| unfit(String::from(".gitmodules gives no address for it")))?;
             let source = resolve(origin.source(), address).map_err(unfit)?;
             let module = origin.submodule(source, commit);
             module.fetch(self.repository, commit, self.guard).map_err(|fault| match fault {
-                Fault::Vanished => unfit(format!("{} does not give out {commit}", module.source().shown())),
-                Fault::Refused(why) | Fault::Unfit(why) => unfit(why),
+                // It may be pushed behind the site, a replica may lag, a token may be in the middle of its rotation.
+                Fault::Vanished => {
+                    Fault::Doubtful(words(format!("{} does not give out {commit}", module.source().shown())))
+                }
+                Fault::Refused(why) | Fault::Doubtful(why) => Fault::Doubtful(words(why)),
+                Fault::Unfit(why) => unfit(why),
                 Fault::Failed(why) => Fault::Failed(format!("the submodule {shown}: {why}")),
                 Fault::Damaged(_) | Fault::Incomplete(_) => fault,
             })?;

@@ -144,8 +144,10 @@ fn check_link(path: &str, target: &[u8]) -> Result<(), Fault> {
 }
 
 fn missing(error: &git2::Error, id: Oid, what: &str) -> Fault {
-    match error.code() {
-        ErrorCode::NotFound => {
+    match (Fault::local(error), error.code()) {
+        // The machine is at fault, not the commit.
+        (failed @ Fault::Failed(_), _) => failed,
+        (_, ErrorCode::NotFound) => {
             Fault::Incomplete(format!("{what} is incomplete: object {id} is missing: push it again"))
         }
         _ => Fault::Incomplete(format!("{what} is damaged: object {id}: {}", error.message())),
@@ -154,7 +156,19 @@ fn missing(error: &git2::Error, id: Oid, what: &str) -> Fault {
 
 #[cfg(test)]
 mod tests {
-    use super::check_link;
+    use git2::{Error, ErrorClass, ErrorCode, Oid};
+
+    use super::{Fault, check_link, missing};
+
+    #[test]
+    fn a_machine_without_memory_or_files_does_not_condemn_a_commit() {
+        let fault = |class, code| missing(&Error::new(code, class, "it does not work"), Oid::ZERO_SHA1, "a");
+        for class in [ErrorClass::Os, ErrorClass::Filesystem, ErrorClass::NoMemory] {
+            assert!(matches!(fault(class, ErrorCode::GenericError), Fault::Failed(_)), "{class:?}");
+        }
+        assert!(matches!(fault(ErrorClass::Odb, ErrorCode::NotFound), Fault::Incomplete(_)));
+        assert!(matches!(fault(ErrorClass::Zlib, ErrorCode::GenericError), Fault::Incomplete(_)));
+    }
 
     #[test]
     fn links_stay_inside_the_site() {

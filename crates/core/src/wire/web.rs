@@ -68,6 +68,10 @@ pub struct Refused {
     pub why: String,
 }
 
+/// What the trouble of a web bot begins with while its database fails over. Content bots read it: whatever such a bot answers
+/// then says nothing of the commit that it serves.
+pub const DATABASE_FAILS_OVER: &str = "the database fails over";
+
 /// What a web member says beyond the common part.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct WebFacts {
@@ -95,4 +99,12 @@ pub struct WebFacts {
     /// Trouble with content or the app, one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+}
+
+impl WebFacts {
+    /// Whether it holds still because its database fails over.
+    #[must_use]
+    pub fn database_fails_over(&self) -> bool {
+        self.trouble.as_ref().is_some_and(|trouble| trouble.starts_with(DATABASE_FAILS_OVER))
+    }
 }

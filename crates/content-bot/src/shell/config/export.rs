@@ -8,7 +8,7 @@ use std::{
 use bots_core::{machine::Span, shell::Exit};
 use serde::Deserialize;
 
-use super::{PurgeRequest, is_program, within};
+use super::{PurgeRequest, check_program, within};
 use crate::{
     machine::ExportSettings,
     shell::{
@@ -115,12 +115,7 @@ impl Export {
         if let Some(hook) = &self.exec_hook {
             within("export.exec_hook.timeout_s", hook.timeout_s, 1, HOOK_TIMEOUT_S_MAX)?;
             match hook.command.first() {
-                Some(program) if is_program(program) => {}
-                Some(program) => {
-                    return Err(format!(
-                        "export.exec_hook.command: {program} is not there or not executable: give the path of a program"
-                    ));
-                }
+                Some(program) => check_program("export.exec_hook.command", program)?,
                 None => return Err(String::from("export.exec_hook.command is empty: name a program")),
             }
         }

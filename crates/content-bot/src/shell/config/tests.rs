@@ -77,6 +77,13 @@ fn every_mistake_names_its_field() {
     );
     check("git: {url: /a}, verify: {command: [/does/not/exist]}", "verify.command");
     check("git: {url: /a}, verify: {command: [no-such-program]}", "verify.command");
+    for program in ["./run", "../run", "bin/sh"] {
+        check(&format!("git: {{url: /a}}, verify: {{command: [{program}]}}"), "verify.command: ");
+        check(&format!("git: {{url: /a}}, verify: {{command: [{program}]}}"), "in the commit itself");
+        let hook = format!("export: {{root: /srv/a, exec_hook: {{command: [{program}]}}}}");
+        check(&format!("git: {{url: /a}}, {hook}"), "export.exec_hook.command: ");
+        check(&format!("git: {{url: /a}}, {hook}"), "in the commit itself");
+    }
     check("git: {url: /a}, verify: {command: ['true'], command_timeout_s: 301}", "verify.command_timeout_s");
     check("git: {url: /a}, verify: {ssh_allowed_signers_file: /none}", "verify.ssh_allowed_signers_file");
     check("git: {url: /a}, verify: {gpg_keys_file: /none}", "verify.gpg_keys_file");
