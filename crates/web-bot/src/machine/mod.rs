@@ -50,6 +50,7 @@ use serde::Serialize;
 pub use self::{
     app::{
         APP_PROVEN_AFTER, APP_STOP_GRACE, CRASHES_HELD_MAX, DATABASE_SETTLE, RESTART_BACKOFF_MAX, RESTART_BACKOFF_MIN,
+        STARTS_FAILED_MAX,
     },
     behind::CATCH_UP_MAX,
     budget::{ACTIONS_PER_HOUR_MAX, SCALE_INS_PER_HOUR_MAX},
@@ -57,7 +58,7 @@ pub use self::{
     database::{FAILOVER_SETTLE, FREEZE_MAX, PROBE_COUNTS, PROBE_PAUSE},
     event::{Action, Event},
     pressure::{STALL_COUNTS, STALLED_WEIGHT},
-    proof::PROOFS_FAILED_MAX,
+    proof::{PROOF_BACKOFF_MIN, PROOFS_FAILED_MAX},
     role::Role,
     roles::DRAIN_NOTICE,
     route::Route,
@@ -264,6 +265,7 @@ impl State {
             Event::AppHung { .. } if self.database.is_frozen(now) || self.role != Role::Serving => {}
             Event::AppHung { instance, how } => self.app.hung(now, instance, &how),
             Event::AppExited { instance, how } => self.app.exited(now, instance, &how),
+            Event::AppNotStarted { instance, how } => self.app.not_started(now, instance, &how),
             Event::DatabaseProbed { id, answers } => self.database.probed(now, id, answers),
             Event::LoadMeasured(load) => self.load = Some(load),
             Event::ProcessorStalled => self.pressure.stalled(now),
