@@ -77,7 +77,7 @@ use self::{
     role::EDGES,
     roles::Drain,
     scaling::Scaling,
-    settings::Effective,
+    settings::{Effective, Overrides},
     slots::{Sight, Slots},
 };
 
@@ -93,6 +93,7 @@ pub struct State {
     /// The roles that the last step went through, the first being the one that it began in.
     path: Vec<Role>,
     view: View,
+    overrides: Overrides,
     membership: Membership,
     leadership: Leadership,
     /// Somebody else has the lock although the view shows it free: how far the view reached, and until when to trust
@@ -175,6 +176,7 @@ impl State {
             since: Time::ZERO,
             path: vec![WebMachine::TRANSITIONS.initial],
             view: View::of(scopes.into_iter().flatten().map(bots_core::dcs::Scope::prefix)),
+            overrides: Overrides::default(),
             membership: Membership::new(settings.scope.clone(), settings.name.clone(), instance, settings.ttl),
             leadership: Leadership::new(settings.scope.leader(), settings.name.clone()),
             lock_refused: None,
@@ -279,6 +281,7 @@ impl State {
 
     fn take_in_dcs(&mut self, now: Time, event: DcsEvent, out: &mut Vec<Action>) {
         self.view.apply(&event);
+        self.overrides.observe(&self.settings, &self.view);
         if let DcsEvent::Answered { id, outcome } = &event {
             self.slots.answered(now, *id, outcome, self.seen());
             self.scaling.answered(now, *id, outcome);
@@ -379,7 +382,7 @@ impl State {
 
     fn effective(&self) -> Effective {
         let bots_max = self.settings.connections.and_then(|budget| self.database.bots_max(budget));
-        Effective::of(&self.settings, &self.view).within(bots_max)
+        Effective::of(&self.settings, &self.overrides).within(bots_max)
     }
 
     /// The commit to serve: while the database fails over, the one that is served.
