@@ -1,8 +1,12 @@
 //! `botctl web`: what an operator asks of a web fleet, as edits of its configuration. Pure; the bots watch that key.
 
 use clap::Subcommand;
+use serde_json::Value;
 
 use crate::failure::Failure;
+
+/// The most bots that a scope can have serving (`SLOTS_MAX` of the web bot).
+const BOTS_MAX: u64 = 1_000;
 
 /// What to do with a web fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
@@ -81,6 +85,26 @@ pub(crate) fn edit(asked: Web, now_unix_ms: u64) -> Result<Edit, Failure> {
     Ok(Edit { scope, set, unset })
 }
 
+/// What is wrong with the figures of `scaling` in a configuration, one line: no web bot would go by them. Those that are left out
+/// are in the bots' own files, and not known here.
+pub(crate) fn fault(config: &Value) -> Option<String> {
+    let scaling = config.get("scaling").filter(|scaling| !scaling.is_null())?;
+    let Some(fields) = scaling.as_object() else { return Some(format!("scaling is {scaling}: it must be a mapping")) };
+    let bounds = [("min", 0, BOTS_MAX), ("max", 1, BOTS_MAX), ("target_in_flight", 1, u64::from(u32::MAX))];
+    let bounds = bounds.into_iter().chain([("stable_window_s", 0, u64::from(u32::MAX))]);
+    for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+        let Some((_, least, most)) = bounds.clone().find(|(known, ..)| known == name) else {
+            return Some(format!("scaling.{name} is no field: use min, max, target_in_flight or stable_window_s"));
+        };
+        if !value.as_u64().is_some_and(|value| (least..=most).contains(&value)) {
+            return Some(format!("scaling.{name} is {value}: use a whole number from {least} to {most}"));
+        }
+    }
+    let figure = |name: &str| fields.get(name).and_then(Value::as_u64);
+    let (min, max) = figure("min").zip(figure("max")).filter(|(min, max)| min > max)?;
+    Some(format!("scaling.min is {min} and scaling.max is {max}: raise the one or lower the other"))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -90,6 +114,21 @@ mod tests {
     fn check(asked: Web, before: serde_json::Value, after: &serde_json::Value) {
         let Edit { set, unset, .. } = edit(asked, 7).expect("an edit");
         assert_eq!(crate::config::apply(before, &set, &unset).expect("applied"), *after);
+    }
+
+    #[test]
+    fn figures_that_no_bot_would_go_by_are_named() {
+        let wrong = |scaling: serde_json::Value| fault(&json!({ "scaling": scaling })).expect("a fault");
+        assert!(wrong(json!({"min": 25, "max": 20})).contains("scaling.min is 25 and scaling.max is 20"));
+        assert!(wrong(json!({"min": 0, "max": 0})).contains("scaling.max is 0: use a whole number from 1 to 1000"));
+        assert!(wrong(json!({"max": 1001})).contains("from 1 to 1000"));
+        assert!(wrong(json!({"target_in_flight": 0})).contains("scaling.target_in_flight is 0"));
+        assert!(wrong(json!({"min": "two"})).contains("scaling.min is \"two\""));
+        assert!(wrong(json!({"most": 2})).contains("scaling.most"));
+        assert!(wrong(json!(3)).contains("a mapping"));
+        let good =
+            [json!({}), json!({"scaling": null}), json!({"scaling": {"min": 3, "max": 3, "stable_window_s": 0}})];
+        assert_eq!(good.map(|config| fault(&config)), [None, None, None]);
     }
 
     #[test]

@@ -332,3 +332,15 @@ fn wait_for_value(world: &World, key: &str, value: &str) {
     }
     panic!("{key} did not become {value}: {:?}", world.value(key));
 }
+
+#[test]
+fn figures_that_would_shrink_a_web_fleet_are_not_written() {
+    let before = r#"{"scaling":{"min":10,"max":20}}"#;
+    let world = World::new(&[("web/config", before)]);
+    let told =
+        "botctl: nothing was written: scaling.min is 25 and scaling.max is 20: raise the one or lower the other\n";
+    world.check(&["web", "scale", "web", "--min", "25"], 1, "", told);
+    let told = "botctl: nothing was written: scaling.max is 0: use a whole number from 1 to 1000\n";
+    world.check(&["web", "pin", "web", "0"], 1, "", told);
+    assert_eq!(world.value("web/config").as_deref(), Some(before));
+}

@@ -252,7 +252,8 @@ async fn an_event_stream_may_be_silent_for_longer_than_a_server() {
 #[tokio::test]
 async fn who_asked_is_what_a_trusted_proxy_says_and_else_what_is_seen() {
     const FORGED: &str = "GET / HTTP/1.1\r\nhost: example.org\r\nx-forwarded-for: 192.0.2.1\r\nx-forwarded-host: bank.example\r\n\
-                          x-forwarded-proto: https\r\nx-forwarded-port: 443\r\nforwarded: for=192.0.2.1\r\n\r\n";
+                          x-forwarded-proto: https\r\nx-forwarded-port: 443\r\nforwarded: for=192.0.2.1\r\n\
+                          x-real-ip: 192.0.2.1\r\nX_Forwarded_For: 192.0.2.1\r\nx_real-ip: 192.0.2.1\r\n\r\n";
     let seen: &[&str] = &["x-forwarded-for: 127.0.0.1", "x-forwarded-host: example.org", "x-forwarded-proto: http"];
     let said: &[&str] = &[
         "forwarded: for=192.0.2.1",
@@ -261,6 +262,9 @@ async fn who_asked_is_what_a_trusted_proxy_says_and_else_what_is_seen() {
         "x-forwarded-host: bank.example",
         "x-forwarded-port: 443",
         "x-forwarded-proto: https",
+        "x-real-ip: 192.0.2.1",
+        "x_forwarded_for: 192.0.2.1",
+        "x_real-ip: 192.0.2.1",
     ];
     let plain = "GET / HTTP/1.1\r\nhost: example.org\r\n\r\n";
     for (trusted, request, wanted) in
@@ -271,8 +275,40 @@ async fn who_asked_is_what_a_trusted_proxy_says_and_else_what_is_seen() {
         assert_eq!(status_of(&proxy, request).await, Some(200), "{trusted}");
         let heard = recorder.heard();
         let text = heard.iter().find(|text| !text.contains("/readiness")).expect("the request");
-        let mut lines: Vec<&str> = text.lines().filter(|line| line.contains("forwarded")).collect();
+        let mut lines: Vec<&str> =
+            text.lines().filter(|line| line.contains("192.0.2.1") || line.contains("forwarded")).collect();
         lines.sort_unstable();
         assert_eq!(lines, wanted, "{trusted}");
     }
+}
+
+/// As many clients of the site as there may be in all; half of them may be at once, and the kernel keeps the rest waiting.
+const FEW: [(&str, &str); 2] = [("maxconn 4096", "maxconn 8"), ("maxconn 3000", "maxconn 4")];
+const MANY: usize = 8;
+
+#[tokio::test]
+async fn clients_of_the_site_leave_room_for_those_of_the_primary() {
+    let built_in = include_str!("../src/shell/haproxy.cfg");
+    let small = FEW.iter().fold(built_in.to_owned(), |text, (from, to)| text.replace(from, to));
+    let proxy = Proxy::start_with(Some(&small)).await;
+    let backing = proxy::Backing::start().await;
+    let shown = proxy.look(&[]).await;
+    let place = shown.servers.iter().find(|s| s.place.backend == Backend::Primary).expect("one").place.clone();
+    let address = Command::SetAddress { place: place.clone(), serve: backing.serve, check: backing.check };
+    let open = [Command::SetAdmin { place: place.clone(), admin: Admin::Ready }, Command::SetUp { place }];
+    proxy.look(&[vec![address], open.to_vec()].concat()).await;
+    backing.healthy.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut greedy = Vec::new();
+    for _ in 0..MANY {
+        greedy.push(TcpStream::connect(proxy.web).await.expect("the proxy listens"));
+    }
+    // Accepted, as far as it goes: half a request is waited for.
+    for stream in &mut greedy {
+        stream.write_all(b"GET / HTTP/1.1\r\n").await.expect("it takes that much");
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    // Before the greedy ones have to go, since they do not finish their requests.
+    let mut other = proxy.connect().await;
+    let served = tokio::time::timeout(STEP / 4, proxy::served(&mut other)).await;
+    assert_eq!(served, Ok(true), "the primary's clients are served");
 }

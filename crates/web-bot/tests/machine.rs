@@ -109,6 +109,10 @@ impl Player {
                 let instance = case.take_arg("instance").expect("instance=");
                 self.step(Event::AppExited { instance, how: case.input.trim().to_owned() }, &mut log);
             }
+            "not-started" => {
+                let instance = case.take_arg("instance").expect("instance=");
+                self.step(Event::AppNotStarted { instance, how: case.input.trim().to_owned() }, &mut log);
+            }
             "hung" => {
                 let instance = case.take_arg("instance").expect("instance=");
                 self.step(Event::AppHung { instance, how: case.input.trim().to_owned() }, &mut log);

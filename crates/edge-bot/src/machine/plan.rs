@@ -5,7 +5,7 @@
 //! gone, the checks bring up whoever is promoted then.
 //!
 //! Replicas, web: who should serve is ready and the check decides; who should not any more drains, then gives its place
-//! back.
+//! back. It does not drain if its check is bad, unless it is a web bot that says that it finishes its requests.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -217,7 +217,13 @@ impl Memory {
         }
         let since = *self.draining.entry(place()).or_insert(draft.moment.now);
         let late = draft.moment.now >= since + draft.drain_timeout;
-        let at_once = server.place.backend == Backend::Primary || !server.up;
+        // A web bot that leaves answers its check with 503, and what it was sent before to the end. One that is down and says
+        // nothing of itself has nothing to finish.
+        let at_once = match server.place.backend {
+            Backend::Primary => true,
+            Backend::Replicas => !server.up,
+            Backend::Web => !server.up && server.serve.is_none_or(|serve| !draft.wanted.finishing.contains(&serve)),
+        };
         if at_once || (server.admin == Admin::Drain && late) {
             draft.closing.push(Command::SetAdmin { place: place(), admin: Admin::Maint });
             draft.closing.push(Command::ShutSessions { place: place() });

@@ -67,6 +67,8 @@ pub(super) struct Wanted {
     /// Why there is no leader to route to, one line.
     pub(super) held_because: Option<String>,
     pub(super) targets: BTreeMap<Backend, Vec<Target>>,
+    /// Where web bots serve that take no new requests for now, and finish or hold those that they have.
+    pub(super) finishing: BTreeSet<SocketAddr>,
 }
 
 #[derive(Clone)]
@@ -94,8 +96,9 @@ impl Wanted {
                 Err(why) => wanted.held_because = Some(why),
             }
         }
+        let address = |url: &Url| Some(SocketAddr::new(names.address(&url.host)?, url.port));
+        wanted.finishing = finishing(settings, view).iter().filter_map(address).collect();
         for candidate in candidates(settings, view, wanted.leader.as_ref()) {
-            let address = |url: &Url| Some(SocketAddr::new(names.address(&url.host)?, url.port));
             let (Some(serve), Some(check)) = (address(&candidate.serve), address(&candidate.check)) else { continue };
             let Candidate { name, share, backend, door, .. } = candidate;
             let targets = wanted.targets.entry(backend).or_default();
@@ -130,7 +133,8 @@ impl Wanted {
 /// The hosts that members give.
 pub(super) fn hosts(settings: &Settings, view: &View) -> BTreeSet<String> {
     let all = candidates(settings, view, None).into_iter();
-    all.flat_map(|c| [c.serve.host, c.check.host]).collect()
+    let finishing = finishing(settings, view).into_iter().map(|url| url.host);
+    all.flat_map(|c| [c.serve.host, c.check.host]).chain(finishing).collect()
 }
 
 /// The leader that accepts writes, or why there is none.
@@ -195,6 +199,14 @@ fn web(settings: &Settings, view: &View) -> Vec<Candidate> {
         Some(Candidate { name, serve, check, share, backend: Backend::Web, door: Door::Open })
     };
     bots.iter().filter_map(candidate).collect()
+}
+
+/// Where those web bots are that say themselves that they leave, or that their app is about to be back: their check is bad,
+/// and what they have been sent is answered all the same.
+fn finishing(settings: &Settings, view: &View) -> Vec<Url> {
+    let all = members(settings.web.as_ref(), view, Kind::Web);
+    let busy = all.filter(|(_, member)| matches!(member.head.state.as_str(), "waking" | "draining" | "stopping"));
+    busy.filter_map(|(_, member)| url(&member.facts::<WebFacts>()?.url, HTTP_PORT)).collect()
 }
 
 /// How far a bot that does not serve is from answering a request: one that wakes holds it until it does; one that drains

@@ -131,6 +131,16 @@ impl Hands {
         });
     }
 
+    fn watch(&self, pid: u32) {
+        tracing::info!(pid, "the proxy answers");
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            if let Some(event) = end_of(pid).await {
+                events.send(event).await;
+            }
+        });
+    }
+
     fn signal(pid: u32, signal: Signal) {
         if let Err(error) = send_signal(pid, signal) {
             tracing::warn!(%error, pid, "the proxy cannot be signalled");
@@ -150,14 +160,7 @@ impl Shell for Hands {
             Action::ObserveProxy { job } => self.converse(job, Vec::new()),
             Action::ApplyRoutes { job, commands } => self.converse(job, commands),
             Action::StartProxy { job } => self.start(job),
-            Action::WatchProxy { pid } => self.later(async move {
-                tracing::info!(pid, "the proxy answers");
-                // No such process is an end, too.
-                if let Err(error) = exit_of(pid).await {
-                    tracing::debug!(%error, pid, "the proxy's process cannot be watched");
-                }
-                Event::ProxyExited { pid }
-            }),
+            Action::WatchProxy { pid } => self.watch(pid),
             Action::StopProxy { pid } => Self::signal(pid, Signal::USR1),
             Action::KillProxy { pid } => Self::signal(pid, Signal::TERM),
             Action::ResolveHost { host } => self.later(async move {
@@ -186,6 +189,18 @@ impl Shell for Hands {
     }
 }
 
+/// Waits for the end of the proxy's process; nothing if it cannot be watched, as from another container. It has answered, so
+/// that this is no sign of its end, which the next look finds.
+async fn end_of(pid: u32) -> Option<Event> {
+    match exit_of(pid).await {
+        Ok(_) => Some(Event::ProxyExited { pid }),
+        Err(error) => {
+            tracing::warn!(%error, pid, "the proxy's process cannot be watched: its end is seen at the next look");
+            None
+        }
+    }
+}
+
 /// The first address of a host; IPv4 before IPv6, so that the answer does not change from time to time.
 async fn resolve(host: &str) -> Option<IpAddr> {
     let looking = tokio::net::lookup_host((host, 0));
@@ -199,5 +214,24 @@ async fn resolve(host: &str) -> Option<IpAddr> {
             tracing::warn!(host, "a host name is not found in time");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bots_core::shell::process::Program;
+
+    use super::{Event, end_of};
+
+    /// Linux gives no process a number above this (`PID_MAX_LIMIT`).
+    const NO_PROCESS: u32 = (1 << 22) + 1;
+
+    #[tokio::test]
+    async fn a_proxy_that_cannot_be_watched_has_not_ended() {
+        assert_eq!(end_of(NO_PROCESS).await, None);
+        let mut ends = Program::new("a process that ends", "sleep").args(["0.2"]).spawn().expect("it starts");
+        let pid = ends.pid();
+        assert_eq!(end_of(pid).await, Some(Event::ProxyExited { pid }));
+        ends.ended().await.expect("its end");
     }
 }

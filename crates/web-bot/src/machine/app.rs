@@ -30,6 +30,10 @@ pub const RESTART_BACKOFF_MAX: Span = Span::from_secs(30);
 /// An app that dies this often in a row is somebody else's to try: the load message goes back.
 pub const CRASHES_HELD_MAX: u32 = 3;
 
+/// An app that fails this often in a row to come up on the live commit, beside one on an older commit, leaves the site to the bots
+/// that have come up on it. Fewer, and one start in a bad moment would have it leave.
+pub const STARTS_FAILED_MAX: u32 = 3;
+
 /// How long a changed list of database hosts must stand before the app is restarted for it: members of a new cluster
 /// appear one after another.
 pub const DATABASE_SETTLE: Span = Span::from_secs(3);
@@ -182,6 +186,12 @@ impl App {
         self.proof.as_ref().is_some_and(|proof| proof.recipe.sha == recipe.sha)
     }
 
+    /// Whether it serves another commit than that one, on which it has failed to come up again and again.
+    pub(super) fn falls_short_of(&self, sha: &str) -> bool {
+        let fails = self.failures.as_ref().is_some_and(|f| f.recipe.sha == sha && f.count >= STARTS_FAILED_MAX);
+        fails && self.serving().is_some_and(|(_, serving)| serving != sha)
+    }
+
     /// The hosts of the database, as last seen.
     pub(super) fn hosts(&self) -> &[String] {
         &self.hosts
@@ -213,6 +223,10 @@ impl App {
         start_timeout: Span,
         out: &mut Vec<Action>,
     ) -> Condition {
+        // What is to be served has nothing to prove any more, however it came to that.
+        if self.is_on_trial(wanted) {
+            self.proof = None;
+        }
         if let Some(late) = self.next.take_if(|next| next.mark <= now) {
             self.start_failed(now, late.recipe.clone(), format!("the app was not healthy within {start_timeout}"));
             self.leaving.push(late);
@@ -281,10 +295,10 @@ impl App {
             self.failures = self.failures.take().map(|f| Failures { why: None, ..f });
         }
         let Some(next) = self.next.take_if(|next| next.id == instance) else { return };
-        match self.proof.as_mut().filter(|proof| proof.recipe.sha == next.recipe.sha) {
+        match self.trial_of(&next.recipe) {
             Some(proof) => {
-                proof.succeeded();
-                self.held = Some(next);
+                proof.came_up();
+                self.held = Some(Instance { mark: now, ..next });
             }
             None => self.serve_with(now, next),
         }
@@ -300,7 +314,7 @@ impl App {
     /// of several in a row: then another bot shall try.
     pub(super) fn hung(&mut self, now: Time, instance: u64, how: &str) {
         if let Some(held) = self.held.take_if(|held| held.id == instance) {
-            self.start_failed(now, held.recipe.clone(), format!("the app hung: {how}"));
+            self.held_failed(now, &held, format!("the app hung: {how}"));
             self.leaving.push(held);
         }
         let hung = self.current.as_mut().filter(|current| current.id == instance && !current.given_up);
@@ -321,13 +335,33 @@ impl App {
             self.start_failed(now, next.recipe, format!("the app ended before it was healthy: {how}"));
         }
         if let Some(held) = self.held.take_if(|held| held.id == instance) {
-            self.start_failed(now, held.recipe, format!("the app died: {how}"));
+            self.held_failed(now, &held, format!("the app died: {how}"));
         }
         let dead = self.current.take_if(|current| current.id == instance);
         // One that was given up is counted already.
         if let Some(dead) = dead.filter(|dead| !dead.given_up) {
             self.failed_at_work(now, dead.recipe, dead.mark, format!("the app died: {how}"));
         }
+    }
+
+    /// An instance could not be started, whatever its commit: for want of memory, say.
+    pub(super) fn not_started(&mut self, now: Time, instance: u64, how: &str) {
+        let next = self.next.as_ref().filter(|next| next.id == instance).map(|next| next.recipe.clone());
+        match next.as_ref().and_then(|recipe| self.trial_of(recipe)) {
+            Some(proof) => {
+                proof.put_off(now, how.to_owned());
+                self.next = None;
+            }
+            None => self.exited(now, instance, how),
+        }
+    }
+
+    /// An instance on the candidate has failed after it was healthy.
+    fn held_failed(&mut self, now: Time, held: &Instance, why: String) {
+        if let Some(proof) = self.trial_of(&held.recipe).filter(|_| held.mark + APP_PROVEN_AFTER <= now) {
+            proof.stayed_up();
+        }
+        self.start_failed(now, held.recipe.clone(), why);
     }
 
     /// An instance that was healthy has failed.
@@ -343,7 +377,7 @@ impl App {
     }
 
     fn start_failed(&mut self, now: Time, recipe: Recipe, why: String) {
-        if let Some(proof) = self.proof.as_mut().filter(|proof| proof.recipe.sha == recipe.sha) {
+        if let Some(proof) = self.trial_of(&recipe) {
             proof.failed(now, why);
             return;
         }

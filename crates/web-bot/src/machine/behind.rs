@@ -1,5 +1,5 @@
-//! Left behind: the live commit is served by others, and this bot does not have it. Who is, leaves the serving set until it
-//! has caught up, so that the site is one commit again. Whoever would be the last to serve stays: older content is better
+//! Left behind: the live commit is served by others, and this bot does not have it, or its app does not come up on it. Who is,
+//! leaves the serving set until it has caught up, so that the site is one commit again. Whoever would be the last to serve stays: older content is better
 //! than none.
 
 use bots_core::{
@@ -28,11 +28,17 @@ impl Behind {
 }
 
 impl State {
-    /// Whether another bot serves the live commit while this one lacks it. What a broken watch shows may be old, and while
+    /// Whether another bot serves the live commit while this one cannot. What a broken watch shows may be old, and while
     /// the database fails over nobody comes or goes.
     pub(super) fn is_behind(&self, now: Time) -> bool {
-        let Some(live) = self.content.lacks() else { return false };
+        let Some(live) = self.falls_short_of() else { return false };
         self.view.is_watched() && !self.database.is_frozen(now) && self.is_served_elsewhere(live)
+    }
+
+    /// The live commit, if this bot cannot serve it as it is. An app that does not run falls short of nothing: it may come up on
+    /// it, and otherwise it does not serve.
+    fn falls_short_of(&self) -> Option<&str> {
+        self.content.lacks().or_else(|| self.content.live().filter(|live| self.app.falls_short_of(live)))
     }
 
     fn is_served_elsewhere(&self, sha: &str) -> bool {
@@ -66,7 +72,7 @@ impl State {
 
     /// Why a bot with an older commit serves all the same, for the report.
     pub(super) fn why_it_serves_on(&self) -> Option<String> {
-        let live = self.content.lacks().filter(|_| self.role == Role::Serving && self.behind.since.is_none())?;
+        let live = self.falls_short_of().filter(|_| self.role == Role::Serving && self.behind.since.is_none())?;
         Some(format!("no other bot is known to serve commit {}: older content is better than none", short(live)))
     }
 }

@@ -37,6 +37,7 @@ enum Probe {
     Unasked,
     Asked {
         id: u64,
+        at: Time,
     },
     Answered {
         until: Time,
@@ -55,6 +56,8 @@ pub(super) struct Database {
     address: Option<String>,
     probe: Probe,
     probes: u64,
+    /// When the last question was asked that is settled, and whether it was answered.
+    heard: Option<(Time, bool)>,
     /// Since when it has not answered.
     silent_since: Option<Time>,
     /// Since when there is none, or another one that we have not got used to.
@@ -100,7 +103,7 @@ impl Database {
 
     fn meet(&mut self, address: Option<String>) {
         if address != self.address {
-            (self.address, self.probe, self.silent_since) = (address, Probe::Unasked, None);
+            (self.address, self.probe, self.silent_since, self.heard) = (address, Probe::Unasked, None, None);
         }
     }
 
@@ -109,6 +112,15 @@ impl Database {
     pub(super) fn answers(&self, now: Time) -> bool {
         let given_up = self.silent_since.is_some_and(|since| since + FREEZE_MAX <= now);
         self.address.is_none() || given_up || matches!(self.probe, Probe::Answered { until } if now < until)
+    }
+
+    /// Whether the primary has answered a question that was asked at `since` or later; nothing if there was none. One that cannot
+    /// be asked is taken for well.
+    pub(super) fn answered_since(&self, since: Time) -> Option<bool> {
+        if self.address.is_none() {
+            return Some(true);
+        }
+        self.heard.filter(|(asked_at, _)| *asked_at >= since).map(|(_, answers)| answers)
     }
 
     /// Asks the primary whether it answers, unless that is under way or has to wait.
@@ -120,7 +132,7 @@ impl Database {
         };
         let Some(address) = self.address.clone().filter(|_| !waits) else { return };
         self.probes += 1;
-        self.probe = Probe::Asked { id: self.probes };
+        self.probe = Probe::Asked { id: self.probes, at: now };
         out.push(Action::ProbeDatabase { id: self.probes, address });
     }
 
@@ -134,9 +146,11 @@ impl Database {
 
     /// Takes in what came of that.
     pub(super) fn probed(&mut self, now: Time, id: u64, answers: bool) {
-        if self.probe != (Probe::Asked { id }) {
+        let Probe::Asked { at, .. } = self.probe else { return };
+        if self.probe != (Probe::Asked { id, at }) {
             return;
         }
+        self.heard = Some((at, answers));
         (self.probe, self.silent_since) = if answers {
             (Probe::Answered { until: now + PROBE_COUNTS }, None)
         } else {

@@ -62,11 +62,18 @@ pub enum Event {
         /// One line: what came of the last check.
         how: String,
     },
-    /// An instance of the app has ended, or could not be started.
+    /// An instance of the app has ended.
     AppExited {
         /// The instance.
         instance: u64,
-        /// One line: its exit status, or what kept it from starting.
+        /// One line: its exit status.
+        how: String,
+    },
+    /// An instance of the app could not be started. That is never the commit's fault: the program is the bot's own setting.
+    AppNotStarted {
+        /// The instance.
+        instance: u64,
+        /// One line: what kept it from starting.
         how: String,
     },
     /// The primary of the database was asked whether it answers.
@@ -118,7 +125,8 @@ pub enum Action {
         shas: Vec<String>,
     },
     /// Start an instance of the app on a prepared commit. Answered by [`Event::AppReady`] once it is healthy, by
-    /// [`Event::AppHung`] if it is not any more, and by [`Event::AppExited`] when it ends, at whatever time.
+    /// [`Event::AppHung`] if it is not any more, and by [`Event::AppExited`] when it ends, at whatever time; or by
+    /// [`Event::AppNotStarted`] alone.
     StartApp {
         /// The instance.
         instance: u64,

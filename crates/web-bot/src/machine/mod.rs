@@ -50,6 +50,7 @@ use serde::Serialize;
 pub use self::{
     app::{
         APP_PROVEN_AFTER, APP_STOP_GRACE, CRASHES_HELD_MAX, DATABASE_SETTLE, RESTART_BACKOFF_MAX, RESTART_BACKOFF_MIN,
+        STARTS_FAILED_MAX,
     },
     behind::CATCH_UP_MAX,
     budget::{ACTIONS_PER_HOUR_MAX, SCALE_INS_PER_HOUR_MAX},
@@ -57,7 +58,7 @@ pub use self::{
     database::{FAILOVER_SETTLE, FREEZE_MAX, PROBE_COUNTS, PROBE_PAUSE},
     event::{Action, Event},
     pressure::{STALL_COUNTS, STALLED_WEIGHT},
-    proof::PROOFS_FAILED_MAX,
+    proof::{PROOF_BACKOFF_MIN, PROOFS_FAILED_MAX},
     role::Role,
     roles::DRAIN_NOTICE,
     route::Route,
@@ -76,7 +77,7 @@ use self::{
     role::EDGES,
     roles::Drain,
     scaling::Scaling,
-    settings::Effective,
+    settings::{Effective, Overrides},
     slots::{Sight, Slots},
 };
 
@@ -92,6 +93,7 @@ pub struct State {
     /// The roles that the last step went through, the first being the one that it began in.
     path: Vec<Role>,
     view: View,
+    overrides: Overrides,
     membership: Membership,
     leadership: Leadership,
     /// Somebody else has the lock although the view shows it free: how far the view reached, and until when to trust
@@ -174,6 +176,7 @@ impl State {
             since: Time::ZERO,
             path: vec![WebMachine::TRANSITIONS.initial],
             view: View::of(scopes.into_iter().flatten().map(bots_core::dcs::Scope::prefix)),
+            overrides: Overrides::default(),
             membership: Membership::new(settings.scope.clone(), settings.name.clone(), instance, settings.ttl),
             leadership: Leadership::new(settings.scope.leader(), settings.name.clone()),
             lock_refused: None,
@@ -264,6 +267,7 @@ impl State {
             Event::AppHung { .. } if self.database.is_frozen(now) || self.role != Role::Serving => {}
             Event::AppHung { instance, how } => self.app.hung(now, instance, &how),
             Event::AppExited { instance, how } => self.app.exited(now, instance, &how),
+            Event::AppNotStarted { instance, how } => self.app.not_started(now, instance, &how),
             Event::DatabaseProbed { id, answers } => self.database.probed(now, id, answers),
             Event::LoadMeasured(load) => self.load = Some(load),
             Event::ProcessorStalled => self.pressure.stalled(now),
@@ -277,6 +281,7 @@ impl State {
 
     fn take_in_dcs(&mut self, now: Time, event: DcsEvent, out: &mut Vec<Action>) {
         self.view.apply(&event);
+        self.overrides.observe(&self.settings, &self.view);
         if let DcsEvent::Answered { id, outcome } = &event {
             self.slots.answered(now, *id, outcome, self.seen());
             self.scaling.answered(now, *id, outcome);
@@ -377,7 +382,7 @@ impl State {
 
     fn effective(&self) -> Effective {
         let bots_max = self.settings.connections.and_then(|budget| self.database.bots_max(budget));
-        Effective::of(&self.settings, &self.view).within(bots_max)
+        Effective::of(&self.settings, &self.overrides).within(bots_max)
     }
 
     /// The commit to serve: while the database fails over, the one that is served.

@@ -1,7 +1,8 @@
 //! The proof of a candidate: an instance of the app is started on it beside the one that serves, before the bot says that it
 //! stands ready, and is held until the candidate goes live. Not what serves, which is `app`'s.
 //!
-//! What serves comes first: where both want a start, the instance of the candidate makes way.
+//! What serves comes first: where both want a start, the instance of the candidate makes way. And a failure speaks against the
+//! candidate only while nothing else is known to be to blame: not the database, and not the machine.
 
 use bots_core::{
     machine::{Deadline, Span, Time},
@@ -11,7 +12,7 @@ use serde::Serialize;
 
 use super::{
     Action, State,
-    app::{App, RESTART_BACKOFF_MAX, RESTART_BACKOFF_MIN, Recipe},
+    app::{App, RESTART_BACKOFF_MAX, Recipe},
     content::{backoff, short},
 };
 
@@ -19,34 +20,54 @@ use super::{
 /// or the database would condemn a good commit.
 pub const PROOFS_FAILED_MAX: u32 = 3;
 
+/// The pause after a first failure on a candidate; doubled with each further one. So the tries span 7.5 s at least: more than the
+/// lease of a primary that is lost (5 s), in which the store shows nothing of it, and the second that a question to it may take.
+pub const PROOF_BACKOFF_MIN: Span = Span::from_millis(2_500);
+
 /// What is known of the candidate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Proof {
     pub(super) recipe: Recipe,
+    /// Failures in a row that speak against it.
     failures: u32,
+    /// All failures in a row.
+    tries: u32,
     retry_at: Time,
+    /// When the last try failed, until it is known whether that counts.
+    in_doubt: Option<Time>,
     why: Option<String>,
 }
 
 impl Proof {
     const fn of(recipe: Recipe) -> Self {
-        Self { recipe, failures: 0, retry_at: Time::ZERO, why: None }
+        Self { recipe, failures: 0, tries: 0, retry_at: Time::ZERO, in_doubt: None, why: None }
     }
 
     const fn is_over(&self) -> bool {
         self.failures >= PROOFS_FAILED_MAX
     }
 
-    /// An instance of it has not come up, or has not stayed.
+    /// An instance of it has not come up, or has not stayed. Whether that counts is judged afterwards.
     pub(super) fn failed(&mut self, now: Time, why: String) {
-        self.failures += 1;
-        self.retry_at = now + backoff(RESTART_BACKOFF_MIN, RESTART_BACKOFF_MAX, self.failures);
+        self.put_off(now, why);
+        self.in_doubt = Some(now);
+    }
+
+    /// It could not be tried.
+    pub(super) fn put_off(&mut self, now: Time, why: String) {
+        self.tries += 1;
+        self.retry_at = now + backoff(PROOF_BACKOFF_MIN, RESTART_BACKOFF_MAX, self.tries);
         self.why = Some(why);
     }
 
-    pub(super) fn succeeded(&mut self) {
-        self.failures = 0;
+    /// An instance of it is healthy, which says nothing yet about how long it will be.
+    pub(super) fn came_up(&mut self) {
         self.why = None;
+    }
+
+    /// An instance of it was healthy for long.
+    pub(super) const fn stayed_up(&mut self) {
+        (self.failures, self.tries) = (0, 0);
     }
 
     /// When the next try is due, if there is one.
@@ -70,9 +91,15 @@ impl App {
         }
     }
 
+    /// What the instance is tried on, if it is on the candidate.
+    pub(super) fn trial_of(&mut self, recipe: &Recipe) -> Option<&mut Proof> {
+        self.proof.as_mut().filter(|proof| proof.recipe.sha == recipe.sha)
+    }
+
     /// Starts an instance on the candidate if none runs and nothing else is to be started.
     pub(super) fn prove(&mut self, now: Time, wanted: &Recipe, start_timeout: Span, out: &mut Vec<Action>) {
-        let tries = self.proof.as_ref().filter(|proof| !proof.is_over() && proof.retry_at <= now);
+        let may = |proof: &&Proof| !proof.is_over() && proof.in_doubt.is_none() && proof.retry_at <= now;
+        let tries = self.proof.as_ref().filter(may);
         let Some(recipe) = tries.map(|proof| proof.recipe.clone()) else { return };
         if self.is_free_for_proof() && !self.is_due(now, wanted) && self.has_room() {
             self.start(now, &recipe, start_timeout, out);
@@ -93,6 +120,24 @@ impl App {
 }
 
 impl State {
+    /// Whether the last failure on the candidate counts: if the database answers a question that is asked after it. An app whose
+    /// database is away would come up on no commit.
+    pub(super) fn judge_candidate(&mut self, now: Time, out: &mut Vec<Action>) {
+        let Some(since) = self.app.proof.as_ref().and_then(|proof| proof.in_doubt) else { return };
+        let frozen = self.database.is_frozen(now);
+        let counts = if frozen { Some(false) } else { self.database.answered_since(since) };
+        match (counts, &mut self.app.proof) {
+            (Some(counts), Some(proof)) => {
+                proof.in_doubt = None;
+                proof.failures += u32::from(counts);
+                if !self.leads(now) {
+                    self.database.forget_silence();
+                }
+            }
+            (None, _) | (Some(_), None) => self.database.ask(now, out),
+        }
+    }
+
     /// What an instance on the candidate is to be made of, beside what serves.
     pub(super) fn candidate_recipe(&self, serving: &Recipe) -> Option<Recipe> {
         let sha = self.content.ready_candidate().filter(|sha| *sha != serving.sha)?;

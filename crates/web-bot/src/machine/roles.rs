@@ -223,6 +223,7 @@ impl State {
             self.app.follow(candidate);
         }
         let condition = self.app.advance(now, recipe, timeout, out);
+        self.judge_candidate(now, out);
         if !frozen {
             self.app.prove(now, recipe, timeout, out);
         }

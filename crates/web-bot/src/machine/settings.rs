@@ -127,15 +127,31 @@ pub(super) struct Effective {
     pub(super) drained: bool,
     /// Another number than before: an operator wants new instances of the app.
     pub(super) restart: u64,
-    /// What is wrong with the overrides; those are left out then.
+    /// What is wrong with the overrides; what they were before stands then.
     pub(super) trouble: Option<String>,
 }
 
-/// The part of the scope's `config` key that web bots read; other fields are others'.
+/// What operators have asked for in the scope's `config` key, as far as it made sense: what does not takes nothing away of what was
+/// asked for before, for the fleet must not shrink by a slip of the finger.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Overrides {
+    scaling: Option<ScalingSettings>,
+    others: OtherOverrides,
+    trouble: Option<String>,
+}
+
+/// The part of the key that web bots read; other fields are others'.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Overrides {
-    scaling: ScalingOverrides,
+struct Written {
+    scaling: serde_json::Value,
+    #[serde(flatten)]
+    others: OtherOverrides,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct OtherOverrides {
     cdn_url: Option<String>,
     /// The bots that an operator wants to rest, by name.
     drain: BTreeMap<String, bool>,
@@ -169,36 +185,51 @@ impl Effective {
         self
     }
 
-    pub(super) fn of(settings: &Settings, view: &View) -> Self {
-        let own = |trouble| Self {
-            scaling: settings.scaling,
-            cdn_url: settings.cdn_url.clone(),
-            drained: false,
-            restart: 0,
-            trouble,
-        };
-        let key = settings.scope.config();
-        let Some(value) = view.value(&key) else { return own(None) };
-        let overrides: Overrides = match serde_json::from_str(value) {
-            Ok(overrides) => overrides,
-            Err(error) => return own(Some(format!("{key} cannot be read and is left out: {error}"))),
-        };
-        let asked = overrides.scaling;
-        let scaling = ScalingSettings {
-            min: asked.min.unwrap_or(settings.scaling.min),
-            max: asked.max.unwrap_or(settings.scaling.max),
-            target_in_flight: asked.target_in_flight.unwrap_or(settings.scaling.target_in_flight),
-            stable_window_s: asked.stable_window_s.unwrap_or(settings.scaling.stable_window_s),
-        };
-        let drained = overrides.drain.get(&settings.name) == Some(&true);
-        match scaling.fault() {
-            Some(fault) => {
-                Self { drained, restart: overrides.restart, ..own(Some(format!("{key} is left out: {fault}"))) }
-            }
-            None => {
-                let cdn_url = overrides.cdn_url.or_else(|| settings.cdn_url.clone());
-                Self { scaling, cdn_url, drained, restart: overrides.restart, trouble: None }
-            }
+    pub(super) fn of(settings: &Settings, overrides: &Overrides) -> Self {
+        let Overrides { scaling, others, trouble } = overrides;
+        Self {
+            scaling: scaling.unwrap_or(settings.scaling),
+            cdn_url: others.cdn_url.clone().or_else(|| settings.cdn_url.clone()),
+            drained: others.drain.get(&settings.name) == Some(&true),
+            restart: others.restart,
+            trouble: trouble.clone(),
         }
     }
+}
+
+impl Overrides {
+    /// Reads the key.
+    pub(super) fn observe(&mut self, settings: &Settings, view: &View) {
+        let key = settings.scope.config();
+        let Some(value) = view.value(&key) else {
+            *self = Self::default();
+            return;
+        };
+        self.trouble = None;
+        let Written { scaling, others } = match serde_json::from_str(value) {
+            Ok(written) => written,
+            Err(error) => {
+                self.trouble = Some(format!("{key} cannot be read, and all stays as it was: {error}"));
+                return;
+            }
+        };
+        self.others = others;
+        match scaling_of(settings.scaling, scaling) {
+            Ok(scaling) => self.scaling = Some(scaling),
+            Err(fault) => self.trouble = Some(format!("{key}: scaling stays as it was: {fault}")),
+        }
+    }
+}
+
+/// The figures of the file with those that are written in the store, or what is wrong with them.
+fn scaling_of(own: ScalingSettings, written: serde_json::Value) -> Result<ScalingSettings, String> {
+    let asked: Option<ScalingOverrides> = serde_json::from_value(written).map_err(|error| error.to_string())?;
+    let asked = asked.unwrap_or_default();
+    let scaling = ScalingSettings {
+        min: asked.min.unwrap_or(own.min),
+        max: asked.max.unwrap_or(own.max),
+        target_in_flight: asked.target_in_flight.unwrap_or(own.target_in_flight),
+        stable_window_s: asked.stable_window_s.unwrap_or(own.stable_window_s),
+    };
+    scaling.fault().map_or(Ok(scaling), Err)
 }

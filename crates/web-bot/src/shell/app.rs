@@ -113,9 +113,9 @@ impl Apps {
             }
             Err(error) => {
                 let program = self.recipe.command.first().cloned().unwrap_or_default();
-                let how = format!("cannot start {program}: {error}: correct web.command");
+                let how = format!("cannot start {program}: {error}{}", way_out(&error));
                 let events = self.events.clone();
-                tokio::spawn(async move { events.send(Event::AppExited { instance, how }).await });
+                tokio::spawn(async move { events.send(Event::AppNotStarted { instance, how }).await });
             }
         }
     }
@@ -200,6 +200,14 @@ impl Supervisor {
         if let Err(error) = self.running.signal(signal) {
             tracing::warn!(%error, instance = self.instance, "the app cannot be signalled");
         }
+    }
+}
+
+/// What to do about an app that cannot be started, where it is known.
+fn way_out(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => ": correct web.command",
+        _ => "",
     }
 }
 

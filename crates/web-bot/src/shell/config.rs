@@ -1,9 +1,6 @@
 //! The configuration of a web bot: the YAML document, and what of it the machine must know.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-};
+use std::{net::SocketAddr, path::PathBuf};
 
 use bots_core::{
     machine::Span,
@@ -52,7 +49,7 @@ pub struct Web {
     /// Where to listen.
     #[serde(default = "web_listen")]
     pub listen: String,
-    /// Where clients reach it, if that differs.
+    /// Where clients reach it, if that differs; it does where it listens on every address.
     #[serde(default)]
     pub connect_url: Option<String>,
     /// How to answer.
@@ -161,7 +158,14 @@ impl WebConfig {
     /// # Errors
     /// One line that names the field and the fix.
     pub fn check(&self) -> Result<(), String> {
-        self.listen()?;
+        let listen = self.listen()?;
+        if listen.ip().is_unspecified() && self.web.connect_url.is_none() {
+            return Err(format!(
+                "web.connect_url is not set, and nobody can connect to {listen}: give the URL under which proxies reach \
+                 this bot's site, such as http://10.0.0.31:{}",
+                listen.port()
+            ));
+        }
         self.tls_listen()?;
         self.database_password()?;
         self.site_path()?;
@@ -251,10 +255,6 @@ impl WebConfig {
     /// If a scope has a name that a key cannot hold.
     pub fn settings(&self, bound: SocketAddr, version: &str) -> Result<Settings, String> {
         let scope = |name: &str| self.common.other_scope(name).map_err(|e| e.to_string());
-        let reached = match bound.ip() {
-            ip if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
-            ip => ip,
-        };
         let url = self.web.connect_url.clone();
         Ok(Settings {
             scope: self.common.scope(),
@@ -263,7 +263,7 @@ impl WebConfig {
             name: self.common.name.clone(),
             version: version.to_owned(),
             api_url: self.common.api_url(),
-            url: url.unwrap_or_else(|| format!("http://{}", SocketAddr::new(reached, bound.port()))),
+            url: url.unwrap_or_else(|| format!("http://{bound}")),
             mode: self.web.mode,
             ttl: Span::from_secs(self.ttl_s),
             app_start_timeout: Span::from_secs(self.web.app_start_timeout_s),
@@ -357,6 +357,11 @@ mod tests {
         check("mode: static", "mode: app", "web.command");
         check("mode: static", "mode: fast", "web.mode");
         check("localhost:0", "nowhere", "web.listen");
+        check("localhost:0", "0.0.0.0:8080", "web.connect_url");
+        check("localhost:0", "*:8080", "web.connect_url");
+        check("localhost:0", "[::]:8080", "web.connect_url");
+        let told = GOOD.replace("'localhost:0'", "'0.0.0.0:8080', connect_url: 'http://10.0.0.31:8080'");
+        assert_eq!(read(&told).map(|config| config.web.connect_url), Ok(Some(String::from("http://10.0.0.31:8080"))));
         check("mode: static", "mode: static, trusted_proxies: [10.0.0.0/99]", "web.trusted_proxies");
         check("scope: site", "scope: a/b", "content.scope");
         check("scope: site", "scope: site, path_in_repo: a/../..", "content.path_in_repo");

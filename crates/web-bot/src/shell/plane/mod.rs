@@ -3,6 +3,7 @@
 //!
 //! A request keeps the route that it began with, and with it the commit: no answer mixes two.
 
+mod activity;
 mod answer;
 mod lane;
 mod log;
@@ -13,6 +14,7 @@ mod site;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod upload;
 mod workers;
 
 use std::{

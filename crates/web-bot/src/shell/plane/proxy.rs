@@ -1,9 +1,9 @@
 //! The way to the app: streams bodies both ways, strips what belongs to one connection only, says who asked, and tries
 //! again what is safe to try again.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use bots_core::shell::Networks;
+use bots_core::shell::{Clock, Networks};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited, combinators::UnsyncBoxBody};
 use hyper::{
@@ -22,6 +22,7 @@ use super::{
     Backend, InFlight,
     answer::Answer,
     serve::Entered,
+    upload::{Awaited, BrokenOff, Progress, Upload},
     workers::{Client as Asker, Worker},
 };
 
@@ -56,6 +57,13 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::UPGRADE,
 ];
 
+/// What a client may not call a header of one connection, whatever it writes into `Connection`: a proxy in front has said it to the
+/// app, or it makes the request what it is. Names that begin with [`FORWARDED_PREFIX`] or [`CONTENT_PREFIX`] belong to them.
+const END_TO_END: [&str; 5] = [FORWARDED, REAL_IP, "host", "authorization", "cookie"];
+
+const FORWARDED: &str = "forwarded";
+const CONTENT_PREFIX: &str = "content-";
+
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -68,12 +76,17 @@ const FORWARDED_PREFIX: &str = "x-forwarded-";
 pub(super) struct Proxy {
     client: Client<HttpConnector, RequestBody>,
     answer_timeout: Duration,
+    patience: Duration,
 }
 
 /// Why the app has not answered.
 enum Failure {
     /// Nothing was sent, or the connection broke.
     Broken,
+    /// The client broke off, or sent what is no request's body.
+    BrokenOff,
+    /// The client sends nothing any more.
+    Stalled,
     /// The client sent more than we pass on.
     TooLarge,
     /// No answer in time.
@@ -81,7 +94,8 @@ enum Failure {
 }
 
 impl Proxy {
-    pub(super) fn new(answer_timeout: Duration) -> Self {
+    /// The app may take nothing, and answer nothing, for `answer_timeout`; a client may send nothing for `patience`.
+    pub(super) fn new(answer_timeout: Duration, patience: Duration) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_DEADLINE));
@@ -89,18 +103,42 @@ impl Proxy {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(KEEP_ALIVE)
             .build(connector);
-        Self { client, answer_timeout }
+        Self { client, answer_timeout, patience }
     }
 
-    async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
-        match tokio::time::timeout(self.answer_timeout, self.client.request(request)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if is_too_large(&error) => Err(Failure::TooLarge),
-            Ok(Err(error)) => {
+    async fn send(&self, request: Request<RequestBody>, progress: Progress) -> Result<Response<Incoming>, Failure> {
+        let mut answer = pin!(self.client.request(request));
+        let answered = tokio::select! {
+            biased;
+            answered = answer.as_mut() => answered,
+            failure = self.patience_with(&progress) => return Err(failure),
+        };
+        answered.map_err(|error| {
+            if is_caused_by::<LengthLimitError>(&error) {
+                Failure::TooLarge
+            } else if is_caused_by::<BrokenOff>(&error) {
+                Failure::BrokenOff
+            } else {
                 tracing::debug!(error = %anyhow::Error::new(error).root_cause(), "the app broke off");
-                Err(Failure::Broken)
+                Failure::Broken
             }
-            Err(_elapsed) => Err(Failure::Late),
+        })
+    }
+
+    /// Waits until whoever is waited for has had his time without a break.
+    async fn patience_with(&self, progress: &Progress) -> Failure {
+        let shorter = self.patience.min(self.answer_timeout);
+        loop {
+            let (awaited, since) = progress.now();
+            let (patience, failure) = match awaited {
+                Awaited::Client => (self.patience, Failure::Stalled),
+                Awaited::App => (self.answer_timeout, Failure::Late),
+            };
+            match patience.checked_sub(Clock::now().since(since).to_std()) {
+                // Another may be waited for meanwhile.
+                Some(left) if !left.is_zero() => tokio::time::sleep(left.min(shorter)).await,
+                Some(_) | None => return failure,
+            }
         }
     }
 }
@@ -133,10 +171,12 @@ impl Worker {
         for last_try in (0..tries).rev() {
             let (backend, closing, at_app) = entered;
             let body = if safe { None } else { body.take() };
+            let progress = Progress::begin();
+            let body = body.map(|body| Upload::new(body, progress.clone()));
             let Some(outgoing) = outgoing(&head, body, &backend, client, &self.shared.trusted) else {
                 return self.trouble(StatusCode::BAD_REQUEST, "the address of the request cannot be used\n", in_flight);
             };
-            match self.proxy.send(outgoing).await {
+            match self.proxy.send(outgoing, progress).await {
                 Ok(answer) => {
                     let (mut head, body) = answer.into_parts();
                     strip(&mut head.headers);
@@ -177,13 +217,14 @@ impl Worker {
         in_flight: InFlight,
         (backend, closing, at_app): (Arc<Backend>, bool, InFlight),
     ) -> Response<Answer> {
-        let version = head.version;
+        let (version, progress) = (head.version, Progress::begin());
+        let body = Upload::new(body, progress.clone());
         let Some(mut outgoing) = outgoing(&head, Some(body), &backend, client, &self.shared.trusted) else {
             return self.trouble(StatusCode::BAD_REQUEST, "the address of the request cannot be used\n", in_flight);
         };
         outgoing.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         outgoing.headers_mut().insert(header::UPGRADE, to);
-        let mut answer = match self.proxy.send(outgoing).await {
+        let mut answer = match self.proxy.send(outgoing, progress).await {
             Ok(answer) => answer,
             Err(failure) => {
                 let (status, text) = failure.status();
@@ -229,6 +270,8 @@ impl Failure {
             Self::Broken => {
                 (StatusCode::BAD_GATEWAY, "the app broke off without an answer: it may have acted or not\n")
             }
+            Self::BrokenOff => (StatusCode::BAD_REQUEST, "the request broke off\n"),
+            Self::Stalled => (StatusCode::REQUEST_TIMEOUT, "the request did not go on in time\n"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the request is larger than 64 MiB\n"),
             Self::Late => (StatusCode::GATEWAY_TIMEOUT, "the app did not answer in time: it may have acted or not\n"),
         }
@@ -238,7 +281,7 @@ impl Failure {
 /// The request as the app shall see it; nothing if its address makes no sense there.
 fn outgoing(
     head: &Parts,
-    body: Option<Incoming>,
+    body: Option<Upload>,
     backend: &Backend,
     client: Asker,
     trusted: &Networks,
@@ -253,11 +296,30 @@ fn outgoing(
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = uri.build().ok()?;
     *request.version_mut() = Version::HTTP_11;
-    let mut headers = head.headers.clone();
-    strip(&mut headers);
-    introduce(&mut headers, client, trusted);
-    *request.headers_mut() = headers;
+    *request.headers_mut() = outgoing_headers(&head.headers, &head.uri, client, trusted);
     Some(request)
+}
+
+fn outgoing_headers(received: &HeaderMap, uri: &Uri, client: Asker, trusted: &Networks) -> HeaderMap {
+    let mut headers = received.clone();
+    as_http1(&mut headers, uri);
+    strip_but(&mut headers, is_end_to_end);
+    introduce(&mut headers, client, trusted);
+    headers
+}
+
+/// What HTTP/2 says in another way: the host beside the headers, and cookies in several (RFC 9113, 8.3.1 and 8.2.3).
+fn as_http1(headers: &mut HeaderMap, uri: &Uri) {
+    if let Some(authority) = uri.authority().filter(|_| !headers.contains_key(header::HOST)) {
+        let port = authority.port().map_or_else(String::new, |port| format!(":{port}"));
+        headers.extend(HeaderValue::from_str(&format!("{}{port}", authority.host())).ok().map(|v| (header::HOST, v)));
+    }
+    let cookies: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, joined);
+    }
 }
 
 /// Says who asked, and for what host. What was said of that before counts only if a trusted proxy said it.
@@ -286,7 +348,7 @@ fn forget_origin(headers: &mut HeaderMap) {
     let of_origin = |name: &&HeaderName| {
         // Some apps cannot tell the two signs.
         let name = name.as_str().replace('_', "-");
-        name == header::FORWARDED.as_str() || name == REAL_IP || name.starts_with(FORWARDED_PREFIX)
+        name == FORWARDED || name == REAL_IP || name.starts_with(FORWARDED_PREFIX)
     };
     let names: Vec<HeaderName> = headers.keys().filter(of_origin).cloned().collect();
     for name in names {
@@ -296,22 +358,33 @@ fn forget_origin(headers: &mut HeaderMap) {
 
 /// Takes out what belongs to one connection: the known headers, and those that `Connection` names.
 fn strip(headers: &mut HeaderMap) {
+    strip_but(headers, |_| false);
+}
+
+/// The same, but for those that `Connection` names and has no say over.
+fn strip_but(headers: &mut HeaderMap, kept: impl Fn(&HeaderName) -> bool) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|names| names.split(','))
         .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| !kept(name))
         .collect();
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
 }
 
-fn is_too_large(error: &hyper_util::client::legacy::Error) -> bool {
+fn is_end_to_end(name: &HeaderName) -> bool {
+    let name = name.as_str().replace('_', "-");
+    END_TO_END.contains(&name.as_str()) || name.starts_with(FORWARDED_PREFIX) || name.starts_with(CONTENT_PREFIX)
+}
+
+fn is_caused_by<E: std::error::Error + 'static>(error: &hyper_util::client::legacy::Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
-        if error.is::<LengthLimitError>() {
+        if error.is::<E>() {
             return true;
         }
         cause = error.source();
@@ -350,6 +423,47 @@ mod tests {
         strip(&mut found);
         let kept = headers(&[("content-type", "text/html"), ("set-cookie", "a=1"), ("set-cookie", "b=2")]);
         assert_eq!(found, kept);
+    }
+
+    #[test]
+    fn a_client_cannot_have_taken_away_what_a_proxy_says_of_it() {
+        let edge = Asker { address: "127.0.0.1:4711".parse().expect("address"), secure: false };
+        let received = headers(&[
+            ("host", "example.org"),
+            (
+                "connection",
+                "x-forwarded-for, X-Forwarded-Host, X-Real-IP, forwarded, host, content-type, cookie, x-mine",
+            ),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-host", "example.org"),
+            ("x-forwarded-proto", "https"),
+            ("x-real-ip", "192.0.2.1"),
+            ("content-type", "text/plain"),
+            ("cookie", "a=1"),
+            ("x-mine", "1"),
+        ]);
+        let found = outgoing_headers(&received, &Uri::from_static("/"), edge, &Networks::loopback());
+        let mut wanted = received;
+        wanted.remove("connection");
+        wanted.remove("x-mine");
+        wanted.insert(FORWARDED_FOR, HeaderValue::from_static("192.0.2.1, 127.0.0.1"));
+        assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn what_http2_says_in_another_way_is_said_as_apps_know_it() {
+        let peer = Asker { address: "192.0.2.1:4711".parse().expect("address"), secure: true };
+        let received = headers(&[("cookie", "a=1"), ("cookie", "b=2; c=3")]);
+        let uri = Uri::from_static("https://example.org:8443/a");
+        let found = outgoing_headers(&received, &uri, peer, &Networks::loopback());
+        let wanted = headers(&[
+            ("cookie", "a=1; b=2; c=3"),
+            ("host", "example.org:8443"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "example.org:8443"),
+        ]);
+        assert_eq!(found, wanted);
     }
 
     #[test]

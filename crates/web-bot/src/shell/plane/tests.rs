@@ -94,6 +94,7 @@ const HELLO: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nx-app: yes\r\nkeep-
 mod hostile;
 mod lane;
 mod streams;
+mod uploads;
 
 #[tokio::test]
 async fn an_idle_bot_says_so_and_names_its_state() {

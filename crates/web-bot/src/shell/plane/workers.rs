@@ -26,7 +26,7 @@ use tokio::{
 
 use tokio_rustls::TlsAcceptor;
 
-use super::{Shared, lane::Left, proxy::Proxy, tls::is_http2};
+use super::{Shared, activity::Activity, lane::Left, proxy::Proxy, tls::is_http2};
 
 /// Connections at once. Each costs a few kilobytes; more clients than this belong behind a proxy.
 const CONNECTIONS_MAX: usize = 8_192;
@@ -44,7 +44,8 @@ pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Requests at once on one connection (HTTP/2); browsers ask for about a hundred.
 const STREAMS_MAX: u32 = 128;
 
-/// How often a silent HTTP/2 connection is asked whether it lives, and how long the answer may take.
+/// How often a silent HTTP/2 connection is asked whether it lives, and how long the answer may take. One that lives and asks for
+/// nothing is closed all the same, as over HTTP/1.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
 /// What is read before it is known what a connection speaks.
@@ -95,7 +96,7 @@ impl Workers {
         for number in 0..threads.max(1) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let (sender, mut queue) = mpsc::channel::<Accepted>(QUEUE_MAX);
-            let proxy = Proxy::new(app_answer_timeout);
+            let proxy = Proxy::new(app_answer_timeout, shared.patience);
             let (shared, tls, open) = (Arc::clone(shared), tls.cloned(), AtomicUsize::new(0));
             let worker = Arc::new(Worker { shared, proxy, tls, open });
             let mine = Arc::clone(&worker);
@@ -222,10 +223,14 @@ impl Worker {
         client: Client,
         mut closing: watch::Receiver<()>,
     ) {
-        let worker = Arc::clone(&self);
+        let (worker, activity) = (Arc::clone(&self), Activity::new());
+        let requests = activity.clone();
         let service = service_fn(move |request| {
-            let worker = Arc::clone(&worker);
-            async move { Ok::<_, Infallible>(worker.answer(request, client).await) }
+            let (worker, busy) = (Arc::clone(&worker), requests.begin());
+            async move {
+                let answer = worker.answer(request, client).await;
+                Ok::<_, Infallible>(answer.map(|body| busy.until_end_of(body)))
+            }
         });
         let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -239,8 +244,13 @@ impl Worker {
             // A client that breaks off is its own business.
             _ended = connection.as_mut() => return,
             _asked = closing.changed() => connection.as_mut().graceful_shutdown(),
+            () = activity.ends_for(self.shared.patience) => connection.as_mut().graceful_shutdown(),
         }
-        let _ended = connection.await;
+        tokio::select! {
+            _ended = connection => {}
+            // One that takes leave of nobody is left.
+            () = activity.ends_for(self.shared.patience) => {}
+        }
     }
 
     /// Tells when open connections are to be closed, each after the answer that is under way.

@@ -40,6 +40,44 @@ async fn http2_is_spoken_to_who_begins_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_sees_the_host_and_the_cookies_of_http2_as_those_of_http1() {
+    let stand = stand(PATIENCE);
+    let (backend, mut seen) = app(HELLO, Duration::ZERO).await;
+    stand.plane.set_target(Target::App { backend, closing: false });
+    let url = format!("http://{}/", stand.address);
+    let cookies = ["-H", "cookie: a=1", "-H", "cookie: b=2"];
+    assert_eq!(curl(&[&["--http2-prior-knowledge"], &cookies[..], &[url.as_str()]].concat()), "hello");
+    let request = seen.recv().await.expect("a request").to_ascii_lowercase();
+    let host = stand.address;
+    for line in [format!("\r\nhost: {host}\r\n"), format!("\r\nx-forwarded-host: {host}\r\n")] {
+        assert!(request.contains(&line), "{line} in {request}");
+    }
+    assert!(request.contains("\r\ncookie: a=1; b=2\r\n"), "{request}");
+}
+
+/// Whoever answers pings lives, and is shown the door all the same when it has asked for nothing for long; not while an answer is
+/// under way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_http2_connection_that_asks_for_nothing_is_closed() {
+    let stand = stand_with(PATIENCE, Duration::from_millis(300), None);
+    let (backend, _seen) = app(HELLO, Duration::from_secs(2)).await;
+    stand.plane.set_target(Target::App { backend, closing: false });
+    let stream = TcpStream::connect(stand.address).await.expect("connect");
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut client, connection) = hyper::client::conn::http2::handshake(executor, io).await.expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    let request = hyper::Request::get(format!("http://{}/", stand.address));
+    let request = request.body(http_body_util::Empty::<Bytes>::new()).expect("a request");
+    let answer = client.send_request(request).await.expect("the slow answer comes");
+    assert_eq!(answer.status(), 200);
+    drop(answer);
+    let closed = tokio::time::timeout(PATIENCE, connection).await.expect("it is closed in time");
+    let _goodbye = closed.expect("no panic");
+    drop(client);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_speaks_both_and_takes_a_new_certificate() {
     let dir = tempfile::tempdir().expect("a folder");
     let tls = certificate(dir.path(), "first");
