@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     time::{Duration, Instant},
 };
 
@@ -11,7 +12,9 @@ use fleet::{
     Fleet,
     bots::{ContentBot, Serves},
     fleet::{SITE, WEB, plain_site},
+    git::Origin,
     http::{Http, Load},
+    process::{Program, system_binary},
     wait::until,
 };
 
@@ -150,6 +153,52 @@ async fn too_large_a_repository_is_refused(fleet: &mut Fleet) -> Result<()> {
     ensure!(Http::new().page(&format!("{}/", fleet.web[0].url)).await?.status == 200, "the site stays up");
     ensure!(small.bot.stop(), "the second content bot stops");
     Ok(())
+}
+
+/// The origin packs a commit for the content bot, and for nobody else. Its server calls a program of ours for every pack.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_web_bots_cost_the_origin_one_fetch() -> Result<()> {
+    let mut fleet = Fleet::with_etcd(1).await?;
+    fleet.store.put(WEB, "config", r#"{"scaling":{"min":4,"max":4}}"#).await?;
+    let seed = fleet.scratch.dir("seed", None)?;
+    plain_site(&seed, "the first words")?;
+    let origin = Origin::new(&fleet.scratch, fleet.logs(), "site", &seed).await?;
+    let folder = fleet.scratch.path().to_owned();
+    let (packs, hook, config) = (folder.join("packs"), folder.join("count-packs"), folder.join("gitconfig"));
+    fs::write(&hook, format!("#!/bin/sh\necho one >> '{}'\nexec \"$@\"\n", packs.display())).context("write a hook")?;
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).context("make the hook executable")?;
+    let text = format!("[uploadpack]\n\tpackObjectsHook = {}\n[safe]\n\tdirectory = *\n", hook.display());
+    fs::write(&config, text).context("write git's configuration")?;
+    let port = fleet::free_port().context("find a port")?;
+    let words = ["daemon", "--export-all", "--reuseaddr", "--listen=127.0.0.1"].map(str::to_owned);
+    let server = Program::new("git-daemon", system_binary("git", &[])?)
+        .args(words.into_iter().chain([format!("--port={port}"), format!("--base-path={}", folder.display())]))
+        .env("GIT_CONFIG_GLOBAL", config.display().to_string())
+        .env("GIT_CONFIG_NOSYSTEM", "1");
+    let mut server = server.start(fleet.logs())?;
+    let packed = || fs::read_to_string(&packs).unwrap_or_default().lines().count();
+
+    let url = format!("git://127.0.0.1:{port}/site.git");
+    let mut content = ContentBot::polling(&fleet.place(), (SITE, "content-1"), &url, 3_600, "")?;
+    content.bot.start()?;
+    fleet.content.push(content);
+    fleet.origin = Some(origin);
+    fleet.add_web(4, &Serves::Files)?;
+    fleet.serving(4, STEP).await?;
+    ensure!(packed() == 1, "the origin has packed the first commit {} times", packed());
+    let origin = fleet.origin()?;
+    plain_site(origin.work(), "the next words")?;
+    let sha = origin.push("the next words").await?;
+    fleet.content[0].notify().await?;
+    until("every web bot serves the push", STEP, || async {
+        let serving = fleet.store.look(WEB).await?.serving();
+        let behind = serving.iter().filter(|bot| bot.sha != sha).count();
+        if serving.len() == 4 && behind == 0 { Ok(()) } else { Err(format!("{behind} of {} do not", serving.len())) }
+    })
+    .await?;
+    ensure!(packed() == 2, "the origin has made {} packs of two commits", packed());
+    ensure!(server.stop(), "git's server stops");
+    fleet.stop().await
 }
 
 async fn wait_live(fleet: &Fleet, sha: &str) -> Result<()> {

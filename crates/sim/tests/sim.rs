@@ -33,7 +33,6 @@ const fn first_seed(plant: Plant) -> u64 {
         Plant::NamesGoBeforeKey => 3_800,
         Plant::PromiseNotKept => 1_400,
         Plant::OthersUnseen => 1_500,
-        Plant::EveryVoteCounts => 1_000,
         _shows_sooner => 0,
     }
 }

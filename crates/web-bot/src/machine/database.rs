@@ -8,7 +8,7 @@
 use bots_core::{
     dcs::{Scope, View},
     machine::{Deadline, Span, Time},
-    wire::{Connections, Member, PostgresFacts},
+    wire::{Connections, DATABASE_FAILS_OVER, Member, PostgresFacts},
 };
 use serde::Serialize;
 
@@ -186,7 +186,7 @@ impl Database {
     pub(super) fn trouble(&self, now: Time) -> Option<String> {
         let disturbed = self.disturbed_since.is_some_and(|since| now < since + FREEZE_MAX);
         if disturbed {
-            return Some(String::from("the database fails over: no flip, no restart and no scaling meanwhile"));
+            return Some(format!("{DATABASE_FAILS_OVER}: no flip, no restart and no scaling meanwhile"));
         }
         let address = self.address.as_ref().filter(|_| self.silent_since.is_some())?;
         Some(format!("the database does not answer at {address}: requests that wait for it ask for no more bots"))
