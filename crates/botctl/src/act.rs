@@ -236,8 +236,10 @@ async fn edit_config(
     let old = config_of(&view)?;
     let by_hand = set.is_empty() && unset.is_empty();
     let new = if by_hand { edit_by_hand(&old).await? } else { config::apply(old.clone(), set, unset)? };
+    // What was wrong before does not keep anybody from draining a bot, or from a pause.
+    let known = bots_core::wire::config::misfits(&old);
     let mut misfits = bots_core::wire::config::misfits(&new);
-    // What was wrong before does not keep anybody from draining a bot.
+    misfits.retain(|misfit| !known.contains(misfit));
     misfits.extend(web::fault(&new).filter(|_| new.get("scaling") != old.get("scaling")));
     if !misfits.is_empty() {
         return Err(Failure::failed(format!("nothing was written: {}", misfits.join("; "))));

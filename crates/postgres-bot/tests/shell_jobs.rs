@@ -53,7 +53,9 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
         b.comes_to("SELECT count(*) FROM t", "2").await;
 
         // Two primaries, by hand: what each writes now is what a rewind is for.
-        let JobResult::Promoted { server, ancestry } = b.does(Job::Promote { timeline: Timeline(2) }).await else {
+        let JobResult::Promoted { server, ancestry } =
+            b.does(Job::Promote { timeline: Timeline(2), heeds: false }).await
+        else {
             panic!("not promoted")
         };
         assert_eq!((server.in_recovery, server.timeline), (false, Timeline(2)));
@@ -161,7 +163,10 @@ fn a_number_that_another_member_has_is_passed_over() {
         a.does(Job::Stop { mode: StopMode::Fast }).await;
         for (promoted, number) in [(&b, 2), (&c, 4)] {
             let timeline = Timeline(number);
-            let JobResult::Promoted { server, .. } = promoted.does(Job::Promote { timeline }).await else { panic!() };
+            let JobResult::Promoted { server, .. } = promoted.does(Job::Promote { timeline, heeds: false }).await
+            else {
+                panic!()
+            };
             assert_eq!(server.timeline, timeline);
             let write = format!("INSERT INTO t VALUES ('{}')", promoted.hands.node.name);
             promoted.client().await.batch_execute(&write).await.expect("write");
@@ -212,7 +217,7 @@ fn a_crashed_standby_that_has_more_than_the_new_leader_is_rewound() {
         c.comes_to("SELECT count(*) FROM t", "1").await;
         c.client().await.batch_execute("CHECKPOINT").await.expect("a restartpoint");
         a.does(Job::Stop { mode: AT_ONCE }).await;
-        b.does(Job::Promote { timeline: Timeline(2) }).await;
+        b.does(Job::Promote { timeline: Timeline(2), heeds: false }).await;
         b.does(Job::Checkpoint).await;
         c.does(Job::Follow { upstream: Some(b.as_upstream()) }).await;
         let history = c.data_dir().join("pg_wal/00000002.history");
@@ -252,7 +257,7 @@ fn a_standby_that_replays_past_a_promotion_is_sure_of_nothing_before_it_tells_th
             a.client().await.batch_execute("INSERT INTO t VALUES ('on the old timeline')").await.expect("write");
             a.does(Job::Stop { mode: StopMode::Fast }).await;
             let timeline = Timeline(2);
-            b.does(Job::Promote { timeline }).await;
+            b.does(Job::Promote { timeline, heeds: false }).await;
             c.does(Job::Follow { upstream: Some(b.as_upstream()) }).await;
             b.client().await.batch_execute("INSERT INTO t VALUES ('on the new timeline')").await.expect("write");
             let end = b.asks("SELECT pg_current_wal_flush_lsn()").await;
@@ -481,12 +486,12 @@ fn a_standby_that_may_acknowledge_alone_is_not_promoted() {
         b.hands.apply().await.expect("written");
         b.comes_to("SELECT current_setting('synchronous_standby_names')", BLOCKED).await;
 
-        let why = b.fails(Job::Promote { timeline: Timeline(2) }).await;
+        let why = b.fails(Job::Promote { timeline: Timeline(2), heeds: true }).await;
         assert!(why.contains("would acknowledge commits alone"), "{why}");
         assert_eq!(b.asks("SELECT pg_is_in_recovery()").await, "true");
 
         kill_process(stopped, Signal::CONT).expect("goes on");
-        b.does(Job::Promote { timeline: Timeline(2) }).await;
+        b.does(Job::Promote { timeline: Timeline(2), heeds: true }).await;
         let commit = b.client().await;
         let commit = commit.batch_execute("INSERT INTO t VALUES (1)");
         let acknowledged = tokio::time::timeout(Duration::from_secs(2), commit).await;

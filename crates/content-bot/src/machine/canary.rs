@@ -26,8 +26,9 @@ pub const CANARY_EVERY: Span = Span::from_millis(500);
 /// five seconds by default, apps fail and no web bot can know why.
 pub const FAILOVER_SHOWS: Span = Span::from_secs(6);
 
-/// How many canaries may go away while they serve the candidate. Machines fail and are restarted one by one; so many in one
-/// trial are the commit's doing.
+/// How many canaries may go away while they try the candidate: also one that has come back and gone again without having served it, for
+/// an app that has crashed may not come up any more. Machines fail and are restarted one by one; so many in one trial are the commit's
+/// doing.
 pub const LOSSES_MAX: u32 = 5;
 
 /// What the operator decides.
@@ -46,8 +47,10 @@ pub struct CanarySettings {
 pub(super) struct Trial {
     /// The key that is followed.
     canary: Option<(Revision, Canary)>,
-    /// How often a canary went away while it served this candidate.
+    /// How often a canary went away while it tried this candidate.
     losses: u32,
+    /// What the canary had answered by the end of its database's failover, which says nothing of the commit.
+    excused: WebLoad,
     /// Where the canary is, and since when.
     presence: Presence,
     serving_since: Option<Time>,
@@ -96,7 +99,7 @@ impl Trial {
         let Some((_, canary)) = self.canary.clone() else { return };
         let Some(bot) = find(&serving(view, webs), &canary.member).cloned() else {
             if !matches!(self.presence, Presence::Gone(_)) {
-                self.losses = self.losses.saturating_add(u32::from(self.serving_since.is_some()));
+                self.losses = self.losses.saturating_add(u32::from(matches!(self.presence, Presence::There(_))));
                 self.begin_anew(Presence::Gone(now));
             }
             return;
@@ -104,6 +107,10 @@ impl Trial {
         match (bot.facts.database_fails_over(), self.presence) {
             (true, Presence::Excused) | (false, Presence::There(_)) => {}
             (true, Presence::Unknown | Presence::There(_) | Presence::Gone(_)) => self.begin_anew(Presence::Excused),
+            (false, Presence::Excused) if bot.facts.serving.as_ref() == Some(&canary.sha) => {
+                self.begin_anew(Presence::There(now));
+                self.excused = bot.facts.load.unwrap_or_default();
+            }
             (false, Presence::Unknown | Presence::Excused | Presence::Gone(_)) => {
                 self.begin_anew(Presence::There(now));
             }
@@ -161,9 +168,7 @@ impl Trial {
         let Some(bot) = find(&all, &canary.member) else {
             if self.losses >= LOSSES_MAX {
                 let (member, losses) = (&canary.member, self.losses);
-                return quarantine(format!(
-                    "its canaries went away {losses} times while they served it, last {member}"
-                ));
+                return quarantine(format!("its canaries went away {losses} times while they tried it, last {member}"));
             }
             // One that is restarted comes back, and the trial goes on.
             let given_up = matches!(self.presence, Presence::Gone(since) if since + settings.timeout <= now);
@@ -196,7 +201,11 @@ impl Trial {
             let why = self.why.as_deref().unwrap_or("no reason is known");
             return Some(format!("{} of {} pages of {member}, its canary, failed: {why}", self.failed, self.asked));
         }
-        let WebLoad { requests, errors, .. } = load.unwrap_or_default();
+        let load = load.unwrap_or_default();
+        // It counts from the beginning of its process, and of the commit.
+        let excused = if self.excused.requests <= load.requests { self.excused } else { WebLoad::default() };
+        let requests = load.requests - excused.requests;
+        let errors = load.errors.saturating_sub(excused.errors);
         too_many(errors, requests).then(|| {
             format!("{errors} of {requests} requests at {member}, its canary, were answered with 500 or above")
         })

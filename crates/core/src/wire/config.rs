@@ -60,10 +60,11 @@ pub fn sync_mode(value: &Value) -> Option<SyncMode> {
     }
 }
 
-/// The lines that `value` is, if it is a list of texts.
+/// The lines that `value` is, if it is a list of texts. What is null in it says nothing.
 #[must_use]
 pub fn lines(value: &Value) -> Option<Vec<String>> {
-    value.as_array()?.iter().map(|line| line.as_str().map(str::to_owned)).collect()
+    let said = value.as_array()?.iter().filter(|line| !line.is_null());
+    said.map(|line| line.as_str().map(str::to_owned)).collect()
 }
 
 /// Whether `value` says which slots it matches: one that says nothing would match everything, and a field that is misspelt

@@ -352,7 +352,8 @@ impl Turn {
         self.become_phase(Phase::Promoting { from, timeline });
         let patience = self.s.dynamic.primary_start_timeout.max(PROMOTION_PATIENCE_MIN);
         self.s.timers.arm(Timer::Patience, self.now + patience);
-        self.run(Job::Promote { timeline });
+        let heeds = self.s.standby_names().is_some();
+        self.run(Job::Promote { timeline, heeds });
     }
 
     /// Making the server writable.

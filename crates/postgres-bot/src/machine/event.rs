@@ -213,6 +213,8 @@ pub enum Job {
     Promote {
         /// A number that was taken for this.
         timeline: Timeline,
+        /// Not before commits would wait for the standbys that the server is told of: the machine has named them, not the operator.
+        heeds: bool,
     },
     /// `CHECKPOINT`. Ends as [`JobResult::Done`].
     Checkpoint,
@@ -247,7 +249,7 @@ impl fmt::Display for Job {
             Self::StartPrimary => f.write_str("start as primary"),
             Self::StartStandby { upstream } => write!(f, "start as standby of {}", of(upstream)),
             Self::Follow { upstream } => write!(f, "follow {}", of(upstream)),
-            Self::Promote { timeline } => write!(f, "promote to timeline {timeline}"),
+            Self::Promote { timeline, .. } => write!(f, "promote to timeline {timeline}"),
             Self::Checkpoint => f.write_str("checkpoint"),
             Self::Drain => f.write_str("end sessions"),
             Self::Stop { mode: StopMode::Fast } => f.write_str("stop, fast"),

@@ -15,7 +15,7 @@ use bots_core::{
 };
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
-use tokio::process::Child;
+use tokio::{process::Child, sync::Notify};
 
 use super::tool::clean_command;
 use crate::machine::{Postgres, State};
@@ -43,6 +43,8 @@ pub(super) type Programs = BTreeMap<&'static str, Vec<String>>;
 pub(super) struct Callbacks {
     told: Told,
     teller: Arc<Mutex<Teller>>,
+    /// There is more to tell.
+    told_more: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -77,7 +79,7 @@ impl Callbacks {
             looked_after: false,
             waited_since: None,
         };
-        Self { told: Told::default(), teller: Arc::new(Mutex::new(teller)) }
+        Self { told: Told::default(), teller: Arc::new(Mutex::new(teller)), told_more: Arc::default() }
     }
 
     /// Takes note of a step; `reloads` counts how often the server was told to read its files again.
@@ -93,8 +95,9 @@ impl Callbacks {
         teller.go_on();
         if teller.is_busy() && !teller.looked_after {
             teller.looked_after = true;
-            tokio::spawn(look_after(Arc::clone(&self.teller)));
+            tokio::spawn(look_after(Arc::clone(&self.teller), Arc::clone(&self.told_more)));
         }
+        self.told_more.notify_one();
     }
 
     /// The bot ends: what waits is told without waiting.
@@ -107,7 +110,7 @@ impl Callbacks {
 }
 
 /// Until nothing runs and nothing waits.
-async fn look_after(teller: Arc<Mutex<Teller>>) {
+async fn look_after(teller: Arc<Mutex<Teller>>, told_more: Arc<Notify>) {
     loop {
         let pause = {
             let mut teller = lock(&teller);
@@ -118,7 +121,8 @@ async fn look_after(teller: Arc<Mutex<Teller>>) {
             }
             if teller.waiting.is_empty() { LOOK_EVERY_QUIET } else { LOOK_EVERY }
         };
-        tokio::time::sleep(pause).await;
+        // What waits is not to wait for the end of a long pause.
+        let _sooner = tokio::time::timeout(pause, told_more.notified()).await;
     }
 }
 

@@ -58,7 +58,7 @@ impl Fleet {
                 server.upstream = upstream.as_ref().map(|up| up.name.clone());
                 Ok(self.facts(at).map(JobResult::Started).ok_or_else(|| String::from("it is not up")))
             }
-            Job::Promote { timeline } if process == Process::Standby => self.promote(at, *timeline),
+            Job::Promote { timeline, .. } if process == Process::Standby => self.promote(at, *timeline),
             Job::Follow { upstream } if process == Process::Standby => {
                 self.member(at).server.upstream = upstream.as_ref().map(|up| up.name.clone());
                 done

@@ -52,7 +52,7 @@ impl Disk {
             (Job::StartPrimary | Job::Promote { .. }, true) if self.is_whole() => Data::Primary,
             (_any_other, _) => self.data,
         };
-        if let (Job::Promote { timeline }, true) = (job, good) {
+        if let (Job::Promote { timeline, .. }, true) = (job, good) {
             self.timeline = timeline.0;
         }
     }

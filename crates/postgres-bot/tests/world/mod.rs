@@ -483,7 +483,7 @@ impl World {
             Job::Initialize => JobResult::Initialized { system_id: SYSTEM_ID.to_owned() },
             Job::StartPrimary => JobResult::Started(server(false, timeline, position)),
             Job::StartStandby { .. } => JobResult::Started(server(true, timeline, position)),
-            Job::Promote { timeline: Timeline(to) } => {
+            Job::Promote { timeline: Timeline(to), .. } => {
                 // Timelines are counted only as far as they matter here: each comes from the one before.
                 let ancestry = vec![(Timeline(to.saturating_sub(1)), Lsn(position))];
                 JobResult::Promoted { server: server(false, to, position), ancestry }

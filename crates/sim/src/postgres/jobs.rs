@@ -75,7 +75,7 @@ impl World {
             }
             Job::StartPrimary => self.start_server(node, true, None),
             Job::StartStandby { upstream } => self.start_server(node, false, upstream),
-            Job::Promote { timeline } => self.promote(node, serial, timeline),
+            Job::Promote { timeline, .. } => self.promote(node, serial, timeline),
             Job::Stop { mode } => {
                 if self.body(node).process == Process::Down {
                     if !self.body(node).unburied {

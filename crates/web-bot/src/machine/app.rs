@@ -13,7 +13,11 @@ use bots_core::{
 };
 use serde::Serialize;
 
-use super::{Action, content::backoff, proof::Proof};
+use super::{
+    Action,
+    content::backoff,
+    proof::{PROOF_BACKOFF_MIN, Proof},
+};
 
 /// How long a stopped app may take from SIGTERM to its end before it is killed.
 pub const APP_STOP_GRACE: Span = Span::from_secs(5);
@@ -382,7 +386,9 @@ impl App {
             return;
         }
         let count = self.count_for(&recipe) + 1;
-        let retry_at = now + backoff(RESTART_BACKOFF_MIN, RESTART_BACKOFF_MAX, count);
+        // Beside one that serves there is time, and the database may be to blame: see there.
+        let pause_min = if self.current.is_some() { PROOF_BACKOFF_MIN } else { RESTART_BACKOFF_MIN };
+        let retry_at = now + backoff(pause_min, RESTART_BACKOFF_MAX, count);
         self.failures = Some(Failures { count, recipe, retry_at, hopeless: self.current.is_none(), why: Some(why) });
     }
 

@@ -23,14 +23,17 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const HEED_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Leaves recovery for `timeline`; returns once writes are accepted.
-pub(super) async fn run(hands: &Arc<Hands>, timeline: Timeline) -> anyhow::Result<JobResult> {
+pub(super) async fn run(hands: &Arc<Hands>, timeline: Timeline, heeds: bool) -> anyhow::Result<JobResult> {
     let connection = Connection::open(&hands.node, DEADLINE).await?;
     let before = connection.facts(Timeline::default()).await?;
     // Before it can take the first write.
     hands.postmaster.confirm_fence().await.context("the guard")?;
     if before.in_recovery {
-        let heeds = tokio::time::timeout(HEED_DEADLINE, heed(hands, &connection)).await;
-        heeds.context("it would acknowledge commits alone: its checkpointer has not read yet whom to wait for")??;
+        if heeds {
+            let heeded = tokio::time::timeout(HEED_DEADLINE, heed(hands, &connection)).await;
+            heeded
+                .context("it would acknowledge commits alone: its checkpointer has not read yet whom to wait for")??;
+        }
         hands.on_disk(move |hands| timelines::take(&hands.node.data_dir, timeline.0)).await?;
         let asked = connection.client().query_one("SELECT pg_promote(false)", &[]).await;
         if !asked.context("pg_promote")?.get::<_, bool>(0) {

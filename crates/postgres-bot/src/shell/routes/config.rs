@@ -44,7 +44,7 @@ pub(super) async fn patch(Extract(site): Extract<Site>, body: Bytes) -> Response
     if config == before {
         return Json(config).into_response();
     }
-    if let Err(refusal) = fit(&config) {
+    if let Err(refusal) = fit(&config, &before) {
         return *refusal;
     }
     let unchanged = Compare::ModifiedAt(key.clone(), found.modified);
@@ -67,7 +67,7 @@ pub(super) async fn put(Extract(site): Extract<Site>, body: Bytes) -> Response {
         Ok(config) => config,
         Err(refusal) => return *refusal,
     };
-    if let Err(refusal) = fit(&config) {
+    if let Err(refusal) = fit(&config, &Value::Null) {
         return *refusal;
     }
     let key = site.state().settings().scope.config();
@@ -90,9 +90,10 @@ fn object(body: &[u8]) -> Result<Value, Box<Response>> {
     Ok(value)
 }
 
-/// Nothing goes into etcd that no bot could go by.
-fn fit(config: &Value) -> Result<(), Box<Response>> {
-    let misfits = misfits(config);
+/// Nothing goes into etcd that no bot could go by. What was wrong before keeps nobody from changing something else.
+fn fit(config: &Value, before: &Value) -> Result<(), Box<Response>> {
+    let known = misfits(before);
+    let misfits: Vec<String> = misfits(config).into_iter().filter(|misfit| !known.contains(misfit)).collect();
     if misfits.is_empty() { Ok(()) } else { Err(Box::new(say(StatusCode::BAD_REQUEST, misfits.join("; ")))) }
 }
 

@@ -246,10 +246,15 @@ impl Worker {
             _asked = closing.changed() => connection.as_mut().graceful_shutdown(),
             () = activity.ends_for(self.shared.patience) => connection.as_mut().graceful_shutdown(),
         }
+        let left_alone = async {
+            // What was idle for long has just been told to end.
+            tokio::time::sleep(self.shared.patience).await;
+            activity.ends_for(self.shared.patience).await;
+        };
         tokio::select! {
             _ended = connection => {}
             // One that takes leave of nobody is left.
-            () = activity.ends_for(self.shared.patience) => {}
+            () = left_alone => {}
         }
     }
 
