@@ -116,9 +116,12 @@ mod tests {
     #[test]
     fn a_tag_that_nobody_could_make_out_is_named() {
         let told = |given| misfit(&tags(given));
-        assert_eq!(told(json!({"nofailover": "ture"})).unwrap(), r#"tags.nofailover is "ture": use true or false"#);
         assert_eq!(
-            told(json!({"sync_priority": "high"})).unwrap(),
+            told(json!({"nofailover": "ture"})).expect("a misfit"),
+            r#"tags.nofailover is "ture": use true or false"#
+        );
+        assert_eq!(
+            told(json!({"sync_priority": "high"})).expect("a misfit"),
             r#"tags.sync_priority is "high": use a whole number"#
         );
         let good = json!({"nosync": "off", "clonefrom": null, "failover_priority": "7", "mine": "ture", "nostream": 1});
