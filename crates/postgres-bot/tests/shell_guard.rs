@@ -150,8 +150,8 @@ fn a_bot_that_comes_back_finds_its_server_as_it_was() {
         assert!(matches!(nobodys, DataDir::Present { running: Running::LeftBehind, .. }), "{nobodys:?}");
         again.hands.postmaster.adopt(&again.hands.reporter).await;
         let kept = again.looks().await;
-        let guarded = Running::Guarded { fenced: true };
-        assert!(matches!(kept, DataDir::Present { running, .. } if running == guarded), "{kept:?}");
+        let guarded = |running: Running| matches!(running, Running::Guarded { fence: Some(at) } if at > Clock::now());
+        assert!(matches!(kept, DataDir::Present { running, .. } if guarded(running)), "{kept:?}");
         again.hands.postmaster.set_fence(Clock::now() + Span::from_secs(60), None);
         let up = started(again.does(Job::StartPrimary).await);
         assert!(!up.in_recovery);

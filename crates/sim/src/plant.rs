@@ -46,6 +46,8 @@ pub enum Plant {
     AnyReplicaWill,
     /// The guard does not act at the fence.
     GuardSleeps,
+    /// A bot that was started anew does not know when the guard of its server is to act, and leaves it to it.
+    EarlierFenceUnknown,
     /// The fence is set later than the lease allows.
     FenceTooLate,
     /// The watchdog device of a machine does not act.
@@ -105,7 +107,7 @@ pub enum Plant {
 }
 
 /// All that are known to be caught, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 42] = [
+pub const PLANTS: [(Plant, &str); 43] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -120,6 +122,7 @@ pub const PLANTS: [(Plant, &str); 42] = [
     (Plant::RewindSkipped, "rewind-skipped"),
     (Plant::AnyReplicaWill, "any-replica-will"),
     (Plant::GuardSleeps, "guard-sleeps"),
+    (Plant::EarlierFenceUnknown, "earlier-fence-unknown"),
     (Plant::FenceTooLate, "fence-too-late"),
     (Plant::DeviceSleeps, "device-sleeps"),
     (Plant::PromiseForgotten, "promise-forgotten"),

@@ -33,6 +33,7 @@ const fn first_seed(plant: Plant) -> u64 {
         Plant::NamesGoBeforeKey => 3_800,
         Plant::PromiseNotKept => 1_400,
         Plant::OthersUnseen => 1_500,
+        Plant::EarlierFenceUnknown => 36_300,
         _shows_sooner => 0,
     }
 }

@@ -8,6 +8,7 @@ use bots_core::{
 
 use super::{
     event::{Job, JobResult},
+    fence::{EARLIER_LEASE_ENDS, KILL},
     phase::{Bootstrap, Phase, Primary, Recovery, Suspect},
     postgres::{DataDir, Postgres, Running},
     state::Timer,
@@ -29,6 +30,9 @@ impl Turn {
             return;
         }
         let Some(data) = self.s.data.clone() else { return self.inspect() };
+        if self.s.kept_until().is_some_and(|until| until <= self.now) {
+            return self.kill_kept();
+        }
         if !self.s.view.is_complete() || !self.s.membership.is_registered() || !self.s.sees_itself(self.now) {
             return;
         }
@@ -43,8 +47,8 @@ impl Turn {
                     Running::LeftBehind => return self.stop_left_behind(),
                     // A standby may go on in any case, and a primary if the lock is ours still: its guard has kept to the
                     // old lease so far. What was on its way from the one to the other is neither.
-                    Running::Guarded { fenced: false } if !was_primary => true,
-                    Running::Guarded { fenced: true } if was_primary && mine && !self.s.is_half_promoted() => true,
+                    Running::Guarded { fence: None } if !was_primary => true,
+                    Running::Guarded { fence: Some(_) } if was_primary && mine && !self.s.is_half_promoted() => true,
                     Running::Guarded { .. } => return self.stop_left_behind(),
                 };
                 if goes_on {
@@ -60,6 +64,12 @@ impl Turn {
                 });
             }
         }
+    }
+
+    /// Its guard was to stop it by now; one that stands still does not.
+    pub(super) fn kill_kept(&mut self) {
+        self.s.trouble = Some(format!("Postgres was stopped: {EARLIER_LEASE_ENDS}"));
+        self.run(Job::Stop { mode: KILL });
     }
 
     fn stop_left_behind(&mut self) {

@@ -184,6 +184,9 @@ impl Turn {
             | Happened::Answered { .. }
             | Happened::Due(_) => {}
         }
+        if self.s.kept_until().is_some_and(|until| until <= self.now) {
+            return self.kill_kept();
+        }
         if self.s.job.is_some() || self.s.asks_for_release() {
             return;
         }

@@ -6,10 +6,16 @@ use bots_core::machine::{Span, Time};
 use super::{
     event::{Job, StopMode},
     phase::{DemoteStep, DemoteWhy, Phase, Recovery},
-    postgres::Postgres,
-    state::{Running, State},
+    postgres::{DataDir, Postgres, Running as Runs},
+    state::{Running, State, Timer},
     turn::DYING_MAX,
 };
+
+/// For a server whose guard should have killed it: there is no time for less.
+pub(super) const KILL: StopMode = StopMode::Immediate { kill_after: Span::ZERO };
+
+/// Why a server that was kept is stopped.
+pub(super) const EARLIER_LEASE_ENDS: &str = "the lease of this bot's earlier life ends";
 
 impl State {
     /// Whether a server that this bot started may accept writes by what it was told to do.
@@ -52,6 +58,19 @@ impl State {
             // The lease that we have now, if we have one, does not hold the lock.
             Some(by_word) => by_word,
         })
+    }
+
+    /// When a server that an earlier life of this bot has left in its guard's care must be gone, as long as this life has set no fence
+    /// for it: its guard stops it then, and if it stands still, this bot must.
+    pub(super) fn kept_until(&self) -> Option<Time> {
+        let running = match self.data.as_ref()? {
+            DataDir::Present { running, .. } | DataDir::Unfinished { running, .. } => running,
+            DataDir::Empty => return None,
+        };
+        let Runs::Guarded { fence } = running else { return None };
+        let has_its_own = self.fence_set.is_some_and(|at| at > Time::ZERO);
+        let waits = self.is_stopping_at_once() || self.timers.armed(Timer::Retry).is_some();
+        fence.filter(|_| !has_its_own && !waits && !self.is_foreign())
     }
 
     /// The server is being stopped, by force if need be.

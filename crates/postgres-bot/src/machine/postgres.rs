@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use bots_core::wire::{Connections, Lsn, ParameterChange, Timeline};
+use bots_core::{
+    machine::Time,
+    wire::{Connections, Lsn, ParameterChange, Timeline},
+};
 use serde::{Deserialize, Serialize};
 
 /// The data directory as last inspected.
@@ -43,8 +46,8 @@ pub enum Running {
     LeftBehind,
     /// There is one in its guard's care.
     Guarded {
-        /// It has a fence: it was told to take writes.
-        fenced: bool,
+        /// When its guard stops it, on this machine's clock; nothing if it was not told to take writes.
+        fence: Option<Time>,
     },
 }
 

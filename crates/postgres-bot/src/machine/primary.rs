@@ -10,6 +10,7 @@ use bots_core::{
 
 use super::{
     event::{Job, JobResult},
+    fence::{EARLIER_LEASE_ENDS, KILL},
     phase::{DemoteStep, DemoteWhy, Phase, Primary, Recovery, Suspect, Writing},
     postgres::{DataDir, Postgres},
     state::Timer,
@@ -154,6 +155,9 @@ impl Turn {
             self.s.phase = Phase::Recovering { step };
             self.s.timers.arm(Timer::Patience, self.now + self.s.dynamic.primary_start_timeout.max(Span::from_secs(1)));
             return self.run(Job::StartPrimary);
+        }
+        if self.s.kept_until().is_some_and(|until| until <= self.now) {
+            return self.fence_by(KILL, String::from(EARLIER_LEASE_ENDS));
         }
         let ours = self.s.leader() == Some(self.s.settings.name.as_str());
         let watched = self.s.view.is_watched();

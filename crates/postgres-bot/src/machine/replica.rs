@@ -205,6 +205,9 @@ impl Turn {
         let gets_on = self.s.stall.since.is_some() && position > self.s.stall.at;
         if self.now >= proven || gets_on {
             self.s.stall = Stall { streaming_since: self.s.stall.streaming_since, ..Stall::default() };
+            if let Some(DataDir::Present { rewound, .. }) = &mut self.s.data {
+                *rewound = false;
+            }
         } else if self.s.stall.since.is_some() || self.s.stall.rewound.is_some() {
             self.s.timers.arm(Timer::Stalled, proven);
         }

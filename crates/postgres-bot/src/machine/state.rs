@@ -13,6 +13,7 @@ use super::{
     dynamic::Dynamic,
     event::{Job, JobId, ProbeId},
     failsafe::Failsafe,
+    fence::EARLIER_LEASE_ENDS,
     guard::GuardWatch,
     hung::Health,
     operator::Operator,
@@ -342,7 +343,9 @@ impl State {
         });
         let reason = String::from("let the lease run out: what is left of Postgres cannot be killed");
         let dying = self.dies_until().filter(|_| !self.membership.is_lapsing()).map(|at| Deadline { at, reason });
-        let own = [fence, bootstrap, self.timers.next(), self.failsafe_deadline(), self.word.deadline(), dying];
+        let reason = format!("stop Postgres: {EARLIER_LEASE_ENDS}");
+        let kept = self.kept_until().map(|at| Deadline { at, reason });
+        let own = [fence, kept, bootstrap, self.timers.next(), self.failsafe_deadline(), self.word.deadline(), dying];
         Deadline::earliest(own.into_iter().chain([self.membership.deadline(), self.asks_for_lock_at()]))
     }
 
@@ -408,8 +411,8 @@ impl State {
     /// The server runs on as it was before our start, as a primary or not, in its guard's care.
     pub(super) fn is_kept(&self, primary: bool) -> bool {
         let exited = !self.postgres.is_alive() && !matches!(self.phase, Phase::Initializing);
-        matches!(&self.data, Some(DataDir::Present { running: Runs::Guarded { fenced }, was_primary, .. })
-            if !exited && (*fenced, *was_primary) == (primary, primary) && (!primary || self.may_lead_on()))
+        matches!(&self.data, Some(DataDir::Present { running: Runs::Guarded { fence }, was_primary, .. })
+            if !exited && (fence.is_some(), *was_primary) == (primary, primary) && (!primary || self.may_lead_on()))
     }
 
     /// Nothing speaks against a primary that goes on as it was.

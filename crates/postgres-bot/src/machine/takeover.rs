@@ -94,6 +94,12 @@ impl State {
         meant || self.promised(&self.settings.name).is_some_and(|(promised, _)| promised == term)
     }
 
+    /// What the view shows is a promise of this life, and this life has none: it was taken back, and the watch is yet to say so.
+    fn has_withdrawn(&self) -> bool {
+        let shown = self.view.get(&self.settings.scope.promise(&self.settings.name)).and_then(|kv| kv.lease);
+        shown.is_some() && shown == self.membership.lease_id()
+    }
+
     /// The view shows this life's own member key, and so whatever an earlier one has promised: nothing that is written under its lease can
     /// come later.
     pub(super) fn sees_itself(&self, now: Time) -> bool {
@@ -138,6 +144,9 @@ impl Turn {
         let Some(term) = term else { return false };
         let Some(Promise { step, .. }) = self.s.promise.clone() else {
             if self.s.is_bound() {
+                if self.s.has_withdrawn() {
+                    return true;
+                }
                 // By an earlier life of this bot.
                 if matches!(self.s.phase, Phase::Replica { following: Some(_) }) {
                     if self.s.job.is_none() && self.s.timers.armed(Timer::Retry).is_none() {

@@ -188,7 +188,8 @@ fn running(hands: &Hands) -> Running {
     }
     let asked_there = PidFile::read(&hands.node.data_dir).is_some_and(|file| file.port == Some(hands.node.listen.port));
     match hands.postmaster.adopted() {
-        Some(fence) if asked_there => Running::Guarded { fenced: fence != Fence::Open },
+        Some(Fence::Open) if asked_there => Running::Guarded { fence: None },
+        Some(Fence::At(at)) if asked_there => Running::Guarded { fence: Some(at) },
         Some(_) | None => Running::LeftBehind,
     }
 }

@@ -109,7 +109,7 @@ impl Server {
     pub(crate) fn inspected(&self) -> DataDir {
         let running = match (self.process, self.kept) {
             (Process::Down, _) => Running::No,
-            (_, true) => Running::Guarded { fenced: self.fence.is_some() },
+            (_, true) => Running::Guarded { fence: self.fence },
             (_, false) => Running::LeftBehind,
         };
         let system_id = self.system_id.clone();

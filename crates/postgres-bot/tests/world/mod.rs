@@ -60,8 +60,8 @@ pub(crate) struct World {
     pub(crate) running: bool,
     /// That server may take writes.
     pub(crate) writable: bool,
-    /// Its guard has a fence.
-    fenced: bool,
+    /// Its guard's fence, if it has one.
+    fence: Option<Time>,
     /// That server runs on since before the bot's start, with a fence or without one, and was not taken over yet.
     pub(crate) kept: Option<bool>,
     /// The server is on its way up, read-only: it may be told so again with another upstream.
@@ -158,7 +158,7 @@ impl World {
             writable: false,
             kept: None,
             coming_up: false,
-            fenced: false,
+            fence: None,
             newborn: false,
             exited: false,
             commands: 0,
@@ -184,16 +184,17 @@ impl World {
 
     /// The same, and the server runs on in its guard's care.
     pub(crate) fn restart_beside_server(&mut self, settings: Settings) {
-        let kept = self.running.then_some(self.writable);
+        let (kept, fence) = (self.running.then_some(self.writable), self.fence);
         self.restart(settings);
-        (self.running, self.kept, self.fenced) = (kept.is_some(), kept, kept == Some(true));
+        (self.running, self.kept) = (kept.is_some(), kept);
+        self.fence = fence.filter(|_| kept == Some(true));
     }
 
     /// What runs, as an inspection shows it.
     pub(crate) const fn shown_running(&self) -> Running {
         match (self.running, self.kept) {
             (false, _) => Running::No,
-            (true, Some(fenced)) => Running::Guarded { fenced },
+            (true, Some(_)) => Running::Guarded { fence: self.fence },
             (true, None) => Running::LeftBehind,
         }
     }
@@ -341,10 +342,9 @@ impl World {
                     "a fence at {at} behind the lease's end {until:?}"
                 );
                 // Moved on with the lease: no news.
-                if self.fenced {
+                if self.fence.replace(at).is_some() {
                     return;
                 }
-                self.fenced = true;
             }
             Action::Observe | Action::ChangeSlots { .. } => {}
         }
@@ -522,7 +522,7 @@ impl World {
     }
 
     const fn server_ends(&mut self) {
-        (self.running, self.writable, self.newborn, self.kept, self.fenced) = (false, false, false, None, false);
+        (self.running, self.writable, self.newborn, self.kept, self.fence) = (false, false, false, None, None);
         self.coming_up = false;
     }
 

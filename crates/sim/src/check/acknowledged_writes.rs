@@ -124,6 +124,8 @@ impl Check for AcknowledgedWrites {
                 self.look_after_old_leader(world);
                 return Ok(());
             }
+            // Its guard is about to kill it, and what it acknowledges until then counts for nothing: it takes nothing over.
+            Seen::Writable { node } if world.is_overdue(*node) => return Ok(()),
             Seen::Writable { node } => *node,
             Seen::TimerFired { .. }
             | Seen::PostgresStep { .. }

@@ -55,7 +55,8 @@ pub enum Seen<'a> {
         /// What.
         job: &'a Job,
     },
-    /// A server accepts writes from now on.
+    /// A server accepts writes from now on; of one that is overdue ([`World::is_overdue`]) it is said again after the time in which
+    /// its guard kills it, if it still does.
     Writable {
         /// Which.
         node: NodeId,

@@ -9,14 +9,17 @@ mod synchronous;
 mod wal;
 
 use bots_core::{
-    machine::Time,
+    machine::{Span, Time},
     wire::{Lsn, Timeline},
 };
 use postgres_bot::machine::{DataDir, Job, JobId, Postgres, Running, Server, WatchdogOrder};
 
 pub(crate) use self::process::End;
 pub use self::{synchronous::Commits, wal::Wal};
-use crate::world::NodeId;
+use crate::{plant::Plant, world::NodeId};
+
+/// Longer than any world goes on.
+const NEVER: Span = Span::from_secs(86_400);
 
 /// What is in a data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -146,6 +149,8 @@ pub(crate) enum ServerItem {
     Ready { run: u64 },
     /// The server has left recovery.
     Promoted { run: u64 },
+    /// A server that has begun to take writes when its guard was about to kill it must be gone.
+    StillWritable { run: u64 },
     /// The process is gone.
     Gone { run: u64, end: End },
     /// The bot has waited long enough for the guard of a server that is gone.
@@ -238,10 +243,12 @@ impl PostgresBody {
     }
 
     /// What a look at the data directory shows, to who hears the guard or does not.
-    fn inspected(&self, guard_moves: bool) -> DataDir {
+    fn inspected(&self, guard_moves: bool, plant: Option<Plant>) -> DataDir {
+        let unknown = plant == Some(Plant::EarlierFenceUnknown);
+        let fence = self.fence.map(|at| if unknown { at + NEVER } else { at });
         let running = match (self.process, self.kept && guard_moves) {
             (Process::Down, _) => Running::No,
-            (_, true) => Running::Guarded { fenced: self.fence.is_some() },
+            (_, true) => Running::Guarded { fence },
             (_, false) => Running::LeftBehind,
         };
         match (self.disk.contents, &self.disk.system_id) {

@@ -147,6 +147,7 @@ impl World {
         match item {
             ServerItem::Ready { run } => self.server_ready(node, run),
             ServerItem::Promoted { run } => self.server_promoted(node, run),
+            ServerItem::StillWritable { run } => self.still_writable(node, run),
             ServerItem::Gone { run, end } => self.server_gone(node, run, end),
             ServerItem::Buried { run, life, end, checkpoint } => self.buried(node, run, life, &end, checkpoint),
             ServerItem::JobDone { serial } => self.job_done_at(node, serial),
@@ -166,7 +167,7 @@ impl World {
             ServerItem::Inspect { life } => {
                 if self.nodes[node.0].life == life {
                     let guard_moves = !self.nodes[node.0].frozen.holds_guard();
-                    let found = self.body(node).inspected(guard_moves);
+                    let found = self.body(node).inspected(guard_moves, self.plant);
                     self.tell_postgres(node, Span::ZERO, Event::DataInspected(found));
                 }
             }

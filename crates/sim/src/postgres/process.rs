@@ -10,7 +10,7 @@ use super::{PostgresBody, Process, ServerItem, jobs::GUARD_PATIENCE, streaming::
 use crate::{
     check::Seen,
     plant::Plant,
-    world::{Frozen, NodeId, World},
+    world::{Frozen, GUARD_LATE, NodeId, World},
 };
 
 /// How long a sender waits for a standby that it cannot reach any more (`wal_sender_timeout`).
@@ -83,7 +83,7 @@ impl World {
         let name = self.nodes[node.0].name.clone();
         self.say(format_args!("{name}: Postgres is up, {}", if primary { "writable" } else { "read-only" }));
         if primary {
-            self.see(&Seen::Writable { node });
+            self.becomes_writable(node, run);
         } else {
             self.server_after(node, Span::from_millis(1), ServerItem::Connect { run });
             let replays = self.plan.replay.draw(&mut self.rng);
@@ -136,12 +136,27 @@ impl World {
         body.link = None;
         let name = self.nodes[node.0].name.clone();
         self.say(format_args!("{name}: Postgres is promoted to timeline {next} at {switched_at}"));
-        self.see(&Seen::Writable { node });
+        self.becomes_writable(node, run);
         self.stream_to_standbys(node);
         if let Some(id) = self.end_of(node, |job| matches!(job, Job::Promote { .. }))
             && let Some(server) = self.body(node).facts()
         {
             self.job_ended(node, id, Ok(JobResult::Promoted { server, ancestry }));
+        }
+    }
+
+    /// What is overdue is seen again when it is not any more: it has to be gone by then.
+    fn becomes_writable(&mut self, node: NodeId, run: u64) {
+        self.see(&Seen::Writable { node });
+        if self.is_overdue(node) {
+            self.server_after(node, GUARD_LATE, ServerItem::StillWritable { run });
+        }
+    }
+
+    pub(super) fn still_writable(&mut self, node: NodeId, run: u64) {
+        let body = self.body(node);
+        if body.run == run && body.accepts_writes() {
+            self.see(&Seen::Writable { node });
         }
     }
 
