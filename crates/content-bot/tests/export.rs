@@ -205,6 +205,7 @@ async fn a_webhook_is_told_which_commit_is_linked_and_its_refusal_is_told() {
         url: format!("http://{address}/reload?commit={{sha}}"),
         headers: Vec::new(),
         header_files: vec![(String::from("x-key"), bench.path("key"))],
+        ca_file: None,
         body: String::from("now {sha}"),
     };
     let plan = Plan { hook: Hook { program: None, call: Some(call) }, ..bench.plan() };

@@ -104,6 +104,10 @@ fn perform(world: &mut World, case: &TestCase) -> String {
         "delete" => world.delete(&site().key(&text())),
         "advance" => world.advance(Span::from_millis(arg("ms").and_then(|ms| ms.parse().ok()).expect("ms=1000"))),
         "why" => return why(world, &bot),
+        "ready" => {
+            let (now, state) = (world.now, &world.bot(&bot).state);
+            return String::from(if state.is_stale(now) { "stale\n" } else { "fresh\n" });
+        }
         "member" => {
             return world.dcs.get(&site().member(&bot)).map_or(String::from("(none)\n"), |kv| kv.value.clone() + "\n");
         }

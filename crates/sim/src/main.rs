@@ -51,6 +51,9 @@ struct Arguments {
     /// The same, and an operator changes the mode all the time.
     #[arg(long)]
     changing: bool,
+    /// Postgres clusters alone, whose guards stand still when their bots come back.
+    #[arg(long)]
+    tired_guards: bool,
     /// Print the mistakes that can be made on purpose.
     #[arg(long)]
     list_plants: bool,
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         plant: arguments.plant,
         synchronous: arguments.synchronous,
         changing: arguments.changing,
+        tired_guards: arguments.tired_guards,
         ..Options::default()
     };
     match arguments.seed {
@@ -164,7 +168,8 @@ fn report(tally: &Tally, arguments: &Arguments, options: Options) -> ExitCode {
     let plant = plant.map_or_else(String::new, |(_, name)| format!(" --plant {name}"));
     let synchronous = if arguments.synchronous { " --synchronous" } else { "" };
     let changing = if arguments.changing { " --changing" } else { "" };
-    println!("again: sim --seed {seed} --trace{plant}{synchronous}{changing}");
+    let tired = if arguments.tired_guards { " --tired-guards" } else { "" };
+    println!("again: sim --seed {seed} --trace{plant}{synchronous}{changing}{tired}");
     ExitCode::from(ending.code())
 }
 

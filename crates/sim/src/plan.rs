@@ -162,6 +162,8 @@ pub struct Plan {
     pub sync_count: u64,
     /// Its `takeover`; in quorum mode alone.
     pub takeover: bool,
+    /// A guard that has told a bot of its server stands still from then on for a while.
+    pub tired_guards: bool,
     /// Whether the primary leads on without etcd, while enough members vouch for it. Such worlds lose etcd for longer.
     pub failsafe: bool,
     /// Steps of which only the first actions are carried out, because the bot dies between two of them, out of a thousand.
@@ -223,6 +225,7 @@ impl Plan {
             cut_short: 0,
             repeated: 0,
             device: true,
+            tired_guards: false,
         };
         if plan.failsafe {
             plan.faults.insert(Fault::CutLeader, rng.span(6_000, 25_000));
@@ -267,6 +270,17 @@ impl Plan {
         self.faults.insert(Fault::ChangeMode, Span::from_millis(2_500));
         self.requests_late = self.requests_late.max(60);
         self.replies_lost = self.replies_lost.max(40);
+        self
+    }
+
+    /// The same with a Postgres cluster and nothing else, without watchdog devices: bots are killed often, leaders are cut from etcd often,
+    /// and a guard that has told a bot of its server stands still from then on for a while.
+    #[must_use]
+    pub fn made_with_tired_guards(mut self) -> Self {
+        self.cast = Cast { postgres: self.cast.postgres.max(3), content: 0, web: 0 };
+        (self.tired_guards, self.device) = (true, false);
+        self.faults.insert(Fault::KillBot, Span::from_secs(4));
+        self.faults.insert(Fault::CutLeader, Span::from_secs(6));
         self
     }
 

@@ -166,6 +166,12 @@ impl Plant {
         matches!(self, Self::NamesGoBeforeKey)
     }
 
+    /// Whether it can do harm only where a guard stands still when its bot comes back, which is rare.
+    #[must_use]
+    pub const fn wants_tired_guards(self) -> bool {
+        matches!(self, Self::EarlierFenceUnknown)
+    }
+
     /// Whether it can do harm in a synchronous cluster only, and seldom there: it is made in no other.
     #[must_use]
     pub const fn wants_synchronous(self) -> bool {

@@ -26,6 +26,9 @@ const SYNCHRONOUS_SEEDS: u64 = 300;
 /// And so many whose mode changes all the time.
 const CHANGING_SEEDS: u64 = 300;
 
+/// And so many whose guards stand still when their bots come back.
+const TIRED_GUARDS_SEEDS: u64 = 300;
+
 /// Where the search for a mistake begins. One that shows in a world of a thousand or fewer is looked for where it is known to show; what
 /// changes the machines may move that, and `sim --plant NAME --seeds 6000` finds where to.
 const fn first_seed(plant: Plant) -> u64 {
@@ -33,7 +36,6 @@ const fn first_seed(plant: Plant) -> u64 {
         Plant::NamesGoBeforeKey => 3_800,
         Plant::PromiseNotKept => 1_400,
         Plant::OthersUnseen => 1_500,
-        Plant::EarlierFenceUnknown => 36_300,
         _shows_sooner => 0,
     }
 }
@@ -96,6 +98,11 @@ fn synchronous_clusters_hold_while_machines_lose_power_together() {
 #[test]
 fn clusters_hold_while_an_operator_changes_the_mode() {
     all_hold(CHANGING_SEEDS, Options { changing: true, ..Options::default() }, "--changing");
+}
+
+#[test]
+fn clusters_hold_while_guards_stand_still_as_their_bots_come_back() {
+    all_hold(TIRED_GUARDS_SEEDS, Options { tired_guards: true, ..Options::default() }, "--tired-guards");
 }
 
 #[test]

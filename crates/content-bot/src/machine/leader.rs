@@ -30,6 +30,8 @@ pub(super) fn act(state: &mut State, now: Time, out: &mut Vec<Action>) {
     let pointers = state.pointers();
     state.publication.observe(now, state.membership.scope(), &state.view, &pointers);
     watch_trial(state, now, &pointers, out);
+    let live = pointers.live.as_ref().map(|live| live.modified).zip(pointers.live().map(|live| live.sha.as_str()));
+    state.flip.observe(now, live, || publication::webs(&state.view, &state.settings.web_scopes));
     let purged = purge::stands(&state.view, &state.settings.scope.revision_purged());
     state.purge.observe(now, &pointers, purged);
     if state.publication.is_settled()

@@ -26,6 +26,7 @@
 mod backoff;
 mod canary;
 mod export;
+mod flip;
 mod follower;
 mod leader;
 mod mirror;
@@ -47,6 +48,7 @@ pub use self::{
     backoff::{BACKOFF_MAX, BACKOFF_MIN},
     canary::{CANARY_EVERY, CanarySettings, FAILOVER_SHOWS, LOSSES_MAX},
     export::{ExportSettings, Trees},
+    flip::Flipped,
     mirror::{Commit, DOUBTS_MAX, KEPT_MAX},
     origin::{LOOK_SPACING, MISSED_GRACE, Reference},
     publication::{HISTORY_MAX, QUARANTINE_MAX},

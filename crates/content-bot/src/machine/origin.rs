@@ -102,6 +102,8 @@ pub(super) struct Origin {
     /// When a look found by itself what nobody had announced.
     unannounced: Option<Time>,
     missing: bool,
+    /// When it answered last; at first, when this leader began.
+    answered: Option<Time>,
     backoff: Backoff,
 }
 
@@ -118,13 +120,14 @@ impl Origin {
             lagging: None,
             unannounced: None,
             missing: false,
+            answered: None,
             backoff: Backoff::default(),
         }
     }
 
     /// A new leader trusts nothing that it knew before: it looks.
     pub(super) fn begin(&mut self, now: Time, reference: &Reference) {
-        *self = Self { wanted: true, next_look: now, ..Self::new() };
+        *self = Self { wanted: true, next_look: now, answered: Some(now), ..Self::new() };
         if let Reference::Pinned(sha) = reference {
             self.tip = Some(Tip { sha: sha.clone(), detected: now });
         }
@@ -203,6 +206,7 @@ impl Origin {
             }
         }
         self.missing = self.tip.is_none();
+        self.answered = Some(now);
         self.backoff.reset();
         self.next_look = now + dice.jittered(interval);
         let moved = self.tip.as_ref().map(|t| &t.sha) != before.as_ref();
@@ -230,6 +234,10 @@ impl Origin {
 
     pub(super) const fn is_looking(&self) -> bool {
         self.job.is_some()
+    }
+
+    pub(super) const fn answered(&self) -> Option<Time> {
+        self.answered
     }
 
     pub(super) const fn is_missing(&self) -> bool {

@@ -215,13 +215,15 @@ impl Publication {
         self.request = Some((id, change));
     }
 
-    pub(super) fn answered(&mut self, now: Time, id: RequestId, outcome: &Outcome) {
-        let Some((_, change)) = self.request.take_if(|(request, _)| *request == id) else { return };
+    /// Takes in what became of a change; yields the revision, if a commit went live by it.
+    pub(super) fn answered(&mut self, now: Time, id: RequestId, outcome: &Outcome) -> Option<Revision> {
+        let (_, change) = self.request.take_if(|(request, _)| *request == id)?;
         match outcome {
             Outcome::Done(revision) => {
                 self.wait = Wait::ViewAt { revision: *revision, posted: matches!(change, Move::Post { .. }) };
-                if let Move::Publish { revision, late } = change {
-                    self.late = (!late.is_empty()).then_some(Late { sha: revision.sha, names: late });
+                if let Move::Publish { revision: published, late } = change {
+                    self.late = (!late.is_empty()).then_some(Late { sha: published.sha, names: late });
+                    return Some(*revision);
                 }
             }
             Outcome::Refused { .. } => {
@@ -233,6 +235,7 @@ impl Publication {
                 self.setback = Some(format!("etcd did not say whether it made a step: {why}"));
             }
         }
+        None
     }
 
     pub(super) fn found_unfit(&mut self, sha: String, reason: String) {

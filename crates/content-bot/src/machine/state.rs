@@ -16,6 +16,7 @@ use super::{
     backoff::Dice,
     canary::{CanarySettings, Trial},
     export::{self, Export, ExportSettings, Trees},
+    flip::{Flip, Flipped},
     follower, leader,
     mirror::{Mirror, short},
     origin::{Origin, Tip},
@@ -53,6 +54,8 @@ pub struct Settings {
     pub ttl: Span,
     /// How often the leader looks at the origin, give or take a tenth.
     pub poll_interval: Span,
+    /// A leader whose origin has not answered for so long is not ready; nothing if it always is.
+    pub stale_after: Option<Span>,
     /// How long the web bots may take to prepare a candidate.
     pub prepare_timeout: Span,
     /// Whether and how a candidate is tried on one web bot.
@@ -86,6 +89,7 @@ pub struct State {
     pub(super) export: Export,
     pub(super) mirror: Mirror,
     pub(super) publication: Publication,
+    pub(super) flip: Flip,
     pub(super) push: Push,
     /// How many announcements never came.
     pub(super) pushes_missed: u64,
@@ -127,6 +131,7 @@ impl State {
             export: Export::default(),
             mirror: Mirror::new(holds),
             publication: Publication::new(),
+            flip: Flip::default(),
             push: Push::default(),
             pushes_missed: 0,
             dice: Dice::new(seed),
@@ -173,6 +178,19 @@ impl State {
             Role::Follower | Role::Watching | Role::Fetching | Role::Preparing => true,
             Role::Initializing | Role::Detached | Role::Stopped => false,
         }
+    }
+
+    /// Whether this bot leads and has not heard of the origin for too long: what it publishes may be old.
+    #[must_use]
+    pub fn is_stale(&self, now: Time) -> bool {
+        let heard = self.origin.answered().filter(|_| self.role.leads() && leader::looks(self));
+        heard.zip(self.settings.stale_after).is_some_and(|(heard, after)| now >= heard + after)
+    }
+
+    /// The last publication under this leader that has reached every serving web bot.
+    #[must_use]
+    pub const fn flipped(&self) -> Option<Flipped> {
+        self.flip.last()
     }
 
     /// How many pushes the poll found whose announcement never came.
@@ -246,7 +264,9 @@ impl State {
     fn dcs(&mut self, now: Time, event: DcsEvent, out: &mut Vec<Action>) {
         self.view.apply(&event);
         if let DcsEvent::Answered { id, outcome } = &event {
-            self.publication.answered(now, *id, outcome);
+            if let Some(revision) = self.publication.answered(now, *id, outcome) {
+                self.flip.begin(now, revision);
+            }
             self.push.answered(now, *id, outcome);
         }
         let event = MembershipEvent::Dcs(event);
@@ -375,6 +395,7 @@ impl State {
         if self.role.leads() && !role.leads() {
             self.origin = Origin::new();
             self.publication = Publication::new();
+            self.flip = Flip::default();
             self.trial = Trial::default();
             self.purge = Purge::default();
         }

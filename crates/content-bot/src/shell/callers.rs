@@ -39,6 +39,8 @@ pub struct Call {
     pub headers: Vec<(String, String)>,
     /// Headers with secrets, each in a file that is read for every call.
     pub header_files: Vec<(String, PathBuf)>,
+    /// The certificates that an https server must be known by; without it those of the machine.
+    pub ca_file: Option<PathBuf>,
     /// The body; `{sha}` stands for the live commit.
     pub body: String,
 }
@@ -141,6 +143,9 @@ impl Call {
         let mut config = format!("url = \"{}\"\nrequest = \"{}\"\n", quoted(url), self.method);
         for (name, value) in headers {
             config.push_str(&format!("header = \"{name}: {}\"\n", quoted(value.expose())));
+        }
+        if let Some(path) = &self.ca_file {
+            config.push_str(&format!("cacert = \"{}\"\n", quoted(&path.display().to_string())));
         }
         if !body.is_empty() {
             config.push_str(&format!("data-raw = \"{}\"\n", quoted(body)));

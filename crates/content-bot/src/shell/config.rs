@@ -36,6 +36,10 @@ const TTL_S_MAX: u64 = 300;
 const POLL_INTERVAL_S_MIN: u64 = 1;
 /// A day: a longer audit is none.
 const POLL_INTERVAL_S_MAX: u64 = 86_400;
+/// A look that fails is no news, nor is one that hangs, with the pause before it.
+const STALE_LOOKS_MIN: u64 = 3;
+/// A week: whoever waits longer does not want to know.
+const STALE_AFTER_S_MAX: u64 = 7 * 86_400;
 /// A web bot that takes longer than this to prepare is broken.
 const PREPARE_TIMEOUT_S_MAX: u64 = 600;
 
@@ -87,6 +91,8 @@ pub struct Git {
     /// How often to look, give or take a tenth.
     #[serde(default = "poll_interval_s")]
     pub poll_interval_s: u64,
+    /// After so long without an answer of the origin, the bot that leads is not ready; never if it is not given.
+    pub stale_after_s: Option<u64>,
     /// How long a look may take.
     #[serde(default = "poll_timeout_s")]
     pub poll_timeout_s: u64,
@@ -262,6 +268,8 @@ pub struct PurgeRequest {
     /// Headers whose values are secrets: the files that hold them, read for every request.
     #[serde(default)]
     pub header_files: BTreeMap<String, PathBuf>,
+    /// The certificates that an https server must be known by, in PEM; without it those of the machine.
+    pub ca_file: Option<PathBuf>,
     /// The body.
     #[serde(default)]
     pub body: String,
@@ -320,6 +328,10 @@ impl Config {
         within("ttl_s", self.ttl_s, TTL_S_MIN, TTL_S_MAX)?;
         within("git.poll_interval_s", self.git.poll_interval_s, POLL_INTERVAL_S_MIN, POLL_INTERVAL_S_MAX)?;
         within("git.poll_timeout_s", self.git.poll_timeout_s, 1, 600)?;
+        if let Some(stale_after_s) = self.git.stale_after_s {
+            let least = STALE_LOOKS_MIN * (self.git.poll_interval_s + self.git.poll_timeout_s);
+            within("git.stale_after_s", stale_after_s, least, STALE_AFTER_S_MAX)?;
+        }
         within("git.fetch_timeout_s", self.git.fetch_timeout_s, 1, 86_400)?;
         within("prepare_timeout_s", self.prepare_timeout_s, 1, PREPARE_TIMEOUT_S_MAX)?;
         within("verify.command_timeout_s", self.verify.command_timeout_s, 1, self.git.fetch_timeout_s)?;
@@ -408,6 +420,7 @@ impl Config {
             reference: Reference::parse(&self.git.reference),
             ttl: Span::from_secs(self.ttl_s),
             poll_interval: Span::from_secs(self.git.poll_interval_s),
+            stale_after: self.git.stale_after_s.map(Span::from_secs),
             prepare_timeout: Span::from_secs(self.prepare_timeout_s),
             pushes_expected: self.push.is_signed(),
             canary: self.canary.as_ref().map(|canary| CanarySettings {
@@ -490,12 +503,19 @@ impl PurgeRequest {
         for (name, path) in &self.header_files {
             Secret::from_file(path).map_err(|e| format!("{field}.header_files.{name}: {e}"))?;
         }
+        if let Some(path) = &self.ca_file {
+            if !self.url.starts_with("https://") {
+                return Err(format!("{field}.ca_file: `{}` is no https:// address", self.url));
+            }
+            std::fs::metadata(path).map_err(|e| format!("{field}.ca_file: {}: {e}", path.display()))?;
+        }
         let pairs = |map: &BTreeMap<String, String>| map.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
         Ok(Call {
             method,
             url: self.url.clone(),
             headers: pairs(&self.headers),
             header_files: self.header_files.iter().map(|(n, p)| (n.clone(), p.clone())).collect(),
+            ca_file: self.ca_file.clone(),
             body: self.body.clone(),
         })
     }

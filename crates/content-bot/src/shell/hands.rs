@@ -8,6 +8,7 @@ use std::{
 };
 
 use bots_core::{
+    dcs::Revision,
     machine::Machine,
     shell::{Clock, DcsHandle, Events, Exit, Shell, probe_instance},
 };
@@ -55,6 +56,8 @@ pub struct Hands {
     work: Arc<Semaphore>,
     callees: Arc<Callees>,
     exporter: Option<Arc<Exporter>>,
+    /// The publication whose flip was counted last.
+    flipped: Option<Revision>,
 }
 
 impl Hands {
@@ -80,6 +83,7 @@ impl Hands {
             work: Arc::new(Semaphore::new(WORK_MAX)),
             callees: Arc::default(),
             exporter: None,
+            flipped: None,
         }
     }
 
@@ -297,5 +301,10 @@ impl Shell for Hands {
         *self.role.lock().unwrap_or_else(PoisonError::into_inner) = ContentMachine::role(state);
         count_up(&self.metrics.webhook_missed, state.pushes_missed());
         count_up(&self.metrics.pushes_replayed, state.pushes_replayed());
+        if let Some(flipped) = state.flipped().filter(|flipped| self.flipped != Some(flipped.revision)) {
+            self.flipped = Some(flipped.revision);
+            self.metrics.flip_seconds.observe(flipped.whole.to_std().as_secs_f64());
+            self.metrics.flip_skew_seconds.observe(flipped.skew.to_std().as_secs_f64());
+        }
     }
 }

@@ -1,10 +1,19 @@
 //! What a content bot counts.
 
 use bots_core::shell::Metrics;
-use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use prometheus_client::metrics::{
+    counter::Counter,
+    gauge::Gauge,
+    histogram::{Histogram, exponential_buckets},
+};
+
+/// Milliseconds on a good day, and up to a quarter of a minute.
+fn flip_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
 
 /// The counters; clones share.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ContentMetrics {
     /// Announcements that were accepted.
     pub pushes: Counter,
@@ -36,6 +45,17 @@ pub struct ContentMetrics {
     pub exports: Counter,
     /// Trees that could not be.
     pub exports_failed: Counter,
+    /// From when a commit went live until every serving web bot served it, as this bot saw it when it led.
+    pub flip_seconds: Histogram,
+    /// Of that, between the first and the last web bot.
+    pub flip_skew_seconds: Histogram,
+}
+
+impl Default for ContentMetrics {
+    /// Figures that nobody reads.
+    fn default() -> Self {
+        Self::registered(&Metrics::new())
+    }
 }
 
 impl ContentMetrics {
@@ -60,6 +80,16 @@ impl ContentMetrics {
             purges_failed: counter("content_purges_failed", "Rounds of purging that failed"),
             exports: counter("content_exports", "Commits put on disk as files"),
             exports_failed: counter("content_exports_failed", "Exports that failed"),
+            flip_seconds: metrics.histogram(
+                "content_flip_seconds",
+                "From when a commit went live until every serving web bot served it",
+                flip_buckets,
+            ),
+            flip_skew_seconds: metrics.histogram(
+                "content_flip_skew_seconds",
+                "From when the first serving web bot served a commit that went live until the last one did",
+                flip_buckets,
+            ),
         }
     }
 }

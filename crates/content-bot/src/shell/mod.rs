@@ -116,8 +116,8 @@ impl Bot for ContentBot {
     }
 }
 
-fn health(state: &State, _now: Time) -> Health {
-    Health { healthy: state.is_ready(), alive: true, ready: state.is_ready() }
+fn health(state: &State, now: Time) -> Health {
+    Health { healthy: state.is_ready(), alive: true, ready: state.is_ready() && !state.is_stale(now) }
 }
 
 fn push_door(config: &Config) -> Result<PushDoor, String> {

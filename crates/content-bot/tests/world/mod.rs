@@ -53,6 +53,9 @@ pub struct Bot {
     cursors: BTreeMap<String, Option<Revision>>,
 }
 
+/// When a leader that hears nothing of its origin is not ready any more.
+const STALE_AFTER: Span = Span::from_secs(30);
+
 pub struct World {
     pub now: Time,
     pub dcs: MemoryDcs,
@@ -123,6 +126,7 @@ impl World {
             ttl: TTL,
             poll_interval: Span::from_secs(10),
             prepare_timeout: PREPARE_TIMEOUT,
+            stale_after: Some(STALE_AFTER),
             pushes_expected: true,
             canary: self.canary,
             purge: self.purge,

@@ -7,7 +7,7 @@ use std::{
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
@@ -30,6 +30,7 @@ pub struct Site {
 struct OfSites {
     counters: BTreeMap<&'static str, Family<Site, Counter>>,
     gauges: BTreeMap<&'static str, Family<Site, Gauge>>,
+    histograms: BTreeMap<&'static str, Family<Site, Histogram, fn() -> Histogram>>,
 }
 
 /// The registry of one bot, with what every bot counts. Clones share.
@@ -109,6 +110,22 @@ impl Metrics {
         let mut of_sites = self.of_sites.lock().unwrap_or_else(PoisonError::into_inner);
         let family = of_sites.gauges.entry(name).or_insert_with(|| {
             let family = Family::default();
+            self.with(|r| r.register(name, help, family.clone()));
+            family
+        });
+        family.get_or_create(site).clone()
+    }
+
+    /// A new histogram of the bot, made by `empty`; `help` says what it shows.
+    pub fn histogram(&self, name: &'static str, help: &'static str, empty: fn() -> Histogram) -> Histogram {
+        let Some(site) = &self.site else {
+            let histogram = empty();
+            self.with(|r| r.register(name, help, histogram.clone()));
+            return histogram;
+        };
+        let mut of_sites = self.of_sites.lock().unwrap_or_else(PoisonError::into_inner);
+        let family = of_sites.histograms.entry(name).or_insert_with(|| {
+            let family = Family::new_with_constructor(empty);
             self.with(|r| r.register(name, help, family.clone()));
             family
         });

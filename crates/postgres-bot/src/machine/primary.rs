@@ -10,7 +10,6 @@ use bots_core::{
 
 use super::{
     event::{Job, JobResult},
-    fence::{EARLIER_LEASE_ENDS, KILL},
     phase::{DemoteStep, DemoteWhy, Phase, Primary, Recovery, Suspect, Writing},
     postgres::{DataDir, Postgres},
     state::Timer,
@@ -150,6 +149,9 @@ impl Turn {
 
     /// The lock bears our name: bind it to the lease that we have now, then start in place.
     fn reclaim(&mut self) {
+        if self.s.is_stopping_at_once() {
+            return;
+        }
         if self.s.may_use_lock(self.now) && self.takes_over_synchrony() {
             let step = if self.s.postgres.is_alive() { Recovery::Adopting } else { Recovery::Starting };
             self.s.phase = Phase::Recovering { step };
@@ -157,7 +159,7 @@ impl Turn {
             return self.run(Job::StartPrimary);
         }
         if self.s.kept_until().is_some_and(|until| until <= self.now) {
-            return self.fence_by(KILL, String::from(EARLIER_LEASE_ENDS));
+            return self.kill_kept();
         }
         let ours = self.s.leader() == Some(self.s.settings.name.as_str());
         let watched = self.s.view.is_watched();

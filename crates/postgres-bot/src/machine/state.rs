@@ -149,6 +149,8 @@ pub struct State {
     pub(super) release: Option<Release>,
     /// What this member promises, or is about to, while it sees its leader gone.
     pub(super) promise: Option<Promise>,
+    /// When it took its last promise back.
+    pub(super) withdrawn: Revision,
     /// A leader that did not answer, and until when it is not asked again.
     pub(super) silent: Option<(String, Time)>,
     /// The last copy from a member other than the leader failed: the next one is the leader's.
@@ -202,6 +204,7 @@ impl State {
             asked_in: dynamic.synchronous_mode,
             release: None,
             promise: None,
+            withdrawn: Revision(0),
             silent: None,
             copy_leader: false,
             word: Word::default(),

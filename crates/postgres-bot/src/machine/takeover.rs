@@ -94,10 +94,9 @@ impl State {
         meant || self.promised(&self.settings.name).is_some_and(|(promised, _)| promised == term)
     }
 
-    /// What the view shows is a promise of this life, and this life has none: it was taken back, and the watch is yet to say so.
+    /// What the view shows was taken back, and the watch is yet to say so.
     fn has_withdrawn(&self) -> bool {
-        let shown = self.view.get(&self.settings.scope.promise(&self.settings.name)).and_then(|kv| kv.lease);
-        shown.is_some() && shown == self.membership.lease_id()
+        self.promised(&self.settings.name).is_some_and(|(_, since)| since < self.withdrawn)
     }
 
     /// The view shows this life's own member key, and so whatever an earlier one has promised: nothing that is written under its lease can
@@ -367,8 +366,8 @@ impl Turn {
     fn withdraw(&mut self, term: Term, happened: &Happened, request: Option<RequestId>) -> bool {
         match (request, happened) {
             (Some(asked), Happened::Answered { id, outcome }) if asked == *id => match outcome {
-                Outcome::Done(_) => {
-                    self.s.promise = None;
+                Outcome::Done(withdrawn) => {
+                    (self.s.promise, self.s.withdrawn) = (None, *withdrawn);
                     self.takeover_again(ASK_AGAIN);
                     // The watch may still show the promise.
                     return self.s.is_bound();

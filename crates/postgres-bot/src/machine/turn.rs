@@ -272,10 +272,6 @@ impl Turn {
 
     pub(super) fn fence_now(&mut self, why: String) {
         let mode = self.stop_at_once();
-        self.fence_by(mode, why);
-    }
-
-    pub(super) fn fence_by(&mut self, mode: StopMode, why: String) {
         if matches!(self.s.phase, Phase::Stopping { .. }) {
             return self.run(Job::Stop { mode });
         }

@@ -169,6 +169,7 @@ impl World {
                     let guard_moves = !self.nodes[node.0].frozen.holds_guard();
                     let found = self.body(node).inspected(guard_moves, self.plant);
                     self.tell_postgres(node, Span::ZERO, Event::DataInspected(found));
+                    self.tire_guard(node);
                 }
             }
             ServerItem::Guard { run } => self.guard_acts(node, run),

@@ -156,7 +156,8 @@ impl World {
     pub(super) fn still_writable(&mut self, node: NodeId, run: u64) {
         let body = self.body(node);
         if body.run == run && body.accepts_writes() {
-            self.see(&Seen::Writable { node });
+            // It may have stood still again meanwhile.
+            self.becomes_writable(node, run);
         }
     }
 

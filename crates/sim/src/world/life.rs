@@ -105,6 +105,20 @@ impl World {
         }
     }
 
+    /// In some worlds a guard stands still once it has told a bot that came back of its server.
+    pub(crate) fn tire_guard(&mut self, node: NodeId) {
+        let n = &self.nodes[node.0];
+        let has_told = n.postgres().is_some_and(|body| body.is_left_alone() && body.fence.is_some());
+        if !self.plan.tired_guards || n.frozen != Frozen::No || !has_told {
+            return;
+        }
+        let (pause, power) = (self.rng.span(2_000, 9_000), n.power);
+        self.nodes[node.0].frozen = Frozen::Guard;
+        let name = self.nodes[node.0].name.clone();
+        self.say(format_args!("{name}: its guard stands still for {pause}"));
+        self.after(pause, Item::Thaw { node, power });
+    }
+
     fn what_freezes(&mut self, node: NodeId) -> Frozen {
         let Some(process) = self.nodes[node.0].postgres().map(|body| body.process) else { return Frozen::Machine };
         if !self.rng.chance(500) || self.nodes[node.0].brain.is_none() {

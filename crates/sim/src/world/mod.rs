@@ -151,6 +151,8 @@ pub struct Options {
     pub synchronous: bool,
     /// The same, and the mode changes all the time.
     pub changing: bool,
+    /// Whatever the seed says, there is a Postgres cluster and nothing else, and guards stand still when their bots come back.
+    pub tired_guards: bool,
     /// Do not look at the requirements that begin with this: to see what else would catch a mistake.
     pub skip: Option<&'static str>,
 }
@@ -202,6 +204,8 @@ impl World {
         let changing = options.changing || options.plant.is_some_and(Plant::wants_changing);
         let plan = if synchronous || changing { plan.made_synchronous() } else { plan };
         let plan = if changing { plan.made_changing() } else { plan };
+        let tired = options.tired_guards || options.plant.is_some_and(Plant::wants_tired_guards);
+        let plan = if tired { plan.made_with_tired_guards() } else { plan };
         let nodes = node::cast(&plan, &mut rng.fork());
         let mut world = Self {
             now: Time::ZERO,

@@ -368,6 +368,7 @@ fn content_settings(node: &Node, plan: &Plan) -> content::Settings {
         canary: plan.canary.then_some(content::CanarySettings { observe, timeout, failures_percent_max: 10 }),
         purge: plan.canary.then_some(content::PurgeSettings { again_after: Span::from_secs(3) }),
         export: None,
+        stale_after: None,
         pushes_expected: true,
     }
 }

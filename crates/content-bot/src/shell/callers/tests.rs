@@ -1,10 +1,16 @@
 //! What a call by curl leaves to be seen, on disk and among the processes.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bots_core::{machine::Span, shell::Clock};
 use hyper::Method;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Call, clear};
 
@@ -41,6 +47,7 @@ async fn calls_by_curl_overlap_and_show_no_secret() {
         url: format!("https://{address}/purge"),
         headers: Vec::new(),
         header_files: vec![(String::from("x-key"), file)],
+        ca_file: None,
         body: String::new(),
     };
     let make = || {
@@ -81,4 +88,69 @@ async fn calls_by_curl_overlap_and_show_no_secret() {
     fs::write(folder.join("7.config"), TOKEN).expect("write");
     clear(scratch.path()).expect("cleared");
     assert!(!folder.exists());
+}
+
+/// A certificate of its own making for `localhost`, and a server that has it: it answers one request, and says what that was.
+async fn https_server(dir: &Path) -> (u16, PathBuf, tokio::task::JoinHandle<String>) {
+    let (certificate, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+    let args = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
+    let made = std::process::Command::new("openssl")
+        .args(args)
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
+        .args([Path::new("-keyout"), &key, Path::new("-out"), &certificate])
+        .output()
+        .expect("openssl is installed");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let chain: Vec<_> = CertificateDer::pem_file_iter(&certificate).expect("PEM").map(|c| c.expect("one")).collect();
+    let private = PrivateKeyDer::from_pem_file(&key).expect("a key");
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .expect("a pair");
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let heard = tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.expect("a connection");
+            // Who does not trust the certificate goes.
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let (mut heard, mut some) = (String::new(), [0; 4096]);
+            while !heard.ends_with("all of it") {
+                let read = stream.read(&mut some).await.expect("a request");
+                assert!(read > 0, "it broke off: {heard}");
+                heard.push_str(std::str::from_utf8(&some[..read]).expect("text"));
+            }
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("taken");
+            let _gone_before = stream.shutdown().await;
+            return heard;
+        }
+    });
+    (port, certificate, heard)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_behind_tls_is_told_if_its_certificate_is_trusted() {
+    let scratch = TempDir::new().expect("scratch");
+    let (port, certificate, heard) = https_server(scratch.path()).await;
+    let file = scratch.path().join("token");
+    fs::write(&file, TOKEN).expect("write");
+    let mut call = Call {
+        method: Method::from_bytes(b"PURGE").expect("a method"),
+        url: format!("https://localhost:{port}/site?commit={{sha}}"),
+        headers: Vec::new(),
+        header_files: vec![(String::from("x-key"), file)],
+        ca_file: None,
+        body: String::from("all of it"),
+    };
+    let refused = call.make("abc", scratch.path()).await;
+    assert!(refused.as_ref().is_err_and(|why| why.contains("curl ended with exit status: 60")), "{refused:?}");
+    call.ca_file = Some(certificate);
+    assert_eq!(call.make("abc", scratch.path()).await, Ok(204));
+    let heard = heard.await.expect("no panic");
+    assert!(heard.starts_with("PURGE /site?commit=abc HTTP/1.1\r\n"), "{heard}");
+    assert!(heard.contains(&format!("x-key: {TOKEN}\r\n")), "{heard}");
 }

@@ -52,6 +52,7 @@ fn every_mistake_names_its_field() {
     check("git: {url: 'http://h/a', proxy: 'http://p'}", "git.proxy");
     check("git: {url: /a, poll_interval_s: 0}", "git.poll_interval_s");
     check("git: {url: /a, poll_interval_s: soon}", "git.poll_interval_s");
+    check("git: {url: /a, poll_interval_s: 10, stale_after_s: 89}", "git.stale_after_s");
     check("git: {url: /a, password: x, password_file: /y}", "git.password");
     check("git: {url: /a, password_file: /does/not/exist}", "git.password_file");
     check("git: {url: 'git@host:a'}", "git.ssh_key_file");
@@ -74,6 +75,14 @@ fn every_mistake_names_its_field() {
     check(
         "git: {url: /a}, purge: {requests: [{method: POST, url: 'http://x/', header_files: {key: /none}}]}",
         "purge.requests.header_files.key",
+    );
+    check(
+        "git: {url: /a}, purge: {requests: [{method: POST, url: 'https://x/', ca_file: /none}]}",
+        "purge.requests.ca_file",
+    );
+    check(
+        "git: {url: /a}, purge: {requests: [{method: POST, url: 'http://x/', ca_file: /}]}",
+        "purge.requests.ca_file",
     );
     check("git: {url: /a}, verify: {command: [/does/not/exist]}", "verify.command");
     check("git: {url: /a}, verify: {command: [no-such-program]}", "verify.command");

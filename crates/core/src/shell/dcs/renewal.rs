@@ -23,7 +23,7 @@ use crate::{
 const TRY_MIN: Span = Span::from_millis(200);
 /// The first and the longest pause between tries to get a lease.
 const GRANT_PAUSE_MIN: Span = Span::from_millis(100);
-const GRANT_PAUSE_MAX: Span = Span::from_millis(2_000);
+const GRANT_PAUSE_MAX: Span = Span::from_millis(500);
 /// The first pause between rounds of tries to renew a lease.
 const RENEW_PAUSE_MIN: Span = Span::from_millis(50);
 /// Orders that may wait. A machine has one lease, and for a moment two, when one takes the place of the other; and a process

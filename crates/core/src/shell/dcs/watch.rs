@@ -11,9 +11,10 @@ use crate::{
     shell::{clock::Clock, dcs::etcd::key_value, entropy::jitter},
 };
 
-/// The first pause after a break, and the longest. A store that comes back is seen at once; one that is gone is left alone.
+/// The first pause after a break, and the longest. Who led waits for a store that comes back, and clients wait with it; one that is
+/// gone is asked in vain some twice a second.
 const PAUSE_MIN: Span = Span::from_millis(50);
-const PAUSE_MAX: Span = Span::from_millis(2_000);
+const PAUSE_MAX: Span = Span::from_millis(500);
 
 /// A watch that lived for this long was a good one: the next break begins with the shortest pause.
 const GOOD_AFTER: Span = Span::from_secs(5);
