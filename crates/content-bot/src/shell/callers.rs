@@ -11,7 +11,7 @@ use std::{
 
 use bots_core::shell::{
     Secret, http,
-    process::{Output, Program},
+    process::{Ended, Output, Program},
 };
 use bytes::Bytes;
 use hyper::{HeaderMap, Method, header::HeaderName, header::HeaderValue};
@@ -174,8 +174,20 @@ impl Call {
         let status = fs::read_to_string(&files.said).unwrap_or_default();
         match ended? {
             ended if ended.is_success() => status.trim().parse().map_err(|_| String::from("curl says no status")),
-            ended => Err(format!("curl ended with {ended}")),
+            ended => Err(format!("curl ended with {ended}{}", meaning(ended))),
         }
+    }
+}
+
+/// What some exit codes of curl mean (`man curl`, EXIT CODES).
+const fn meaning(ended: Ended) -> &'static str {
+    match ended {
+        Ended::Code(6) => ": the host's name cannot be resolved",
+        Ended::Code(7) => ": nobody takes connections there",
+        Ended::Code(28) => ": no answer in time",
+        Ended::Code(35) => ": TLS could not be agreed on",
+        Ended::Code(60) => ": the server's certificate is not trusted here: give its authority in `ca_file`",
+        Ended::Code(_) | Ended::Signal(_) => "",
     }
 }
 
