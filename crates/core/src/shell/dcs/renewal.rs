@@ -186,7 +186,7 @@ async fn get(etcd: &Etcd, ttl: Span) -> Lease {
             Ok((id, ttl)) => return Lease { id, ttl, sent },
             Err(error) => tracing::debug!(%error, "no lease yet"),
         }
-        tokio::time::sleep(jitter(pause, 30).to_std()).await;
+        etcd.route().rest(jitter(pause, 30)).await;
         pause = pause.times(2).min(GRANT_PAUSE_MAX);
     }
 }
@@ -225,7 +225,7 @@ async fn keep(
             // next leader, and long in the end, so that an outage costs little; and there is more patience, so that a slow
             // network is not taken for a dead one for ever.
             if tries.is_multiple_of(etcd.members()) {
-                tokio::time::sleep(jitter(pause, 30).to_std()).await;
+                etcd.route().rest(jitter(pause, 30)).await;
                 try_span = try_span.times(2).min(lease.ttl.divided_by(3)).max(first_try);
                 pause = pause.times(2).min(try_span);
             }

@@ -10,7 +10,7 @@ use std::sync::{
 
 use tokio::sync::watch;
 
-use crate::shell::entropy;
+use crate::{machine::Span, shell::entropy};
 
 /// The index of a member in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub(super) struct Route {
     current: AtomicUsize,
     /// The last member that answered.
     settled: watch::Sender<Member>,
+    /// How often a member has answered after one had not.
+    recoveries: watch::Sender<u64>,
     trouble: Mutex<Option<String>>,
     on_trouble: OnTrouble,
 }
@@ -36,6 +38,7 @@ impl Route {
             addresses,
             current: AtomicUsize::new(first),
             settled: watch::Sender::new(Member(first)),
+            recoveries: watch::Sender::new(0),
             trouble: Mutex::new(None),
             on_trouble,
         }
@@ -82,6 +85,16 @@ impl Route {
         if trouble.take().is_some() {
             tracing::info!(member = self.address(member), "etcd answers");
             (self.on_trouble)(None);
+            self.recoveries.send_modify(|times| *times += 1);
+        }
+    }
+
+    /// A pause before the next try: who fails at the same etcd tries again as soon as anybody is answered.
+    pub(super) async fn rest(&self, pause: Span) {
+        let mut recoveries = self.recoveries.subscribe();
+        tokio::select! {
+            () = tokio::time::sleep(pause.to_std()) => {}
+            Ok(()) = recoveries.changed() => {}
         }
     }
 
@@ -94,7 +107,28 @@ impl Route {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::Arc, time::Duration};
+
     use super::Route;
+    use crate::machine::Span;
+
+    #[tokio::test]
+    async fn a_pause_ends_with_the_first_answer_that_anybody_gets() {
+        let route = Arc::new(Route::new(vec![String::from("a:1")], Box::new(|_| {})));
+        let only = route.current();
+        route.failed(only, "gone");
+        let resting = Arc::clone(&route);
+        let rest = tokio::spawn(async move { resting.rest(Span::from_secs(3_600)).await });
+        while route.recoveries.receiver_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        route.answered(only);
+        tokio::time::timeout(Duration::from_secs(20), rest).await.expect("it ends").expect("no panic");
+        // What goes on answering is no news.
+        route.answered(only);
+        let long = tokio::time::timeout(Duration::from_millis(50), route.rest(Span::from_secs(3_600))).await;
+        assert!(long.is_err(), "it goes on");
+    }
 
     #[test]
     fn the_first_to_see_a_failure_moves_on_and_the_others_follow() {

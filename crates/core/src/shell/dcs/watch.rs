@@ -33,7 +33,7 @@ pub(super) async fn follow(etcd: Etcd, prefix: String, sink: DcsSink) {
             tracing::debug!(prefix, why, "a watch broke");
             follower.sink.send(DcsEvent::WatchLost { prefix, why }).await;
         }
-        tokio::time::sleep(jitter(pause, 50).to_std()).await;
+        follower.etcd.route().rest(jitter(pause, 50)).await;
         pause = pause.times(2).min(PAUSE_MAX);
     }
 }
