@@ -208,8 +208,11 @@ impl Leadership {
     /// [`Leadership::may_yield`]: a lost answer is asked for once more.
     pub fn yield_lock(&mut self, now: Time, membership: &mut Membership, also: Vec<Write>, out: &mut Vec<DcsAction>) {
         let Some((fence, since)) = self.to_yield(now, membership) else {
-            if let Phase::Yielding { request: None, retry_at, .. } = &mut self.phase {
-                *retry_at = (*retry_at).max(now + RETRY_AFTER);
+            // Without a lease: with its next renewal, or when it is due again.
+            if let Phase::Yielding { request: None, retry_at, .. } = &mut self.phase
+                && *retry_at <= now
+            {
+                *retry_at = now + RETRY_AFTER;
             }
             return;
         };
@@ -233,7 +236,16 @@ impl Leadership {
             DcsEvent::Answered { id, outcome } => self.answered(now, *id, outcome, membership),
             DcsEvent::Listed { .. } | DcsEvent::Changed { .. } => self.seen(view, membership),
             DcsEvent::LeaseLost { lease, why } => self.lease_lost(*lease, why),
-            DcsEvent::WatchLost { .. } | DcsEvent::LeaseGranted { .. } | DcsEvent::LeaseRenewed { .. } => None,
+            DcsEvent::LeaseRenewed { lease, valid_until: _ } => {
+                // Who leads next waits for it.
+                if let Phase::Yielding { request: None, fence, retry_at, .. } = &mut self.phase
+                    && fence.lease == *lease
+                {
+                    *retry_at = now;
+                }
+                None
+            }
+            DcsEvent::WatchLost { .. } | DcsEvent::LeaseGranted { .. } => None,
         }
     }
 

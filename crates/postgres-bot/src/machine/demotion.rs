@@ -90,7 +90,8 @@ impl Turn {
 
     /// The server is down: the lock goes, with the last position, so that the next leader knows what it must have.
     pub(super) fn yield_after_stop(&mut self, checkpoint: Option<bots_core::wire::Lsn>) {
-        if self.s.timers.armed(Timer::Rewrite).is_some() {
+        // One that is on its way back is asked for again in its own time.
+        if self.s.timers.armed(Timer::Rewrite).is_some() && !self.s.leadership.is_yielding() {
             return;
         }
         if self.s.leadership.may_yield(self.now, &self.s.membership) {

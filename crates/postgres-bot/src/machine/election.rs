@@ -324,6 +324,8 @@ impl Turn {
     }
 
     pub(super) fn ask_for_the_lock(&mut self) {
+        // That an earlier lock was given back, or was of no use, holds nothing up under this one.
+        self.s.timers.disarm(Timer::Rewrite);
         let mut out = Vec::new();
         let mut extra = Vec::new();
         if let (Some(_), Some(own)) = (self.s.cluster_system_id(), self.s.own_system_id()) {
