@@ -23,8 +23,9 @@ if [[ $EUID -ne 0 ]]; then
     exit 2
 fi
 if ! command -v debootstrap >/dev/null; then
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends debootstrap >/dev/null ||
-        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends debootstrap >/dev/null; }
+    # Somebody else may be installing: setup.sh waits as long.
+    install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=120 debootstrap)
+    "${install[@]}" >/dev/null || { apt-get update -qq && "${install[@]}" >/dev/null; }
 fi
 
 root=$(mktemp -d "${TMPDIR:-/var/tmp}/bots-base.XXXXXX")
