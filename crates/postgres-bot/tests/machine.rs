@@ -110,7 +110,7 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
             world.step(Event::NameProbed { instance });
         }
         "inspected" => {
-            let running = if args.has("running") { Running::LeftBehind } else { world.shown_running() };
+            let running = if args.has("running") { Running::LeftBehind { fence: None } } else { world.shown_running() };
             world.step(Event::DataInspected(data_dir(args, running)));
         }
         "unusable" => {

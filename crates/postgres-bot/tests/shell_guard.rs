@@ -147,7 +147,7 @@ fn a_bot_that_comes_back_finds_its_server_as_it_was() {
         session.batch_execute("CREATE TEMP TABLE t (x int)").await.expect("write");
         let mut again = a.again(dir.path());
         let nobodys = again.looks().await;
-        assert!(matches!(nobodys, DataDir::Present { running: Running::LeftBehind, .. }), "{nobodys:?}");
+        assert!(matches!(nobodys, DataDir::Present { running: Running::LeftBehind { .. }, .. }), "{nobodys:?}");
         again.hands.postmaster.adopt(&again.hands.reporter).await;
         let kept = again.looks().await;
         let guarded = |running: Running| matches!(running, Running::Guarded { fence: Some(at) } if at > Clock::now());
@@ -254,7 +254,7 @@ fn the_backends_of_a_server_by_another_name_are_found_by_the_next_life_of_the_bo
         a.kill_guard();
         let again = a.again(dir.path());
         let found = again.looks().await;
-        assert!(matches!(found, DataDir::Present { running: Running::LeftBehind, .. }), "{found:?}");
+        assert!(matches!(found, DataDir::Present { running: Running::LeftBehind { .. }, .. }), "{found:?}");
         again.does(Job::Stop { mode: AT_ONCE }).await;
         assert!(!lives(busy));
         assert!(matches!(again.looks().await, DataDir::Present { running: Running::No, .. }));

@@ -36,7 +36,7 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
             rewound: false,
             running,
         };
-        assert_eq!(a.looks().await, present(1, true, Running::LeftBehind));
+        assert_eq!(a.looks().await, present(1, true, Running::LeftBehind { fence: None }));
         a.client()
             .await
             .batch_execute("CREATE TABLE t (x text); INSERT INTO t VALUES ('common')")

@@ -44,7 +44,7 @@ impl Turn {
                 let mine = self.s.leader() == Some(self.s.settings.name.as_str());
                 let goes_on = match running {
                     Running::No => false,
-                    Running::LeftBehind => return self.stop_left_behind(),
+                    Running::LeftBehind { .. } => return self.stop_left_behind(),
                     // A standby may go on in any case, and a primary if the lock is ours still: its guard has kept to the
                     // old lease so far. What was on its way from the one to the other is neither.
                     Running::Guarded { fence: None } if !was_primary => true,

@@ -150,7 +150,7 @@ impl Turn {
         let running = self.s.postgres.is_alive() || left;
         let busy = self.s.job.is_some();
         let writable = self.s.may_be_writable();
-        self.become_phase(Phase::Stopping { yielded: false, writable });
+        self.become_phase(Phase::Stopping { yielded: false, writable, checkpoint: None });
         if running || busy {
             self.s.timers.arm(Timer::Patience, self.now + STOP_PATIENCE);
             // A fence that is falling falls on.
@@ -162,11 +162,11 @@ impl Turn {
 
     /// Down with the server, then the lock, then the lease: in this order, so that the next leader may start at once.
     pub(super) fn drive_stopping(&mut self, happened: &Happened) {
-        let Phase::Stopping { yielded, writable } = self.s.phase else { return };
-        let mut last = None;
+        let Phase::Stopping { yielded, writable, mut checkpoint } = self.s.phase else { return };
         match happened {
             Happened::JobEnded { job: Job::Stop { .. }, result: Ok(JobResult::Stopped { shutdown_checkpoint }) } => {
-                last = *shutdown_checkpoint;
+                checkpoint = *shutdown_checkpoint;
+                self.s.phase = Phase::Stopping { yielded, writable, checkpoint };
             }
             Happened::JobEnded { job: Job::Stop { .. }, .. } => {
                 let mode = self.stop_at_once();
@@ -192,9 +192,13 @@ impl Turn {
             return;
         }
         if !yielded && self.s.leadership.fence(self.now, &self.s.membership).is_some() {
-            self.s.phase = Phase::Stopping { yielded: true, writable };
+            self.s.phase = Phase::Stopping { yielded: true, writable, checkpoint };
             self.s.timers.arm(Timer::Patience, self.now + GOODBYE);
-            return self.yield_after_stop(last);
+            return self.yield_after_stop(checkpoint);
+        }
+        if self.s.leadership.is_yielding() {
+            // A lost answer is asked for again, with all that the next leader is to know.
+            self.yield_after_stop(checkpoint);
         }
         // A question for the lock that is still open needs no answer: without the lease, it comes to nothing.
         if !(yielded && self.s.leadership.is_busy()) {

@@ -8,7 +8,7 @@ use super::{
     phase::{DemoteStep, DemoteWhy, Phase, Recovery},
     postgres::{DataDir, Postgres, Running as Runs},
     state::{Running, State, Timer},
-    turn::DYING_MAX,
+    turn::{DYING_MAX, KILL_AFTER_MAX},
 };
 
 /// For a server whose guard should have killed it: there is no time for less.
@@ -60,17 +60,28 @@ impl State {
         })
     }
 
-    /// When a server that an earlier life of this bot has left in its guard's care must be gone, as long as this life has set no fence
-    /// for it: its guard stops it then, and if it stands still, this bot must.
-    pub(super) fn kept_until(&self) -> Option<Time> {
+    /// When a server that an earlier life of this bot has left running must be gone, as long as this life has set no fence for it: its
+    /// guard stops it then, and if that stands still, this bot must.
+    fn kept_fence(&self) -> Option<Time> {
         let running = match self.data.as_ref()? {
             DataDir::Present { running, .. } | DataDir::Unfinished { running, .. } => running,
             DataDir::Empty => return None,
         };
-        let Runs::Guarded { fence } = running else { return None };
+        let (Runs::Guarded { fence } | Runs::LeftBehind { fence }) = running else { return None };
         let has_its_own = self.fence_set.is_some_and(|at| at > Time::ZERO);
+        fence.filter(|_| !has_its_own && !self.is_foreign())
+    }
+
+    /// The same, while it is not being stopped already.
+    pub(super) fn kept_until(&self) -> Option<Time> {
         let waits = self.is_stopping_at_once() || self.timers.armed(Timer::Retry).is_some();
-        fence.filter(|_| !has_its_own && !waits && !self.is_foreign())
+        self.kept_fence().filter(|_| !waits)
+    }
+
+    /// How long a server that is stopped at once has to go by itself; one that was kept, until its fence at the most.
+    pub(super) fn grace(&self, now: Time) -> Span {
+        let grace = self.fence_margin().divided_by(2).min(KILL_AFTER_MAX);
+        self.kept_fence().map_or(grace, |fence| grace.min(fence.since(now)))
     }
 
     /// The server is being stopped, by force if need be.

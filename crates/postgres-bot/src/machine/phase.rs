@@ -132,6 +132,8 @@ pub(super) enum Phase {
         yielded: bool,
         /// The server may have accepted writes when the stop began.
         writable: bool,
+        /// What it ended with.
+        checkpoint: Option<Lsn>,
     },
 }
 

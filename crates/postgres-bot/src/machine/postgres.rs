@@ -43,7 +43,10 @@ pub enum Running {
     /// There is none.
     No,
     /// There is one that nobody looks after, or one that cannot be taken over as it is.
-    LeftBehind,
+    LeftBehind {
+        /// When its guard stops it, as far as that says so.
+        fence: Option<Time>,
+    },
     /// There is one in its guard's care.
     Guarded {
         /// When its guard stops it, on this machine's clock; nothing if it was not told to take writes.

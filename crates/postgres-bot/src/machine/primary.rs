@@ -149,10 +149,9 @@ impl Turn {
 
     /// The lock bears our name: bind it to the lease that we have now, then start in place.
     fn reclaim(&mut self) {
-        if self.s.is_stopping_at_once() {
-            return;
-        }
-        if self.s.may_use_lock(self.now) && self.takes_over_synchrony() {
+        // Killed for its fence, it is started again, if the lock is ours still.
+        let dying = self.s.is_stopping_at_once();
+        if !dying && self.s.may_use_lock(self.now) && self.takes_over_synchrony() {
             let step = if self.s.postgres.is_alive() { Recovery::Adopting } else { Recovery::Starting };
             self.s.phase = Phase::Recovering { step };
             self.s.timers.arm(Timer::Patience, self.now + self.s.dynamic.primary_start_timeout.max(Span::from_secs(1)));
@@ -169,6 +168,9 @@ impl Turn {
         }
         let gone = watched && !ours && !self.s.leadership.is_busy() && !self.s.leadership.is_held();
         let cut_off = !watched && self.s.membership.lease(self.now).is_none();
+        if dying && (gone || cut_off) {
+            return;
+        }
         if (gone || cut_off) && self.s.postgres.is_alive() {
             let why = if gone { "the leader lock is gone or another's" } else { "etcd is out of reach" };
             self.s.trouble = Some(format!("Postgres was stopped: {why}"));

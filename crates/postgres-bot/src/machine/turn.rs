@@ -32,7 +32,7 @@ pub(super) const STOP_PATIENCE: Span = Span::from_secs(60);
 pub(super) const DYING_MAX: Span = Span::from_secs(5);
 
 /// A server that is told to stop at once takes milliseconds; one that has not by then hangs.
-const KILL_AFTER_MAX: Span = Span::from_millis(500);
+pub(super) const KILL_AFTER_MAX: Span = Span::from_millis(500);
 
 /// What cannot be read off the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -285,7 +285,7 @@ impl Turn {
 
     /// The stop that is sure to end within the fence margin.
     pub(super) fn stop_at_once(&self) -> StopMode {
-        StopMode::Immediate { kill_after: self.s.fence_margin().divided_by(2).min(KILL_AFTER_MAX) }
+        StopMode::Immediate { kill_after: self.s.grace(self.now) }
     }
 
     fn dcs(&mut self, event: DcsEvent) -> Happened {

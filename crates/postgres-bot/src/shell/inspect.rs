@@ -190,7 +190,13 @@ fn running(hands: &Hands) -> Running {
     match hands.postmaster.adopted() {
         Some(Fence::Open) if asked_there => Running::Guarded { fence: None },
         Some(Fence::At(at)) if asked_there => Running::Guarded { fence: Some(at) },
-        Some(_) | None => Running::LeftBehind,
+        Some(_) | None => {
+            let fence = hands.postmaster.earlier_fence().and_then(|fence| match fence {
+                Fence::At(at) => Some(at),
+                Fence::Open => None,
+            });
+            Running::LeftBehind { fence }
+        }
     }
 }
 

@@ -214,6 +214,12 @@ impl Postmaster {
         Ok(())
     }
 
+    /// Where the guard that was there before this bot says that its fence stands, whether its server can be taken over or not.
+    pub fn earlier_fence(&self) -> Option<Fence> {
+        let run = self.run();
+        run.link.as_ref().filter(|_| run.adopted)?.fence()
+    }
+
     /// The fence of a server that an earlier life of the bot has left in its guard's care; nothing if there is none.
     pub fn adopted(&self) -> Option<Fence> {
         let run = self.run();
@@ -360,7 +366,9 @@ impl Postmaster {
                 if tokio::time::timeout(kill_after.to_std(), self.all_gone()).await.is_err() {
                     self.signal_begun(Signal::KILL).await;
                     // Told to die at once: a look at every process of the machine may take too long.
-                    let _looked_for_below = self.marks().kill(&[]);
+                    if let Some(guard) = self.run().guard.filter(|pid| guard::is_guard(*pid)) {
+                        processes::kill_descendants(guard);
+                    }
                     self.marks().kill_all(&[&self.data_dir]).await;
                     self.all_gone().await;
                 }

@@ -209,7 +209,8 @@ impl Walk {
             3 if self.world.inspecting => {
                 self.world.inspecting = false;
                 let left_behind = !self.world.running && random.one_in(10);
-                let running = if left_behind { Running::LeftBehind } else { self.world.shown_running() };
+                let running =
+                    if left_behind { Running::LeftBehind { fence: None } } else { self.world.shown_running() };
                 let found = self.disk.inspected(running);
                 self.world.step(Event::DataInspected(found));
             }

@@ -110,7 +110,7 @@ impl Server {
         let running = match (self.process, self.kept) {
             (Process::Down, _) => Running::No,
             (_, true) => Running::Guarded { fence: self.fence },
-            (_, false) => Running::LeftBehind,
+            (_, false) => Running::LeftBehind { fence: None },
         };
         let system_id = self.system_id.clone();
         match self.data {

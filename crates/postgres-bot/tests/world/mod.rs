@@ -195,7 +195,7 @@ impl World {
         match (self.running, self.kept) {
             (false, _) => Running::No,
             (true, Some(_)) => Running::Guarded { fence: self.fence },
-            (true, None) => Running::LeftBehind,
+            (true, None) => Running::LeftBehind { fence: None },
         }
     }
 

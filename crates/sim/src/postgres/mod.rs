@@ -138,6 +138,8 @@ pub struct PostgresBody {
     told_stalled: bool,
     /// It runs on since before its bot was started, which has not taken it over yet.
     kept: bool,
+    /// The bot that came back has not heard its guard.
+    unheard: bool,
     /// What its commits wait for.
     pub commits: Commits,
 }
@@ -201,6 +203,11 @@ impl PostgresBody {
         self.fence.map(|fence| self.wanted_fence.map_or(fence, |wanted| wanted.max(fence)))
     }
 
+    /// Whether it runs on since before its bot was started.
+    pub(crate) const fn is_kept(&self) -> bool {
+        self.kept
+    }
+
     /// Whether its bot is gone, or its end is decided.
     pub(crate) const fn is_left_alone(&self) -> bool {
         self.kept || self.ending
@@ -249,7 +256,7 @@ impl PostgresBody {
         let running = match (self.process, self.kept && guard_moves) {
             (Process::Down, _) => Running::No,
             (_, true) => Running::Guarded { fence },
-            (_, false) => Running::LeftBehind,
+            (_, false) => Running::LeftBehind { fence: None },
         };
         match (self.disk.contents, &self.disk.system_id) {
             (Contents::Empty, _) | (Contents::Present, None) => DataDir::Empty,

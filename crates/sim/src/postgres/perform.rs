@@ -167,6 +167,7 @@ impl World {
             ServerItem::Inspect { life } => {
                 if self.nodes[node.0].life == life {
                     let guard_moves = !self.nodes[node.0].frozen.holds_guard();
+                    self.body_mut(node).unheard &= !guard_moves;
                     let found = self.body(node).inspected(guard_moves, self.plant);
                     self.tell_postgres(node, Span::ZERO, Event::DataInspected(found));
                     self.tire_guard(node);

@@ -206,11 +206,11 @@ impl World {
         let waited_for = n.brain.is_some() && n.frozen == Frozen::Guard;
         let body = self.body_mut(node);
         // A guard that says nothing is waited for, and then killed.
-        body.unburied = waited_for && !body.kept;
+        body.unburied = waited_for && !(body.kept && body.unheard);
         let unburied = body.unburied;
         body.process = Process::Down;
         body.link = None;
-        (body.fence, body.kept) = (None, false);
+        (body.fence, body.kept, body.unheard) = (None, false, false);
         body.commits_end();
         body.told = Postgres::Down;
         let name = self.nodes[node.0].name.clone();
@@ -286,7 +286,7 @@ impl World {
             return;
         }
         if !guard_dies {
-            body.kept = true;
+            (body.kept, body.unheard) = (true, true);
             return;
         }
         body.ending = true;

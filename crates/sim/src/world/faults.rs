@@ -321,8 +321,8 @@ impl World {
         }
         for node in self.ids() {
             if self.nodes[node.0].frozen != Frozen::No {
-                let power = self.nodes[node.0].power;
-                self.thaw(node, power);
+                let (power, freeze) = (self.nodes[node.0].power, self.nodes[node.0].freezes);
+                self.thaw(node, power, freeze);
             }
             if self.nodes[node.0].brain.is_none() {
                 let delay = self.rng.span(10, 2_000);

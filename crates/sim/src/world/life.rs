@@ -97,9 +97,9 @@ impl World {
         }
         let frozen = self.what_freezes(node);
         self.nodes[node.0].frozen = frozen;
-        let (name, power) = (self.nodes[node.0].name.clone(), self.nodes[node.0].power);
+        let name = self.nodes[node.0].name.clone();
         self.say(format_args!("{name} stands still for {pause}: {frozen:?}"));
-        self.after(pause, Item::Thaw { node, power });
+        self.thaw_later(node, pause);
         if frozen == Frozen::Guard {
             self.device_runs_out(node);
         }
@@ -108,15 +108,23 @@ impl World {
     /// In some worlds a guard stands still once it has told a bot that came back of its server.
     pub(crate) fn tire_guard(&mut self, node: NodeId) {
         let n = &self.nodes[node.0];
-        let has_told = n.postgres().is_some_and(|body| body.is_left_alone() && body.fence.is_some());
+        let has_told = n.postgres().is_some_and(|body| body.is_kept() && body.fence.is_some());
         if !self.plan.tired_guards || n.frozen != Frozen::No || !has_told {
             return;
         }
-        let (pause, power) = (self.rng.span(2_000, 9_000), n.power);
+        let pause = self.rng.span(2_000, 9_000);
         self.nodes[node.0].frozen = Frozen::Guard;
         let name = self.nodes[node.0].name.clone();
         self.say(format_args!("{name}: its guard stands still for {pause}"));
-        self.after(pause, Item::Thaw { node, power });
+        self.thaw_later(node, pause);
+    }
+
+    /// What stands still now moves again then, unless something else has ended that before.
+    fn thaw_later(&mut self, node: NodeId, pause: Span) {
+        let n = &mut self.nodes[node.0];
+        n.freezes += 1;
+        let (power, freeze) = (n.power, n.freezes);
+        self.after(pause, Item::Thaw { node, power, freeze });
     }
 
     fn what_freezes(&mut self, node: NodeId) -> Frozen {
@@ -165,8 +173,9 @@ impl World {
 
     /// The machine moves again, unless its watchdog device has reset it: no guard can stop a server in time that moves again
     /// together with it. The device acts as late as it may; until then, the guard finds its fence passed when it wakes.
-    pub(super) fn thaw(&mut self, node: NodeId, power: u64) {
-        if self.nodes[node.0].power != power || self.nodes[node.0].frozen == Frozen::No {
+    pub(super) fn thaw(&mut self, node: NodeId, power: u64, freeze: u64) {
+        let is_another = self.nodes[node.0].freezes != freeze;
+        if is_another || self.nodes[node.0].power != power || self.nodes[node.0].frozen == Frozen::No {
             return;
         }
         if self.nodes[node.0].frozen == Frozen::Machine && self.was_reset(node) {

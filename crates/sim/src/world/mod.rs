@@ -91,7 +91,7 @@ pub(crate) enum Item {
     /// A bot is started.
     Start { node: NodeId, power: u64 },
     /// A machine moves again.
-    Thaw { node: NodeId, power: u64 },
+    Thaw { node: NodeId, power: u64, freeze: u64 },
     /// A watchdog device is not kept alive: it resets the machine, unless the guard has moved again.
     Reset { node: NodeId, power: u64, run: u64 },
     /// A member's answer to another's question, or its silence.
@@ -317,7 +317,7 @@ impl World {
             Item::Content { node, life: _, item } => self.content_item(node, item),
             Item::Web { node, life: _, item } => self.web_item(node, item),
             Item::Start { node, power } => self.start(node, power),
-            Item::Thaw { node, power } => self.thaw(node, power),
+            Item::Thaw { node, power, freeze } => self.thaw(node, power, freeze),
             Item::Reset { node, power, run } => self.reset(node, power, run),
             Item::Word { serial, answer } => self.word(serial, answer),
             Item::Chaos(item) => self.chaos(item),

@@ -177,6 +177,8 @@ pub struct Node {
     pub frozen: Frozen,
     /// When the whole machine moved again last.
     pub(super) thawed: Option<Time>,
+    /// How often it, or a part of it, has begun to stand still.
+    pub(super) freezes: u64,
     /// What it looks after.
     pub body: Body,
     /// What will happen when the machine moves again.
@@ -283,6 +285,7 @@ pub(super) fn cast(plan: &Plan, rng: &mut Rng) -> Vec<Node> {
                 client: Client::default(),
                 frozen: Frozen::No,
                 thawed: None,
+                freezes: 0,
                 body: body(),
                 waiting: Vec::new(),
                 inbox: VecDeque::new(),

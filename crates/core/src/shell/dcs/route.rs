@@ -12,6 +12,9 @@ use tokio::sync::watch;
 
 use crate::{machine::Span, shell::entropy};
 
+/// Two that are answered in turn and fail in turn wake each other no faster than this.
+const REST_MIN: Span = Span::from_millis(50);
+
 /// The index of a member in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Member(usize);
@@ -89,11 +92,13 @@ impl Route {
         }
     }
 
-    /// A pause before the next try: who fails at the same etcd tries again as soon as anybody is answered.
+    /// A pause before the next try: who fails at the same etcd tries again as soon as anybody is answered, but never at once.
     pub(super) async fn rest(&self, pause: Span) {
         let mut recoveries = self.recoveries.subscribe();
+        let (pause, least) = (pause.to_std(), pause.min(REST_MIN).to_std());
+        tokio::time::sleep(least).await;
         tokio::select! {
-            () = tokio::time::sleep(pause.to_std()) => {}
+            () = tokio::time::sleep(pause.saturating_sub(least)) => {}
             Ok(()) = recoveries.changed() => {}
         }
     }

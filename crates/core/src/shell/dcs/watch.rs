@@ -21,7 +21,7 @@ const GOOD_AFTER: Span = Span::from_secs(5);
 
 /// Shows everything below `prefix` to `sink`, for ever.
 pub(super) async fn follow(etcd: Etcd, prefix: String, sink: DcsSink) {
-    let mut follower = Follower { etcd, prefix, sink, shown: Revision(0), listed_at: None };
+    let mut follower = Follower { etcd, prefix, sink, shown: Revision(0), listed_at: None, finds_older: false };
     let mut pause = PAUSE_MIN;
     loop {
         let Err(why) = follower.until_broken().await;
@@ -33,7 +33,12 @@ pub(super) async fn follow(etcd: Etcd, prefix: String, sink: DcsSink) {
             tracing::debug!(prefix, why, "a watch broke");
             follower.sink.send(DcsEvent::WatchLost { prefix, why }).await;
         }
-        follower.etcd.route().rest(jitter(pause, 50)).await;
+        if std::mem::take(&mut follower.finds_older) {
+            // It answers, and an answer to anybody makes it no newer.
+            tokio::time::sleep(jitter(pause, 50).to_std()).await;
+        } else {
+            follower.etcd.route().rest(jitter(pause, 50)).await;
+        }
         pause = pause.times(2).min(PAUSE_MAX);
     }
 }
@@ -46,6 +51,8 @@ struct Follower {
     shown: Revision,
     /// When the present watch began; nothing while there is none.
     listed_at: Option<Time>,
+    /// The last member that answered knows less than was shown.
+    finds_older: bool,
 }
 
 impl Follower {
@@ -56,6 +63,7 @@ impl Follower {
             let member = self.etcd.route().current();
             let why = format!("revision {} is older than {}, which it had before", revision.0, self.shown.0);
             self.etcd.route().failed(member, &why);
+            self.finds_older = true;
             return Err(why);
         }
         self.shown = revision;
