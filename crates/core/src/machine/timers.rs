@@ -36,7 +36,7 @@ impl<K: Ord> Default for Timers<K> {
     }
 }
 
-impl<K: Ord + Copy + std::fmt::Debug> Timers<K> {
+impl<K: Ord + Copy + std::fmt::Display> Timers<K> {
     /// Arms `timer` for `at`, replacing what it was armed for.
     pub fn arm(&mut self, timer: K, at: Time) {
         self.armed.insert(timer, at);
@@ -66,9 +66,9 @@ impl<K: Ord + Copy + std::fmt::Debug> Timers<K> {
         Some(timer)
     }
 
-    /// The next deadline, named after its timer.
+    /// The next deadline, in its timer's words.
     #[must_use]
     pub fn next(&self) -> Option<Deadline> {
-        self.armed.iter().min_by_key(|(_, at)| **at).map(|(k, at)| Deadline { at: *at, reason: format!("{k:?}") })
+        self.armed.iter().min_by_key(|(_, at)| **at).map(|(k, at)| Deadline { at: *at, reason: k.to_string() })
     }
 }

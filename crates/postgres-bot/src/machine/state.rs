@@ -1,5 +1,7 @@
 //! The one `State` value: facts as observed, and the phase that the bot is in. Private to the machine.
 
+use std::fmt;
+
 use bots_core::{
     dcs::{Revision, View},
     leadership::Leadership,
@@ -64,6 +66,29 @@ pub(super) enum Timer {
     Sync,
     /// Ask again whether a leader is there that nothing is received from, or etcd what it has not answered.
     Takeover,
+}
+
+impl fmt::Display for Timer {
+    /// What an operator reads that the bot does next.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Retry => "try again",
+            Self::Patience => "it has taken long enough",
+            Self::OthersFirst => "another has had the first go",
+            Self::Scheduled => "the switchover that was asked for is due",
+            Self::Rewrite => "write to etcd again what did not go through",
+            Self::ShareStatus => "share how far the log has come",
+            Self::Stalled => "look why it does not stream",
+            Self::Hung => "give the server up if it still does not answer",
+            Self::Guard => "replace the guard if it still does not answer",
+            Self::ScheduledRestart => "the restart that was asked for is due",
+            Self::RestartPatience => "the restart has taken long enough",
+            Self::Slots => "look at the replication slots",
+            Self::Release => "stop without being let go by the primary",
+            Self::Sync => "look at the synchronous standbys again",
+            Self::Takeover => "ask again whether the leader is there",
+        })
+    }
 }
 
 /// A running job.
