@@ -25,12 +25,14 @@ pub struct Site {
     pub site: String,
 }
 
+type HistogramOfSites = Family<Site, Histogram, fn() -> Histogram>;
+
 /// Figures of the same name, one a site.
 #[derive(Debug, Default)]
 struct OfSites {
     counters: BTreeMap<&'static str, Family<Site, Counter>>,
     gauges: BTreeMap<&'static str, Family<Site, Gauge>>,
-    histograms: BTreeMap<&'static str, Family<Site, Histogram, fn() -> Histogram>>,
+    histograms: BTreeMap<&'static str, HistogramOfSites>,
 }
 
 /// The registry of one bot, with what every bot counts. Clones share.

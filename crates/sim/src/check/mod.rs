@@ -55,7 +55,7 @@ pub enum Seen<'a> {
         /// What.
         job: &'a Job,
     },
-    /// A server accepts writes from now on; of one that is overdue ([`World::is_overdue`]) it is said again after the time in which
+    /// A server accepts writes from now on; of one that is overdue (`World::is_overdue`) it is said again after the time in which
     /// its guard kills it, if it still does.
     Writable {
         /// Which.
