@@ -65,6 +65,7 @@ missing_packages() {
     need make command make
     need git command git
     need curl command curl
+    need gpg command gpg
     need ca-certificates file /etc/ssl/certs/ca-certificates.crt
     need etcd-server command etcd
     need etcd-client command etcdctl

@@ -218,6 +218,14 @@ fn begin(state: &mut State, now: Time, fence: Fence, pointers: &Pointers, change
     let mut compare = state.leadership.guard(fence).to_vec();
     compare.extend(pointers.unchanged(scope));
     compare.extend(change.shows().map(|sha| Compare::Absent(scope.quarantine(sha))));
+    if matches!(change, Move::Publish { .. }) {
+        // A late one, decided on when there was no bot to try it on, must not overtake a trial that has begun since.
+        let canary = scope.revision_canary();
+        compare.push(match state.view.get(&canary) {
+            Some(kv) => Compare::ModifiedAt(canary, kv.modified),
+            None => Compare::Absent(canary),
+        });
+    }
     let then = change.writes(scope, &state.view, state.unix_ms(now));
     let id = state.membership.next_request();
     out.push(Action::Dcs(DcsAction::Transact { id, transaction: Transaction::new(compare, then) }));

@@ -268,9 +268,9 @@ impl Turn {
             (Some(key), _) if keys.iter().all(|other| is_safe(other, &key.acks())) => key.acks(),
             // Which key is in force is not known: nothing is acknowledged before it is.
             (Some(_), _) => Acks::default(),
-            // Another's key: nothing is acknowledged before it is ours.
-            (None, Some(_)) => Acks::default(),
-            (None, None) => Acks::alone(),
+            // Another's key, or none at all, from which nobody could tell who may lead: nothing is acknowledged before there is one of ours.
+            (None, _) if !off => Acks::default(),
+            (None, _) => Acks::alone(),
         };
         self.s.synchrony.lay_down();
         let known = std::mem::take(&mut self.s.synchrony);

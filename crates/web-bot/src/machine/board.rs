@@ -80,8 +80,8 @@ impl Board {
     }
 
     /// The slots claimed under `lease`.
-    pub(super) fn claimed_under(&self, lease: LeaseId) -> impl Iterator<Item = u32> {
-        let ours = move |p: &Place| p.claim.as_ref().is_some_and(|c| c.lease == Some(lease));
-        self.places.iter().filter(move |(_, p)| ours(p)).map(|(slot, _)| *slot)
+    pub(super) fn claimed_under(&self, lease: LeaseId) -> impl Iterator<Item = (u32, Revision)> {
+        let ours = move |p: &Place| p.claim.as_ref().filter(|c| c.lease == Some(lease)).map(|c| c.created);
+        self.places.iter().filter_map(move |(slot, p)| Some((*slot, ours(p)?)))
     }
 }

@@ -51,6 +51,8 @@ enum Hold {
 struct Release {
     slot: u32,
     lease: LeaseId,
+    /// The claim that is meant: the same bot may have another one on the slot when a late question arrives.
+    created: Revision,
     request: Option<RequestId>,
     retry_at: Time,
 }
@@ -315,8 +317,8 @@ impl Slots {
 
     /// Gives the place back; nothing must be served for it any more.
     pub(super) fn give_back(&mut self, now: Time) {
-        if let Hold::Held { slot, lease, .. } = self.hold {
-            self.release = Some(Release { slot, lease, request: None, retry_at: now });
+        if let Hold::Held { slot, lease, created } = self.hold {
+            self.release = Some(Release { slot, lease, created, request: None, retry_at: now });
         }
         self.hold = Hold::Free;
     }
@@ -325,9 +327,10 @@ impl Slots {
     /// made long after we stopped wanting it.
     pub(super) fn tidy(&mut self, sight: &Sight<'_>, membership: &mut Membership, out: &mut Vec<Action>) {
         if self.release.is_none() && sight.now >= self.strays_not_before {
-            self.release = self.stray(sight, membership).map(|(slot, lease)| Release {
+            self.release = self.stray(sight, membership).map(|(slot, lease, created)| Release {
                 slot,
                 lease,
+                created,
                 request: None,
                 retry_at: sight.now,
             });
@@ -344,16 +347,17 @@ impl Slots {
         let key = self.scope.load_claim(release.slot);
         let request = membership.next_request();
         release.request = Some(request);
-        let transaction =
-            Transaction::new(vec![Compare::LeaseIs(key.clone(), release.lease)], vec![Write::delete(key)]);
+        let same_claim =
+            vec![Compare::LeaseIs(key.clone(), release.lease), Compare::CreatedAt(key.clone(), release.created)];
+        let transaction = Transaction::new(same_claim, vec![Write::delete(key)]);
         out.push(Action::Dcs(DcsAction::Transact { id: request, transaction }));
     }
 
-    fn stray(&self, sight: &Sight<'_>, membership: &Membership) -> Option<(u32, LeaseId)> {
+    fn stray(&self, sight: &Sight<'_>, membership: &Membership) -> Option<(u32, LeaseId, Revision)> {
         let lease = membership.lease(sight.now)?;
         let wanted = [self.held(), self.asking_for()];
-        let slot = sight.board.claimed_under(lease).find(|slot| !wanted.contains(&Some(*slot)))?;
-        Some((slot, lease))
+        let (slot, created) = sight.board.claimed_under(lease).find(|(slot, _)| !wanted.contains(&Some(*slot)))?;
+        Some((slot, lease, created))
     }
 
     /// When the sub-machine wants a step of its own accord.

@@ -14,6 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Call, clear};
 
+/// Tests of one process must not count each other's programs.
+static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// What must not be seen.
 const TOKEN: &str = "s3cret-of-the-cache";
 
@@ -36,6 +39,7 @@ fn curls() -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_by_curl_overlap_and_show_no_secret() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let scratch = TempDir::new().expect("scratch");
     // A cache that takes connections, and says nothing for as long as it is looked at.
     let cache = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -134,6 +138,7 @@ async fn https_server(dir: &Path) -> (u16, PathBuf, tokio::task::JoinHandle<Stri
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cache_behind_tls_is_told_if_its_certificate_is_trusted() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let scratch = TempDir::new().expect("scratch");
     let (port, certificate, heard) = https_server(scratch.path()).await;
     let file = scratch.path().join("token");
