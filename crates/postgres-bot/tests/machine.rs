@@ -15,8 +15,8 @@ use bots_core::{
 };
 use datadriven::TestCase;
 use postgres_bot::machine::{
-    Ask, AskedId, Command, CommandId, DataDir, Disk, Event, PeerAnswer, Postgres, PostgresBot, ReplicationSlot,
-    Restart, Role, Running, Server, Settings, SlotKind, Standby, WaitsFor,
+    Ask, AskedId, Command, CommandId, DataDir, Disk, Event, LeaderSlot, LeaderSlots, PeerAnswer, Postgres, PostgresBot,
+    ReplicationSlot, Restart, Role, Running, Server, Settings, SlotKind, Standby, WaitsFor, Xid,
 };
 use serde_json::json;
 use world::{Fate, SYSTEM_ID, World, member, scope, server, settings};
@@ -158,6 +158,17 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
         "watchdog-used" => world.step(Event::WatchdogUsed(well(args, args.number("s").unwrap_or(3)))),
         "exited" => world.server_exits(args.input()),
         "probed" => probed(world, args),
+        "leader-slots" => {
+            let Some(id) = world.slots_asked.take() else { return String::from("(the leader was not asked)\n") };
+            let there = |(name, slot): (String, ReplicationSlot)| {
+                let (confirmed, catalog_xmin) = (slot.confirmed.expect(".c500"), slot.catalog_xmin.expect(".x735"));
+                (name, LeaderSlot { confirmed, catalog_xmin })
+            };
+            let feedback = args.number("feedback").map(|number| Xid(u32::try_from(number).expect("a number")));
+            let fetched = args.0.args.get("fetched").cloned().unwrap_or_default();
+            let seen = LeaderSlots { feedback, slots: slots(args).into_iter().map(there).collect(), fetched };
+            world.step(Event::LeaderSlotsSeen { id, seen: Ok(seen) });
+        }
         "advance" => world.pass(Span::from_millis(args.number("ms").expect("ms=500"))),
         "freeze" => world.now += Span::from_millis(args.number("ms").expect("ms=60000")),
         "fire" => world.step(PostgresBot::timer_fired()),
@@ -212,7 +223,7 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
     String::new()
 }
 
-/// `slots=(NAME[.POSITION][.active][.lost][.logical],...)`
+/// `slots=(NAME[.POSITION][.active][.lost][.logical][.cPOSITION][.xNUMBER],...)`: kept from, confirmed, and the catalog's transaction.
 fn slots(args: &Args<'_>) -> BTreeMap<String, ReplicationSlot> {
     let logical = || SlotKind::Logical { database: String::from("app"), plugin: String::from("pgoutput") };
     let slot = |text: &String| {
@@ -221,7 +232,10 @@ fn slots(args: &Args<'_>) -> BTreeMap<String, ReplicationSlot> {
         let kind = if says("logical") { logical() } else { SlotKind::Physical };
         let restart = words.get(1).and_then(|word| u64::from_str_radix(word, 16).ok()).map(Lsn);
         let (active, lost) = (says("active"), says("lost"));
-        (name, ReplicationSlot { kind, active, restart, confirmed: None, lost })
+        let said = |sign: char| words.iter().skip(2).find_map(|word| word.strip_prefix(sign));
+        let confirmed = said('c').and_then(|word| u64::from_str_radix(word, 16).ok()).map(Lsn);
+        let catalog_xmin = said('x').and_then(|word| word.parse().ok()).map(Xid);
+        (name, ReplicationSlot { kind, active, restart, confirmed, lost, catalog_xmin })
     };
     args.0.args.get("slots").into_iter().flatten().filter(|text| !text.is_empty()).map(slot).collect()
 }

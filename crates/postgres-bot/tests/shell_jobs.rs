@@ -54,7 +54,7 @@ fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
 
         // Two primaries, by hand: what each writes now is what a rewind is for.
         let JobResult::Promoted { server, ancestry } =
-            b.does(Job::Promote { timeline: Timeline(2), heeds: false }).await
+            b.does(Job::Promote { timeline: Timeline(2), heeds: false, without_slots: vec![] }).await
         else {
             panic!("not promoted")
         };
@@ -163,7 +163,8 @@ fn a_number_that_another_member_has_is_passed_over() {
         a.does(Job::Stop { mode: StopMode::Fast }).await;
         for (promoted, number) in [(&b, 2), (&c, 4)] {
             let timeline = Timeline(number);
-            let JobResult::Promoted { server, .. } = promoted.does(Job::Promote { timeline, heeds: false }).await
+            let JobResult::Promoted { server, .. } =
+                promoted.does(Job::Promote { timeline, heeds: false, without_slots: vec![] }).await
             else {
                 panic!()
             };
@@ -217,7 +218,7 @@ fn a_crashed_standby_that_has_more_than_the_new_leader_is_rewound() {
         c.comes_to("SELECT count(*) FROM t", "1").await;
         c.client().await.batch_execute("CHECKPOINT").await.expect("a restartpoint");
         a.does(Job::Stop { mode: AT_ONCE }).await;
-        b.does(Job::Promote { timeline: Timeline(2), heeds: false }).await;
+        b.does(Job::Promote { timeline: Timeline(2), heeds: false, without_slots: vec![] }).await;
         b.does(Job::Checkpoint).await;
         c.does(Job::Follow { upstream: Some(b.as_upstream()) }).await;
         let history = c.data_dir().join("pg_wal/00000002.history");
@@ -257,7 +258,7 @@ fn a_standby_that_replays_past_a_promotion_is_sure_of_nothing_before_it_tells_th
             a.client().await.batch_execute("INSERT INTO t VALUES ('on the old timeline')").await.expect("write");
             a.does(Job::Stop { mode: StopMode::Fast }).await;
             let timeline = Timeline(2);
-            b.does(Job::Promote { timeline, heeds: false }).await;
+            b.does(Job::Promote { timeline, heeds: false, without_slots: vec![] }).await;
             c.does(Job::Follow { upstream: Some(b.as_upstream()) }).await;
             b.client().await.batch_execute("INSERT INTO t VALUES ('on the new timeline')").await.expect("write");
             let end = b.asks("SELECT pg_current_wal_flush_lsn()").await;
@@ -486,12 +487,12 @@ fn a_standby_that_may_acknowledge_alone_is_not_promoted() {
         b.hands.apply().await.expect("written");
         b.comes_to("SELECT current_setting('synchronous_standby_names')", BLOCKED).await;
 
-        let why = b.fails(Job::Promote { timeline: Timeline(2), heeds: true }).await;
+        let why = b.fails(Job::Promote { timeline: Timeline(2), heeds: true, without_slots: vec![] }).await;
         assert!(why.contains("would acknowledge commits alone"), "{why}");
         assert_eq!(b.asks("SELECT pg_is_in_recovery()").await, "true");
 
         kill_process(stopped, Signal::CONT).expect("goes on");
-        b.does(Job::Promote { timeline: Timeline(2), heeds: true }).await;
+        b.does(Job::Promote { timeline: Timeline(2), heeds: true, without_slots: vec![] }).await;
         let commit = b.client().await;
         let commit = commit.batch_execute("INSERT INTO t VALUES (1)");
         let acknowledged = tokio::time::timeout(Duration::from_secs(2), commit).await;

@@ -1,7 +1,7 @@
 //! From nothing to a member: look around, make the cluster if nobody has, or copy the leader.
 
 use bots_core::{
-    dcs::{Compare, DcsAction, Outcome, Revision, Transaction, Write},
+    dcs::{Compare, DcsAction, KeyValue, Outcome, Revision, Transaction, Write},
     machine::{Span, Time},
     membership::RETRY_AFTER,
 };
@@ -11,12 +11,21 @@ use super::{
     fence::{EARLIER_LEASE_ENDS, KILL},
     phase::{Bootstrap, Phase, Primary, Recovery, Suspect},
     postgres::{DataDir, Postgres, Running},
-    state::Timer,
+    state::{State, Timer},
     turn::{Happened, Turn},
 };
 
 /// How long a failed bootstrap or clone waits before the next try.
 const TRY_AGAIN: Span = Span::from_secs(2);
+
+impl State {
+    /// There is, or may be, data of a cluster whose keys are gone: a copy of ours that was begun, or a member that has more than we.
+    /// Whoever has it brings the keys back; a new cluster would be another one.
+    pub(super) fn knows_of_data(&self) -> bool {
+        let begun = matches!(self.data, Some(DataDir::Unfinished { cloning: true, .. }));
+        begun || self.peers().any(|(_, member)| member.head.role != "uninitialized")
+    }
+}
 
 impl Turn {
     /// Until etcd is known, the name is ours and the data directory is inspected, nothing is touched.
@@ -146,7 +155,7 @@ impl Turn {
             return;
         }
         let barred = self.s.settings.tags.nofailover() || self.s.bar_by_watchdog(self.now).is_some();
-        if self.s.leader().is_some() || barred {
+        if self.s.leader().is_some() || barred || self.s.knows_of_data() {
             return;
         }
         let request = self.s.membership.next_request();
@@ -192,12 +201,18 @@ impl Turn {
             (Bootstrap::Working { won, system_id }, Happened::JobEnded { job, result: Ok(result) }) => {
                 self.bootstrap_goes_on(won, system_id, job, result);
             }
-            (Bootstrap::Recording { request, system_id, .. }, Happened::Answered { id, outcome }) if request == *id => {
+            (Bootstrap::Recording { request, system_id, won }, Happened::Answered { id, outcome })
+                if request == *id =>
+            {
                 match outcome {
                     Outcome::Done(_) => self.bootstrap_recorded(),
                     // An earlier try of ours may have gone through with its answer lost.
                     Outcome::Refused { found, .. } if found.iter().any(|kv| kv.value == system_id) => {
                         self.bootstrap_recorded();
+                    }
+                    // Everything is as it was but the configuration: it is kept, and the rest recorded again.
+                    Outcome::Refused { found, .. } if self.is_only_configured(won, found) => {
+                        self.s.timers.arm(Timer::Retry, self.now + RETRY_AFTER);
                     }
                     Outcome::Refused { .. } => self.bootstrap_lost(),
                     Outcome::Unknown(_) => self.s.timers.arm(Timer::Retry, self.now + RETRY_AFTER),
@@ -248,17 +263,27 @@ impl Turn {
             Write::put(scope.initialize(), system_id.clone()),
             Write::put_leased(scope.leader(), self.s.settings.name.clone(), lease),
         ];
-        if self.s.view.get(&scope.config()).is_none() {
-            then.push(Write::put(scope.config(), self.s.settings.bootstrap_config.to_string()));
-        }
-        let compare = vec![
+        let mut compare = vec![
             Compare::LeaseIs(scope.initialize(), lease),
             Compare::ModifiedAt(scope.initialize(), won),
             Compare::Absent(scope.leader()),
         ];
+        if self.s.view.get(&scope.config()).is_none() {
+            // One that an operator has written meanwhile stays.
+            compare.push(Compare::Absent(scope.config()));
+            then.push(Write::put(scope.config(), self.s.settings.bootstrap_config.to_string()));
+        }
         let transaction = Transaction::new(compare, then);
         self.push_dcs(vec![DcsAction::Transact { id: request, transaction }]);
         self.s.phase = Phase::Bootstrapping(Bootstrap::Recording { won, request, system_id });
+    }
+
+    /// A record was refused for the configuration alone.
+    fn is_only_configured(&self, won: Revision, found: &[KeyValue]) -> bool {
+        let scope = &self.s.settings.scope;
+        let is_there = |key: &str| found.iter().any(|kv| kv.key == key);
+        let is_ours = found.iter().any(|kv| kv.key == scope.initialize() && kv.modified == won);
+        is_ours && is_there(&scope.config()) && !is_there(&scope.leader())
     }
 
     fn bootstrap_recorded(&mut self) {
@@ -295,6 +320,8 @@ impl Turn {
     pub(super) fn drive_cloning(&mut self, happened: &Happened) {
         match happened {
             Happened::JobEnded { job: Job::Clone { .. }, result: Ok(_) } => {
+                // Other data than what was rewound.
+                self.s.stall.rewound = None;
                 self.s.data = None;
                 self.inspect();
             }

@@ -328,8 +328,14 @@ impl Turn {
         self.s.timers.disarm(Timer::Rewrite);
         let mut out = Vec::new();
         let mut extra = Vec::new();
-        if let (Some(_), Some(own)) = (self.s.cluster_system_id(), self.s.own_system_id()) {
-            extra.push(Compare::ValueIs(self.s.settings.scope.initialize(), own.to_owned()));
+        let initialize = self.s.settings.scope.initialize();
+        match (self.s.view.get(&initialize), self.s.own_system_id()) {
+            (Some(_), Some(own)) if self.s.cluster_system_id().is_some() => {
+                extra.push(Compare::ValueIs(initialize, own.to_owned()));
+            }
+            (Some(kv), _) => extra.push(Compare::ModifiedAt(initialize, kv.modified)),
+            // By the time that this is carried out, another cluster may stand.
+            (None, _) => extra.push(Compare::Absent(initialize)),
         }
         // Whoever has led since we looked has changed one of these, and may have written what we lack.
         for key in [self.s.settings.scope.status(), self.s.settings.scope.timelines()] {
@@ -351,11 +357,12 @@ impl Turn {
     pub(super) fn promote(&mut self, timeline: Timeline) {
         let from = self.s.server().map_or(Lsn(0), |server| server.position);
         self.s.unrecorded = Vec::new();
-        self.become_phase(Phase::Promoting { from, timeline });
-        let patience = self.s.dynamic.primary_start_timeout.max(PROMOTION_PATIENCE_MIN);
-        self.s.timers.arm(Timer::Patience, self.now + patience);
+        let replayed = self.s.server().map_or(Lsn(0), |server| server.replayed);
+        self.become_phase(Phase::Promoting { from, timeline, replayed });
+        self.s.timers.arm(Timer::Patience, self.now + self.promotion_patience());
         let heeds = self.s.standby_names().is_some();
-        self.run(Job::Promote { timeline, heeds });
+        let without_slots = self.s.condemn_copies();
+        self.run(Job::Promote { timeline, heeds, without_slots });
     }
 
     /// Making the server writable.
@@ -376,7 +383,7 @@ impl Turn {
                 self.unfit(&format!("the promotion failed: {why}"));
             }
             Happened::Exited { how } => self.unfit(&format!("Postgres exited while it was promoted: {how}")),
-            Happened::Due(Timer::Patience) => self.unfit("the promotion has not ended within primary_start_timeout"),
+            Happened::Due(Timer::Patience) => self.promotion_takes_long(),
             Happened::JobEnded { .. }
             | Happened::Nothing
             | Happened::Observed
@@ -384,6 +391,24 @@ impl Turn {
             | Happened::Answered { .. }
             | Happened::Due(_) => _ = self.gives_up_hung(),
         }
+    }
+
+    /// A server that has much to replay first, and gets on with it, would have no less to replay the next time.
+    fn promotion_takes_long(&mut self) {
+        let now = self.s.server().map_or(Lsn(0), |server| server.replayed);
+        match &mut self.s.phase {
+            Phase::Promoting { replayed, .. } if now > *replayed => {
+                *replayed = now;
+                self.s.timers.arm(Timer::Patience, self.now + self.promotion_patience());
+            }
+            _stands_still => {
+                self.unfit("the promotion has not ended within primary_start_timeout, and replays nothing")
+            }
+        }
+    }
+
+    fn promotion_patience(&self) -> Span {
+        self.s.dynamic.primary_start_timeout.max(PROMOTION_PATIENCE_MIN)
     }
 
     /// This member cannot be made to run as primary: stop whatever is left of it, and let another lead.

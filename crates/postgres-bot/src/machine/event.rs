@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     operator::{Command, CommandId},
-    postgres::{DataDir, Disk, Postgres, SlotKind, Upstream},
+    postgres::{DataDir, Disk, LeaderSlots, Postgres, SlotKind, Upstream},
     settings::Rules,
     watchdog::WatchdogOrder,
 };
@@ -101,6 +101,13 @@ pub enum Event {
         id: ProbeId,
         /// The answers by member; who did not answer is missing.
         answers: BTreeMap<String, PeerAnswer>,
+    },
+    /// The leader was asked for its logical slots, as [`Action::LookAtSlots`] wants it, or could not be.
+    LeaderSlotsSeen {
+        /// The question.
+        id: ProbeId,
+        /// What it has, or why that is not known, on one line.
+        seen: Result<LeaderSlots, String>,
     },
     /// Another member asks for our word.
     MemberAsked {
@@ -215,6 +222,9 @@ pub enum Job {
         timeline: Timeline,
         /// Not before commits would wait for the standbys that the server is told of: the machine has named them, not the operator.
         heeds: bool,
+        /// Copies of logical slots that are removed before, since they may lack something.
+        #[serde(default)]
+        without_slots: Vec<String>,
     },
     /// `CHECKPOINT`. Ends as [`JobResult::Done`].
     Checkpoint,
@@ -276,6 +286,15 @@ pub enum SlotChange {
         /// Its name.
         name: String,
         /// From here on, the log is kept.
+        to: Lsn,
+    },
+    /// Move the copy of a logical slot on: its consumer has confirmed so much on the leader.
+    Follow {
+        /// Its name.
+        name: String,
+        /// The database that it decodes.
+        database: String,
+        /// What is confirmed, and replayed here.
         to: Lsn,
     },
     /// Remove it, unless it is in use.
@@ -362,6 +381,21 @@ pub enum Action {
     ChangeSlots {
         /// What to change.
         changes: Vec<SlotChange>,
+    },
+    /// Ask the leader for logical slots, first how far it heeds us and then for the slots, and fetch the files of those that are to be
+    /// copied: the next start as a standby of this leader puts them into the data directory. Answered by
+    /// [`Event::LeaderSlotsSeen`].
+    LookAtSlots {
+        /// The question's number.
+        id: ProbeId,
+        /// Whom to ask.
+        leader: Upstream,
+        /// Our own slot there.
+        own: String,
+        /// The slots that are asked for.
+        names: Vec<String>,
+        /// Those of them whose files are wanted.
+        fetch: Vec<String>,
     },
     /// Give up a running job; its end is not waited for and not told.
     Cancel {

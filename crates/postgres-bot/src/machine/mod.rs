@@ -22,6 +22,7 @@
 //! The exact edges are [`TRANSITIONS`]; `docs/machines/postgres.md` is drawn from them.
 
 mod bootstrap;
+mod copies;
 mod demotion;
 mod dynamic;
 mod election;
@@ -65,7 +66,10 @@ pub use self::{
         Action, Ask, AskId, AskedId, Event, Job, JobError, JobId, JobResult, PeerAnswer, ProbeId, SlotChange, StopMode,
     },
     operator::{Answer, Command, CommandId, Refusal, Restart},
-    postgres::{DataDir, Disk, Postgres, ReplicationSlot, Running, Server, SlotKind, Standby, Upstream, WaitsFor},
+    postgres::{
+        DataDir, Disk, LeaderSlot, LeaderSlots, Postgres, ReplicationSlot, Running, Server, SlotKind, Standby,
+        Upstream, WaitsFor, Xid,
+    },
     quorum::{Acks, Voters},
     role::{Role, TRANSITIONS},
     settings::{Live, Rules, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},

@@ -108,6 +108,8 @@ pub(super) enum Phase {
         from: Lsn,
         /// The timeline that it is promoted to.
         timeline: Timeline,
+        /// How far it had replayed when it was last looked at whether that takes too long.
+        replayed: Lsn,
     },
     Primary(Primary),
     Restarting {

@@ -144,6 +144,42 @@ pub struct ReplicationSlot {
     pub confirmed: Option<Lsn>,
     /// The log that it should have kept is gone: it is of no use any more.
     pub lost: bool,
+    /// The catalog's rows are kept as of this transaction, for the slot itself or for those of the standby that uses it.
+    #[serde(default)]
+    pub catalog_xmin: Option<Xid>,
+}
+
+/// A transaction's number. They go round: one is older than another if it is less than half the way behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Xid(pub u32);
+
+impl Xid {
+    /// Whether this one is older than `other`.
+    #[must_use]
+    pub const fn precedes(self, other: Self) -> bool {
+        self.0.wrapping_sub(other.0).cast_signed() < 0
+    }
+}
+
+/// What a leader has of logical slots, for a replica that keeps copies of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LeaderSlots {
+    /// The leader keeps the catalog's rows for the replica's copies as of this transaction; nothing if it does not.
+    pub feedback: Option<Xid>,
+    /// The slots, looked at later than the feedback.
+    pub slots: BTreeMap<String, LeaderSlot>,
+    /// The slots whose files are here now.
+    pub fetched: Vec<String>,
+}
+
+/// A logical slot of a leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderSlot {
+    /// The consumer has everything up to here.
+    pub confirmed: Lsn,
+    /// The catalog's rows are kept as of this transaction.
+    pub catalog_xmin: Xid,
 }
 
 /// What a replication slot is for.

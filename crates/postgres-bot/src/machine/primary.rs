@@ -372,8 +372,13 @@ impl Turn {
         let status = self.s.status_text(position);
         if shared.as_ref() != Some(&status) {
             self.s.timers.arm(Timer::ShareStatus, self.now + SHARE_STATUS_EVERY);
+            // One that is carried out late must not put an older position back.
+            let unchanged = match self.s.view.get(&scope.status()) {
+                Some(kv) => Compare::ModifiedAt(kv.key.clone(), kv.modified),
+                None => Compare::Absent(scope.status()),
+            };
             let put = Write::put(scope.status(), status.clone());
-            self.write_under_lock(Writing::Status(status), Vec::new(), vec![put]);
+            self.write_under_lock(Writing::Status(status), vec![unchanged], vec![put]);
         }
     }
 

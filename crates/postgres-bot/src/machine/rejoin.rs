@@ -80,8 +80,9 @@ impl Turn {
         // Data is changed only for a leader that is known to lead.
         match (suspect, self.rewind_source().filter(|_| watched && !hands_off)) {
             // Nobody to differ from: stand for leader with what we have, which may be more than anybody has.
-            // But not with what a rewind may have left half done.
-            (Suspect::No, _) | (Suspect::Maybe, None) if (leaderless && failures == 0) || suspect == Suspect::No => {
+            // What a rewind has left half done bears a mark, and does not start.
+            (Suspect::No, _) => self.become_phase(Phase::Starting { attempts: 0 }),
+            (Suspect::Maybe | Suspect::Hopeless, None) if leaderless => {
                 self.become_phase(Phase::Starting { attempts: 0 });
             }
             (Suspect::Maybe, Some(source)) if self.s.uses_rewind() => {
@@ -93,7 +94,7 @@ impl Turn {
                 self.commit_to_reinit();
                 self.run(Job::SetAside { remove });
             }
-            (Suspect::No | Suspect::Maybe | Suspect::Hopeless, _) => {}
+            (Suspect::Maybe | Suspect::Hopeless, _) => {}
         }
     }
 

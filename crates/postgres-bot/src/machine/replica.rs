@@ -44,9 +44,9 @@ impl Turn {
             }
             Happened::JobEnded { job: Job::StartStandby { .. }, result: _ } => {
                 let attempts = attempts + 1;
-                if attempts >= STARTS_BEFORE_SUSPECT && self.s.upstream().is_some() {
-                    let suspect = self.suspicion();
-                    return self.become_phase(Phase::Rejoining { suspect, failures: 0 });
+                // Once it was rewound in vain, it is not the data that is to be suspected, but a setting, the memory, a port.
+                if attempts >= STARTS_BEFORE_SUSPECT && self.s.upstream().is_some() && !self.is_rewound() {
+                    return self.become_phase(Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 });
                 }
                 self.s.phase = Phase::Starting { attempts };
                 return self.s.timers.arm(Timer::Retry, self.now + Self::backoff(attempts));
@@ -140,11 +140,16 @@ impl Turn {
     /// and if that does not help, copied anew.
     fn mind_stall(&mut self, probed: Option<&BTreeMap<String, PeerAnswer>>, leader: Upstream) {
         let Some(server) = self.s.server() else { return };
-        let position = server.position;
+        let (position, settled) = (server.position, server.settled);
         if server.streaming {
             return self.mind_stream(position);
         }
         self.s.stall.streaming_since = None;
+        if !settled {
+            // It asks nobody for more before it has replayed what it has, however long that takes.
+            (self.s.stall.since, self.s.stall.probe) = (None, None);
+            return;
+        }
         if let Some(answers) = probed {
             self.s.stall.since = None;
             if answers.get(&leader.name).is_some_and(|answer| answer.is_primary) {

@@ -147,6 +147,9 @@ pub(super) fn report(s: &State, now: Time) -> Report {
         Phase::Waiting if s.bar_by_watchdog(now).is_some() => {
             report = report.why_not("bootstrap", s.bar_by_watchdog(now).unwrap_or_default());
         }
+        Phase::Waiting if s.view.value(&s.settings.scope.initialize()).is_none() && s.knows_of_data() => {
+            report = report.why_not("bootstrap", "a member has data of a cluster whose initialize key is gone");
+        }
         Phase::Waiting if s.view.value(&s.settings.scope.initialize()).is_some() => {
             report = report.why_not("bootstrap", "the cluster exists, or another member is making it");
         }
@@ -162,6 +165,7 @@ pub(super) fn report(s: &State, now: Time) -> Report {
         .chain(s.watchdog_trouble())
         .chain(s.guard_trouble())
         .chain(s.slots_trouble(now))
+        .chain(s.copies_trouble())
         .chain(s.dynamic.complaints.clone())
     {
         report = report.trouble(trouble);

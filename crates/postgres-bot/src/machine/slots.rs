@@ -88,6 +88,8 @@ pub(super) struct Slots {
     not_before: Time,
     /// The permanent logical slots that another leader had, and that were made anew here; and when.
     anew: BTreeMap<String, Time>,
+    /// Copies that were to be removed at the promotion, until they are seen to be gone.
+    condemned: Vec<String>,
 }
 
 impl Default for SlotRules {
@@ -121,9 +123,13 @@ impl SlotRules {
             }
         }
         match config.get("slots") {
-            Some(Value::Object(slots)) => out.read_permanent(slots, complaints),
+            Some(Value::Object(slots)) => out.read_permanent(slots, &self.permanent, complaints),
             None | Some(Value::Null) => {}
-            Some(other) => complaints.push(format!("config: slots is {other}: use one entry a slot, by name")),
+            Some(other) => {
+                // A slip removes nothing: what a dropped slot has kept is gone.
+                out.permanent = self.permanent.clone();
+                complaints.push(format!("config: slots is {other}: use one entry a slot, by name"));
+            }
         }
         match config.get("ignore_slots") {
             Some(Value::Array(list)) if list.iter().all(is_slot_matcher) => {
@@ -135,7 +141,12 @@ impl SlotRules {
         out
     }
 
-    fn read_permanent(&mut self, slots: &Map<String, Value>, complaints: &mut Vec<String>) {
+    fn read_permanent(
+        &mut self,
+        slots: &Map<String, Value>,
+        before: &BTreeMap<String, SlotKind>,
+        complaints: &mut Vec<String>,
+    ) {
         for (name, value) in slots {
             let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
             if name.is_empty() || name.len() > NAME_LEN_MAX || !name.chars().all(valid) {
@@ -156,14 +167,17 @@ impl SlotRules {
             };
             match kind {
                 Some(kind) => _ = self.permanent.insert(name.clone(), kind),
-                None => complaints.push(format!(
-                    "config: slots.{name}: use type: physical, or type: logical with database and plugin"
-                )),
+                None => {
+                    self.permanent.extend(before.get(name).map(|kind| (name.clone(), kind.clone())));
+                    complaints.push(format!(
+                        "config: slots.{name}: use type: physical, or type: logical with database and plugin"
+                    ));
+                }
             }
         }
     }
 
-    fn ignores(&self, name: &str, slot: &ReplicationSlot) -> bool {
+    pub(super) fn ignores(&self, name: &str, slot: &ReplicationSlot) -> bool {
         self.ignores_all || self.ignored.iter().any(|matcher| matcher.matches(name, slot))
     }
 }
@@ -243,6 +257,12 @@ impl State {
         named.then(|| (String::from("primary_slot_name"), slot_of(&self.settings.name)))
     }
 
+    /// These copies are removed before the promotion; what is left of them then is removed after it.
+    pub(super) fn condemn_copies(&mut self) -> Vec<String> {
+        self.slots.condemned = self.copies_to_drop();
+        self.slots.condemned.clone()
+    }
+
     /// Which consumers have missed something, as far as this member has made their slots anew since it leads.
     pub(super) fn slots_trouble(&self, now: Time) -> Option<String> {
         let told = self.slots.anew.iter().filter(|(_, at)| now.since(**at) < ANEW_TOLD_FOR);
@@ -261,8 +281,10 @@ impl State {
         if !leads && self.settings.tags.nofailover() {
             return wanted;
         }
-        let here = |kind: &SlotKind| leads || *kind == SlotKind::Physical;
-        let permanent = self.dynamic.slots.permanent.iter().filter(|(_, kind)| here(kind));
+        let copies = if leads { BTreeMap::new() } else { self.wanted_copies() };
+        let here =
+            |(name, kind): &(&String, &SlotKind)| leads || **kind == SlotKind::Physical || copies.contains_key(*name);
+        let permanent = self.dynamic.slots.permanent.iter().filter(here);
         wanted.extend(permanent.map(|(name, kind)| (name.clone(), kind.clone())));
         if self.dynamic.slots.members {
             wanted.extend(self.peers().map(|(name, _)| (slot_of(name), SlotKind::Physical)));
@@ -282,6 +304,9 @@ impl State {
 impl Turn {
     /// Has the slots changed that are not as they shall be.
     pub(super) fn mind_slots(&mut self) {
+        if self.s.server().is_none() {
+            self.forget_copies();
+        }
         let leads = match (&self.s.phase, self.s.server()) {
             (Phase::Primary(_), Some(server)) if !server.in_recovery => true,
             (Phase::Replica { .. }, Some(server)) if server.in_recovery => false,
@@ -290,10 +315,14 @@ impl Turn {
         if !self.s.view.is_complete() || !self.s.view.is_watched() {
             return;
         }
-        let Some(server) = self.s.server() else { return };
+        let Some(server) = self.s.server().cloned() else { return };
         let Some(found) = server.slots.clone() else { return };
+        if !leads {
+            self.mind_copies(&found, &server);
+        }
         let wanted = self.s.wanted_slots(leads);
-        let mut changes = self.missing(&wanted, &found, server, leads);
+        self.s.slots.condemned.retain(|name| found.contains_key(name));
+        let mut changes = self.missing(&wanted, &found, &server, leads);
         changes.extend(self.surplus(&wanted, &found, leads));
         changes.truncate(CHANGES_MAX);
         if changes.is_empty() {
@@ -336,21 +365,31 @@ impl Turn {
         let mut changes = Vec::new();
         for (name, kind) in wanted {
             let create = SlotChange::Create { name: name.clone(), kind: kind.clone() };
+            // A copy is not made by the server.
+            let create = (leads || *kind == SlotKind::Physical).then_some(create);
             let Some(slot) = found.get(name) else {
-                changes.push(create);
+                changes.extend(create);
                 continue;
             };
             if slot.active {
                 continue;
             }
-            if slot.lost || slot.kind != *kind {
-                changes.extend([SlotChange::Drop { name: name.clone() }, create]);
+            if slot.lost || slot.kind != *kind || (leads && self.s.slots.condemned.contains(name)) {
+                changes.push(SlotChange::Drop { name: name.clone() });
+                changes.extend(create);
                 continue;
             }
             let Some(there) = positions.get(name).filter(|_| !leads) else { continue };
             let to = (*there).min(server.replayed);
-            if slot.restart.is_some_and(|restart| to.0 >= restart.0.saturating_add(STEP)) {
-                changes.push(SlotChange::Advance { name: name.clone(), to });
+            let lags = |at: Option<Lsn>| at.is_some_and(|at| to.0 >= at.0.saturating_add(STEP));
+            match kind {
+                SlotKind::Physical if lags(slot.restart) => {
+                    changes.push(SlotChange::Advance { name: name.clone(), to });
+                }
+                SlotKind::Logical { database, plugin: _ } if lags(slot.confirmed) => {
+                    changes.push(SlotChange::Follow { name: name.clone(), database: database.clone(), to });
+                }
+                SlotKind::Physical | SlotKind::Logical { .. } => {}
             }
         }
         changes
@@ -433,6 +472,10 @@ mod tests {
         assert!(!rules.ignores("x", &slot("pgoutput")) && !rules.ignores("x", &ReplicationSlot::default()));
         let kept = rules.changed_to(&json!({"postgresql": {"use_slots": "onn"}}), &mut complaints);
         assert!(!kept.members, "nobody can make out what it says now");
+        for slip in [json!("backup"), json!({"backup": {}, "changes": {"database": "app", "plugn": "pgoutput"}})] {
+            let kept = rules.changed_to(&json!({"slots": slip}), &mut complaints);
+            assert_eq!(kept.permanent, rules.permanent, "{slip}");
+        }
     }
 
     #[test]

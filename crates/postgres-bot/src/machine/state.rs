@@ -12,6 +12,7 @@ use bots_core::{
 use serde::Serialize;
 
 use super::{
+    copies::Copies,
     dynamic::Dynamic,
     event::{Job, JobId, ProbeId},
     failsafe::Failsafe,
@@ -164,6 +165,8 @@ pub struct State {
     pub(super) operator: Operator,
     /// What is remembered about replication slots.
     pub(super) slots: Slots,
+    /// What is known of the copies of the leader's logical slots.
+    pub(super) copies: Copies,
     /// What a pause must know.
     pub(super) pause: Pause,
     /// Which standbys commits wait for, and who may lead because of that.
@@ -224,6 +227,7 @@ impl State {
             crashes: Vec::new(),
             operator: Operator::default(),
             slots: Slots::default(),
+            copies: Copies::default(),
             pause: Pause::default(),
             synchrony: Synchrony::default(),
             asked_in: dynamic.synchronous_mode,

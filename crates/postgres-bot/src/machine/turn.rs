@@ -123,6 +123,10 @@ impl Turn {
                 Happened::Exited { how }
             }
             Event::PeersProbed { id, answers } => Happened::Probed { id, answers },
+            Event::LeaderSlotsSeen { id, seen } => {
+                self.leader_slots_seen(id, seen);
+                Happened::Nothing
+            }
             Event::JobEnded { id, result } => self.job_ended(id, result),
             Event::MemberAsked { id, ask } => {
                 self.answer_member(id, &ask);
@@ -364,6 +368,7 @@ impl Turn {
         let names = self.s.standby_names();
         let mut parameters = effective_parameters(&self.s.settings, &self.s.dynamic, names);
         parameters.extend(self.s.own_slot_parameter());
+        parameters.extend(self.s.feedback_parameter());
         let rules = effective_rules(&self.s.settings, &self.s.dynamic);
         let wanted = (parameters, rules);
         if self.s.configured.as_ref() != Some(&wanted) {

@@ -319,7 +319,9 @@ impl Config {
         if path.as_os_str().is_empty() {
             return Err(String::from("postgresql.data_dir is empty: give it a directory of its own"));
         }
+        // A slash at its end would put what stands beside it into it.
         std::path::absolute(path)
+            .map(|path| path.components().collect())
             .map_err(|e| format!("postgresql.data_dir: {}: {e}: use an absolute path", path.display()))
     }
 

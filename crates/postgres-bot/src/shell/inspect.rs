@@ -3,7 +3,10 @@
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use anyhow::{Context, bail};
-use bots_core::wire::{Lsn, Timeline};
+use bots_core::{
+    shell::Clock,
+    wire::{Lsn, Timeline},
+};
 
 use super::{
     binaries, files,
@@ -191,10 +194,12 @@ fn running(hands: &Hands) -> Running {
         Some(Fence::Open) if asked_there => Running::Guarded { fence: None },
         Some(Fence::At(at)) if asked_there => Running::Guarded { fence: Some(at) },
         Some(_) | None => {
-            let fence = hands.postmaster.earlier_fence().and_then(|fence| match fence {
-                Fence::At(at) => Some(at),
-                Fence::Open => None,
-            });
+            let fence = match hands.postmaster.earlier_fence() {
+                Some(Fence::At(at)) => Some(at),
+                Some(Fence::Open) => None,
+                // Nobody can say: it may be there already, and the server is to be stopped in any case.
+                None => Some(Clock::now()),
+            };
             Running::LeftBehind { fence }
         }
     }

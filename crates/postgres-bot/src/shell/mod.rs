@@ -4,6 +4,7 @@ pub mod binaries;
 mod callbacks;
 pub mod config;
 mod conninfo;
+mod copies;
 mod disk;
 mod figures;
 mod files;
@@ -253,6 +254,17 @@ impl Shell for PostgresShell {
                 tokio::spawn(async move {
                     slots::change(&hands, changes).await;
                     poke.look_at_slots();
+                });
+            }
+            Action::LookAtSlots { id, leader, own, names, fetch } => {
+                let (hands, events) = (Arc::clone(&self.hands), self.events.clone());
+                tokio::spawn(async move {
+                    let seen = copies::look(&hands, &leader, &own, &names, &fetch).await;
+                    let seen = seen.map_err(|error| format!("{error:#}"));
+                    if let Err(why) = &seen {
+                        tracing::warn!(why, leader = leader.name, "the leader does not tell of its logical slots");
+                    }
+                    events.send(Event::LeaderSlotsSeen { id, seen }).await;
                 });
             }
             Action::SetFence { at, watchdog } => self.hands.postmaster.set_fence(at, watchdog),

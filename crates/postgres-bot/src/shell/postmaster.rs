@@ -101,6 +101,14 @@ enum Watched {
 }
 
 impl Watched {
+    /// Kills it if it is our child, whatever it is called by now: one that is slow to begin must not start a server later. Until it is
+    /// waited for, its number is nobody else's.
+    fn kill(&mut self) {
+        if let Self::Child(child) = self {
+            let _already_gone = child.start_kill();
+        }
+    }
+
     async fn ended(&mut self) -> String {
         match self {
             Self::Child(child) => match child.wait().await {
@@ -420,6 +428,7 @@ impl Postmaster {
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "the guard is of no use");
                 self.kill_guard();
+                guard.kill();
                 None
             }
         };
@@ -457,6 +466,7 @@ impl Postmaster {
             let _stands_still = tokio::time::timeout(BURIAL_PATIENCE, guard.ended()).await;
         }
         self.kill_guard();
+        guard.kill();
         let _unkillable = tokio::time::timeout(BURIAL_PATIENCE, guard.ended()).await;
         let how = how.unwrap_or_else(|| self.with_last_words(String::from("it ended, and its guard did not say how")));
         self.new_run(None, None, false);

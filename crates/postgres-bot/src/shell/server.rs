@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio_postgres::{Client, NoTls, Statement, error::SqlState};
 
 use super::node::Node;
-use crate::machine::{ReplicationSlot, Server, SlotKind, Standby, WaitsFor};
+use crate::machine::{ReplicationSlot, Server, SlotKind, Standby, WaitsFor, Xid};
 
 /// A server that does not take a connection on its own machine within this time is busy beyond use.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ SELECT now.name, current_setting(now.name),
 const SLOTS: &str = "
 SELECT slot_name::text, database::text, plugin::text, active,
        pg_wal_lsn_diff(restart_lsn, '0/0')::int8, pg_wal_lsn_diff(confirmed_flush_lsn, '0/0')::int8,
-       COALESCE(wal_status = 'lost', false)
+       COALESCE(wal_status = 'lost', false), catalog_xmin::text::int8
   FROM pg_replication_slots AS slot
  WHERE NOT temporary AND NOT COALESCE((to_jsonb(slot) ->> 'failover')::bool, false)";
 
@@ -199,7 +199,10 @@ impl Connection {
                 (Some(database), Some(plugin)) => SlotKind::Logical { database, plugin },
                 (_, _) => SlotKind::Physical,
             };
-            ReplicationSlot { kind, active: row.get(3), restart: lsn(4), confirmed: lsn(5), lost: row.get(6) }
+            let xmin: Option<i64> = row.get(7);
+            let catalog_xmin = xmin.and_then(|xmin| u32::try_from(xmin).ok()).map(Xid);
+            let (restart, confirmed) = (lsn(4), lsn(5));
+            ReplicationSlot { kind, active: row.get(3), restart, confirmed, lost: row.get(6), catalog_xmin }
         };
         Ok(rows.iter().map(|row| (row.get(0), slot(row))).collect())
     }

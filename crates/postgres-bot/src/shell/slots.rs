@@ -13,6 +13,9 @@ use crate::machine::{SlotChange, SlotKind};
 /// A logical slot begins once the transactions that run have ended: long ones are not waited for, but asked again.
 const OPTIONS: &str = "-c statement_timeout=10s";
 
+/// A copy that is moved on reads the log from where it is kept on, which may be much; what was read is lost with the statement.
+const FOLLOW_OPTIONS: &str = "-c statement_timeout=300s";
+
 /// Makes the changes, in order.
 pub(super) async fn change(hands: &Hands, changes: Vec<SlotChange>) {
     let client = match connect(&hands.node, OPTIONS).await {
@@ -50,6 +53,15 @@ async fn make(hands: &Hands, client: &Client, change: &SlotChange) -> anyhow::Re
                          FROM pg_replication_slots \
                         WHERE slot_name = $1::text::name AND NOT active \
                           AND restart_lsn < $2::text::pg_lsn";
+            client.query(sql, &[name, &to.to_string()]).await
+        }
+        SlotChange::Follow { name, database, to } => {
+            let client = connect_to(&hands.node, database, FOLLOW_OPTIONS).await?;
+            // A wish that comes late must not move what a consumer uses.
+            let sql = "SELECT pg_replication_slot_advance(slot_name, $2::text::pg_lsn) \
+                         FROM pg_replication_slots \
+                        WHERE slot_name = $1::text::name AND NOT active AND pg_is_in_recovery() \
+                          AND confirmed_flush_lsn <= $2::text::pg_lsn";
             client.query(sql, &[name, &to.to_string()]).await
         }
         SlotChange::Drop { name } => {

@@ -66,7 +66,9 @@ impl Fleet {
             }
             Action::Dcs(DcsAction::GrantLease { ttl }) => member.granting = Some(ttl),
             Action::Dcs(DcsAction::RevokeLease { lease }) if !member.cut => self.revoke(lease),
-            Action::Dcs(DcsAction::RevokeLease { .. } | DcsAction::PaceLease { .. }) | Action::ChangeSlots { .. } => {}
+            Action::Dcs(DcsAction::RevokeLease { .. } | DcsAction::PaceLease { .. })
+            | Action::ChangeSlots { .. }
+            | Action::LookAtSlots { .. } => {}
             Action::ProbeName { .. } => member.naming = true,
             Action::InspectData => member.inspecting = true,
             Action::Observe => member.observing = true,

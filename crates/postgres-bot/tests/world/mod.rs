@@ -50,6 +50,7 @@ pub(crate) struct World {
     pub(crate) grants_at_once: bool,
     pub(crate) job: Option<(JobId, Job)>,
     pub(crate) probe: Option<ProbeId>,
+    pub(crate) slots_asked: Option<ProbeId>,
     /// The bot's last question to the members of the failsafe key.
     pub(crate) asking: Option<AskId>,
     /// The bot waits to hear what is in the data directory.
@@ -151,6 +152,7 @@ impl World {
             grants_at_once: false,
             job: None,
             probe: None,
+            slots_asked: None,
             asking: None,
             inspecting: false,
             naming: false,
@@ -347,6 +349,7 @@ impl World {
                 }
             }
             Action::Observe | Action::ChangeSlots { .. } => {}
+            Action::LookAtSlots { id, .. } => self.slots_asked = Some(id),
         }
         self.log.push(shown);
     }

@@ -55,9 +55,14 @@ pub(crate) fn action(action: &Action, world: &World) -> String {
                     format!("create {name} for {plugin} in {database}")
                 }
                 SlotChange::Advance { name, to } => format!("advance {name} to {to}"),
+                SlotChange::Follow { name, database, to } => format!("move the copy {name} in {database} to {to}"),
                 SlotChange::Drop { name } => format!("drop {name}"),
             };
             format!("replication slots: {}", changes.iter().map(change).collect::<Vec<_>>().join(", "))
+        }
+        Action::LookAtSlots { leader, own, names, fetch, .. } => {
+            let fetch = if fetch.is_empty() { String::new() } else { format!(", fetch [{}]", fetch.join(", ")) };
+            format!("ask {} how it heeds {own}, and for the slots [{}]{fetch}", leader.name, names.join(", "))
         }
         Action::AskMembers { ask, members, deadline, .. } => {
             let names: Vec<&str> = members.keys().map(String::as_str).collect();

@@ -46,7 +46,7 @@ impl World {
                 self.names_wanted(node, names);
             }
             // The servers here keep all of their log, and show no replication slots.
-            Action::ChangeSlots { changes: _ } => {}
+            Action::ChangeSlots { changes: _ } | Action::LookAtSlots { .. } => {}
             Action::SetFence { at, watchdog } => self.set_fence(node, at, watchdog),
             Action::Run { id, job } => self.run_job(node, id, job),
             Action::Cancel { id } => {

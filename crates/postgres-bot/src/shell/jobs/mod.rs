@@ -33,7 +33,7 @@ pub async fn run(hands: &Arc<Hands>, job: Job) -> Result<JobResult, JobError> {
         Job::StartPrimary => start::primary(hands).await,
         Job::StartStandby { upstream } => start::standby(hands, upstream).await,
         Job::Follow { upstream } => start::follow(hands, upstream).await,
-        Job::Promote { timeline, heeds } => promote::run(hands, timeline, heeds).await,
+        Job::Promote { timeline, heeds, without_slots } => promote::run(hands, timeline, heeds, &without_slots).await,
         Job::Checkpoint => promote::checkpoint(hands).await,
         Job::Drain => drain::run(hands).await,
         Job::Stop { mode } => stop::run(hands, mode).await,

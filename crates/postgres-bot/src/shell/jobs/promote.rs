@@ -23,7 +23,12 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const HEED_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Leaves recovery for `timeline`; returns once writes are accepted.
-pub(super) async fn run(hands: &Arc<Hands>, timeline: Timeline, heeds: bool) -> anyhow::Result<JobResult> {
+pub(super) async fn run(
+    hands: &Arc<Hands>,
+    timeline: Timeline,
+    heeds: bool,
+    without_slots: &[String],
+) -> anyhow::Result<JobResult> {
     let connection = Connection::open(&hands.node, DEADLINE).await?;
     let before = connection.facts(Timeline::default()).await?;
     // Before it can take the first write.
@@ -34,6 +39,7 @@ pub(super) async fn run(hands: &Arc<Hands>, timeline: Timeline, heeds: bool) -> 
             heeded
                 .context("it would acknowledge commits alone: its checkpointer has not read yet whom to wait for")??;
         }
+        drop_slots(&connection, without_slots).await;
         hands.on_disk(move |hands| timelines::take(&hands.node.data_dir, timeline.0)).await?;
         let asked = connection.client().query_one("SELECT pg_promote(false)", &[]).await;
         if !asked.context("pg_promote")?.get::<_, bool>(0) {
@@ -66,6 +72,21 @@ async fn heed(hands: &Arc<Hands>, connection: &Connection) -> anyhow::Result<()>
         tokio::time::sleep(ASK_EVERY).await;
     }
     Ok(())
+}
+
+/// Removes slots before any consumer can come. One that cannot be removed is the new primary's to remove: nobody shall be without a
+/// primary for that.
+async fn drop_slots(connection: &Connection, names: &[String]) {
+    for name in names {
+        let sql =
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1::text::name";
+        match connection.client().query(sql, &[name]).await {
+            Ok(_) => tracing::warn!(name, "a copy of a logical slot that may lack something was removed"),
+            Err(error) => {
+                tracing::warn!(name, %error, "a copy of a logical slot that may lack something is still there")
+            }
+        }
+    }
 }
 
 /// `CHECKPOINT`, however long it takes.

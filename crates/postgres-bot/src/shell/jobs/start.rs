@@ -7,6 +7,7 @@ use bots_core::{machine::Span, shell::Clock, wire::Timeline};
 use rustix::process::Pid;
 
 use super::super::{
+    copies,
     files::{self, Mode},
     hands::Hands,
     postmaster::Life,
@@ -104,7 +105,14 @@ async fn bring_up(hands: &Arc<Hands>, mode: Mode) -> anyhow::Result<Server> {
     let node = &hands.node;
     if hands.postmaster.life() == Life::Down {
         let writable = mode == Mode::Primary;
+        let leader = match &mode {
+            Mode::Standby(Some(upstream)) => Some(upstream.name.clone()),
+            Mode::Standby(None) | Mode::Settling(_) | Mode::Primary => None,
+        };
         hands.on_disk(move |hands| hands.prepare(mode)).await?;
+        if let Err(error) = hands.on_disk(move |hands| copies::install(&hands.node, leader.as_deref())).await {
+            tracing::warn!(error = format!("{error:#}"), "copies of logical slots were not put in place");
+        }
         hands.reporter.starting();
         hands.postmaster.launch(&node.binaries.program("postgres"), writable, &hands.reporter).await?;
     } else {

@@ -71,10 +71,18 @@ pub(super) async fn put(Extract(site): Extract<Site>, body: Bytes) -> Response {
         return *refusal;
     }
     let key = site.state().settings().scope.config();
-    let transaction = Transaction::new(Vec::new(), vec![Write::put(key, config.to_string())]);
+    // One that is carried out late must not overwrite what was changed since.
+    let unchanged = match site.inner.etcd.get(&key).await {
+        Ok(Some(found)) => Compare::ModifiedAt(key.clone(), found.modified),
+        Ok(None) => Compare::Absent(key.clone()),
+        Err(error) => return say(StatusCode::BAD_GATEWAY, error.to_string()),
+    };
+    let transaction = Transaction::new(vec![unchanged], vec![Write::put(key, config.to_string())]);
     match site.inner.etcd.transact(&transaction).await {
         Outcome::Done(_) => Json(config).into_response(),
-        Outcome::Refused { .. } => say(StatusCode::BAD_GATEWAY, "etcd refused the write: try again"),
+        Outcome::Refused { .. } => {
+            say(StatusCode::CONFLICT, "somebody else changed the configuration meanwhile: try again")
+        }
         Outcome::Unknown(why) => {
             say(StatusCode::BAD_GATEWAY, format!("etcd did not answer ({why}): look whether the change was made"))
         }
