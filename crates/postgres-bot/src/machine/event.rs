@@ -90,6 +90,8 @@ pub enum Event {
         /// It does.
         answers: bool,
     },
+    /// Parameters that the server would not take are left out, by name with its own words; sent when they have changed.
+    ParametersRefused(BTreeMap<String, String>),
     /// The postmaster died, and every process of that server is gone.
     PostgresExited {
         /// One line: the exit status or signal.

@@ -147,7 +147,10 @@ impl Turn {
         self.s.stall.streaming_since = None;
         if !settled {
             // It asks nobody for more before it has replayed what it has, however long that takes.
-            (self.s.stall.since, self.s.stall.probe) = (None, None);
+            if self.s.stall.since.replace(self.now).is_none() {
+                self.s.stall.at = position;
+            }
+            self.s.stall.probe = None;
             return;
         }
         if let Some(answers) = probed {

@@ -166,6 +166,11 @@ pub(super) fn report(s: &State, now: Time) -> Report {
         .chain(s.guard_trouble())
         .chain(s.slots_trouble(now))
         .chain(s.copies_trouble())
+        .chain(
+            s.refused
+                .iter()
+                .map(|(name, why)| format!("postgresql.parameters.{name} is left out: Postgres says: {why}")),
+        )
         .chain(s.dynamic.complaints.clone())
     {
         report = report.trouble(trouble);

@@ -151,6 +151,8 @@ pub struct State {
     pub(super) inspecting: bool,
     /// The parameters and rules that the shell was told last.
     pub(super) configured: Option<(std::collections::BTreeMap<String, String>, Rules)>,
+    /// The parameters that the server would not take, and why.
+    pub(super) refused: std::collections::BTreeMap<String, String>,
     /// The member value without its figures, as shared last.
     pub(super) shared_head: Option<String>,
     /// The switchover that we acted on last, by the revision of the request: none is tried twice.
@@ -220,6 +222,7 @@ impl State {
             fence_set: None,
             inspecting: false,
             configured: None,
+            refused: std::collections::BTreeMap::new(),
             shared_head: None,
             tried: None,
             unrecorded: Vec::new(),

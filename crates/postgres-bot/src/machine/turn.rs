@@ -117,6 +117,10 @@ impl Turn {
                 self.guard_observed(answers);
                 Happened::Nothing
             }
+            Event::ParametersRefused(refused) => {
+                self.s.refused = refused;
+                Happened::Nothing
+            }
             Event::PostgresExited { how } => {
                 self.s.postgres = Postgres::Down;
                 self.nothing_runs();

@@ -114,7 +114,7 @@ pub(super) fn write_passfile(node: &Node) -> anyhow::Result<()> {
 fn main_configuration(node: &Node, mode: &Mode, parameters: &BTreeMap<String, String>) -> String {
     let mut out = format!("{HEADER}include_if_exists 'postgresql.base.conf'\n");
     for (name, value) in parameters {
-        if is_parameter(name) && !REFUSED.contains(&name.as_str()) {
+        if may_be_set(name) {
             out += &format!("{name} = {}\n", quote::conf(value));
         } else {
             tracing::error!(name, "postgresql.parameters: not a parameter that may be set here: left out");
@@ -228,6 +228,11 @@ fn neutralise_alter_system(dir: &Path, waits: bool) -> anyhow::Result<()> {
     tracing::warn!(count = found.len(), "ALTER SYSTEM had set parameters that are ours: taken out again");
     let kept: String = text.lines().filter(|line| !is_ours(line)).flat_map(|line| [line, "\n"]).collect();
     replace(&path, &kept, 0o600)
+}
+
+/// Whether it is the name of a parameter that others than we may set.
+pub(super) fn may_be_set(name: &str) -> bool {
+    is_parameter(name) && !REFUSED.contains(&name)
 }
 
 fn is_parameter(name: &str) -> bool {

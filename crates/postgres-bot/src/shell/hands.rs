@@ -23,6 +23,7 @@ use super::{
     nudge,
     postmaster::{Life, Postmaster},
     report::Reporter,
+    sound::Sound,
     timelines,
     tool::Tools,
 };
@@ -53,6 +54,8 @@ pub struct Hands {
     raised: AtomicBool,
     /// Whether a commit would wait for those whom the server is told to wait for.
     heeds: Mutex<Heeds>,
+    /// Which parameters the server would not take.
+    sound: Mutex<Sound>,
     /// Held by whoever writes to the data directory.
     disk: Arc<tokio::sync::Mutex<()>>,
 }
@@ -79,6 +82,7 @@ impl Hands {
             reloads: AtomicU64::new(0),
             raised: AtomicBool::new(false),
             heeds: Mutex::default(),
+            sound: Mutex::default(),
             disk: Arc::default(),
         }
     }
@@ -143,8 +147,9 @@ impl Hands {
     /// If the files cannot be written.
     pub async fn apply(self: &Arc<Self>) -> anyhow::Result<()> {
         let write = |hands: &Self| {
-            let Wanted { parameters, rules, mode } = hands.wanted().clone();
+            let Wanted { mut parameters, rules, mode } = hands.wanted().clone();
             let (Life::Alive { .. }, Some(mode)) = (hands.postmaster.life(), mode) else { return Ok(()) };
+            hands.sift(&mut parameters);
             files::write_configuration(&hands.node, &mode, &parameters, &rules)?;
             hands.postmaster.signal(Signal::HUP);
             hands.note_told(&parameters, false);
@@ -221,6 +226,7 @@ impl Hands {
     fn want(&self, mode: &Mode) -> Wanted {
         self.wanted().mode = Some(mode.clone());
         let mut wanted = self.wanted().clone();
+        self.sift(&mut wanted.parameters);
         if matches!(mode, Mode::Standby(_) | Mode::Settling(_)) {
             let raised = floor::raise(&self.node, &mut wanted.parameters);
             if !raised.is_empty() {
@@ -231,6 +237,14 @@ impl Hands {
         wanted
     }
 
+    /// Takes out what the server would refuse, and tells of it.
+    fn sift(&self, parameters: &mut BTreeMap<String, String>) {
+        let mut sound = self.sound.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(refused) = sound.sift(&self.node, parameters) {
+            self.reporter.parameters_refused(refused);
+        }
+    }
+
     /// Writes what a server needs that recovers in single-user mode ahead of a rewind: no standby, and every piece of WAL
     /// stays, for the rewind looks for where the timelines parted behind the checkpoint that ends the recovery.
     ///
@@ -238,6 +252,7 @@ impl Hands {
     /// If the files cannot be written.
     pub(super) fn prepare_recovery(&self) -> anyhow::Result<()> {
         let Wanted { mut parameters, rules, .. } = self.wanted().clone();
+        self.sift(&mut parameters);
         parameters.insert(String::from("wal_keep_size"), String::from("1000TB"));
         files::write_signal(&self.node, &Mode::Primary)?;
         files::write_configuration(&self.node, &Mode::Primary, &parameters, &rules)

@@ -28,6 +28,7 @@ pub mod report;
 mod routes;
 mod server;
 mod slots;
+mod sound;
 mod timelines;
 pub mod tool;
 mod watchdog;

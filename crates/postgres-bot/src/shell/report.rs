@@ -1,7 +1,10 @@
 //! The way of facts about the server into the machine, in an order that makes sense: no observation made before a job's
 //! end or the server's death is told after it.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
 
 use bots_core::shell::Events;
 
@@ -65,6 +68,12 @@ impl Reporter {
     /// The guard answers, or does not.
     pub async fn guard_observed(&self, answers: bool) {
         self.events.send(Event::GuardObserved { answers }).await;
+    }
+
+    /// The server does not take these parameters; told from a thread that works on the disk.
+    pub fn parameters_refused(&self, refused: BTreeMap<String, String>) {
+        let events = self.events.clone();
+        tokio::runtime::Handle::current().spawn(async move { events.send(Event::ParametersRefused(refused)).await });
     }
 
     /// No process of the server is left.
