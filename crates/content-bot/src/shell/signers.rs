@@ -136,9 +136,9 @@ fn tag_content(repository: &Repository, name: &str, tag: Oid, commit: Oid) -> Re
 
 /// Where the signature of a tag begins: at the last line that could be its first, as git has it.
 fn signature_of_tag(content: &[u8]) -> Option<usize> {
-    let starts = content.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+    let mut starts = content.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
     let begins = |at: &usize| content.get(*at..).is_some_and(|rest| TAG_SIGNATURES.iter().any(|s| rest.starts_with(s)));
-    starts.filter(begins).last()
+    starts.rfind(begins)
 }
 
 /// What a tool is given.
