@@ -16,15 +16,15 @@ fn good() -> Value {
         "name": "c1", "namespace": "service", "etcd3": {"hosts": ["127.0.0.1:1"], "username": "u", "password": "p"},
         "restapi": {"listen": "127.0.0.1:8008", "authentication": {"username": "u", "password_file": FILE}},
         "log": {"level": "INFO", "format": "json"}, "data_dir": "/tmp/none", "ttl_s": 5, "prepare_timeout_s": 10,
-        "git": {"ref": "main", "poll_interval_s": 10, "depth": 3, "submodules": "shallow", "size_max_bytes": 1000},
+        "git": {"ref": "main", "poll_interval_s": 10, "depth": 3, "submodules": "shallow", "lfs_pointers": "allow", "size_max_bytes": 1000},
         "sites": [
             {
                 "scope": "docs", "web_scopes": ["docs-web"],
                 "git": {"url": "https://h/a.git", "username": "u", "password_file": FILE, "proxy": "http://p:1", "ref": "semver:^1"},
-                "push": {"secret": "a", "secrets": ["b"], "secret_files": [FILE]},
+                "push": {"secret": "a", "secrets": ["b"], "secret_files": [FILE], "listen": "127.0.0.1:8009"},
                 "verify": {"command": ["true"], "command_timeout_s": 5},
                 "canary": {"observe_s": 1, "timeout_s": 9, "paths": ["/"], "failures_percent_max": 1},
-                "purge": {"again_after_s": 1, "probe": ["http://x/"], "requests": [
+                "purge": {"again_after_s": 1, "probe": ["https://x/"], "probe_ca_file": FILE, "requests": [
                     {"method": "BAN", "url": "http://x/", "headers": {"x-a": "b"}, "header_files": {"x-k": FILE}, "body": "{sha}"},
                 ]},
                 "export": {

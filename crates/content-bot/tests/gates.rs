@@ -38,11 +38,15 @@ struct Bench {
 
 impl Bench {
     fn new(gates: impl FnOnce(&Path) -> Gates) -> Self {
+        Self::of("main", gates)
+    }
+
+    fn of(reference: &str, gates: impl FnOnce(&Path) -> Gates) -> Self {
         let scratch = TempDir::new().expect("scratch");
         let repo = Repo::new(scratch.path());
         let source = Source::parse(&repo.url()).expect("good");
         let nobody = Credentials::default();
-        let origin = Origin::new(source, Reference::parse("main"), nobody);
+        let origin = Origin::new(source, Reference::parse(reference), nobody);
         let mirror = Mirror::open(&scratch.path().join("data"), origin, LIMITS, Stop::default()).expect("a mirror");
         let mirror = Arc::new(mirror.behind(gates(scratch.path())));
         Self { scratch, repo, mirror }
@@ -54,7 +58,10 @@ impl Bench {
 
     /// Commits, signed as the work tree is set up, and fetches.
     async fn fetch(&self, page: &str) -> FetchResult {
-        let sha = self.repo.push(&[("index.html", page.as_bytes())]);
+        self.fetch_commit(self.repo.push(&[("index.html", page.as_bytes())])).await
+    }
+
+    async fn fetch_commit(&self, sha: String) -> FetchResult {
         let mirror = Arc::clone(&self.mirror);
         let result = tokio::task::spawn_blocking(move || mirror.fetch(&sha)).await.expect("no panic");
         assert!(!self.path("data/checking").exists(), "nothing is left behind");
@@ -62,18 +69,35 @@ impl Bench {
     }
 
     async fn refused(&self, page: &str, why: &str) {
-        match self.fetch(page).await {
-            FetchResult::Unfit { reason } => assert!(reason.contains(why), "{reason}"),
-            other => panic!("{page} must be unfit: {other:?}"),
-        }
+        check_unfit(&self.fetch(page).await, why);
     }
 
     fn sign(&self, settings: &[(&str, &str)]) {
+        self.sign_with(settings);
+        git(&self.repo.work, &["config", "commit.gpgsign", "true"]);
+    }
+
+    /// With what is signed that is told so: tags.
+    fn sign_with(&self, settings: &[(&str, &str)]) {
         for (name, value) in settings {
             git(&self.repo.work, &["config", name, value]);
         }
-        git(&self.repo.work, &["config", "commit.gpgsign", "true"]);
     }
+
+    /// Commits, makes a tag of it with these options of git, pushes both, and fetches.
+    async fn release(&self, tag: &str, options: &[&str]) -> FetchResult {
+        let sha = self.repo.push(&[("index.html", tag.as_bytes())]);
+        git(&self.repo.work, &[&["tag"], options, &[tag]].concat());
+        git(&self.repo.work, &["push", "--quiet", "--force", "--tags"]);
+        self.fetch_commit(sha).await
+    }
+}
+
+const SIGNED: [&str; 3] = ["--sign", "--message", "a release"];
+
+fn check_unfit(result: &FetchResult, why: &str) {
+    let FetchResult::Unfit { reason } = result else { panic!("it must be unfit: {why}: {result:?}") };
+    assert!(reason.contains(why), "{reason}");
 }
 
 fn run(program: &str, args: &[&str]) -> Vec<u8> {
@@ -92,14 +116,85 @@ fn ssh_key(dir: &Path, name: &str) -> PathBuf {
     path
 }
 
+/// Lets in what is signed with the key `ours`, which it makes.
+fn signed_by_ours(dir: &Path) -> Gates {
+    let public = fs::read_to_string(ssh_key(dir, "ours").with_extension("pub")).expect("there");
+    let line = format!("editor@example.org namespaces=\"git\" {public}");
+    fs::write(dir.join("allowed"), line).expect("write");
+    Gates { signers: Some(Signers { ssh: Some(dir.join("allowed")), gpg: None }), check: None }
+}
+
+/// The key of somebody at GPG.
+struct Gpg(TempDir);
+
+impl Gpg {
+    /// Made now, unless another time is given, and good for so long.
+    fn new(at: Option<&str>, good_for: &str) -> Self {
+        let home = TempDir::new().expect("a home");
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o700)).expect("mode");
+        let gpg = Self(home);
+        let time = at.map(|at| ["--faked-system-time", at]);
+        let generate =
+            ["--passphrase", "", "--quick-generate-key", "Editor <e@example.org>", "ed25519", "sign", good_for];
+        gpg.run(&[time.as_ref().map_or(&[][..], |time| &time[..]), &generate].concat());
+        gpg
+    }
+
+    fn run(&self, args: &[&str]) -> Vec<u8> {
+        run("gpg", &[&["--homedir", text(self.0.path()), "--batch"], args].concat())
+    }
+
+    /// Where its public key is, in `dir`.
+    fn export(&self, dir: &Path) -> PathBuf {
+        let path = dir.join("keys.asc");
+        fs::write(&path, self.run(&["--armor", "--export"])).expect("write");
+        path
+    }
+
+    /// Lets in what is signed with it.
+    fn gates(&self, dir: &Path) -> Gates {
+        Gates { signers: Some(Signers { ssh: None, gpg: Some(self.export(dir)) }), check: None }
+    }
+
+    /// What git is to call for a signature, at a time of our choosing.
+    fn program(&self, at: Option<&str>) -> PathBuf {
+        let path = self.0.path().join("signs");
+        let time = at.map(|at| format!("--faked-system-time {at}")).unwrap_or_default();
+        let script = format!("#!/bin/sh\nexec gpg --homedir {} {time} \"$@\"\n", text(self.0.path()));
+        fs::write(&path, script).expect("write");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode");
+        path
+    }
+
+    /// Has the bench sign with it.
+    fn sign(&self, bench: &Bench, at: Option<&str>) {
+        let program = self.program(at);
+        bench.sign_with(&[
+            ("gpg.format", "openpgp"),
+            ("gpg.program", text(&program)),
+            ("user.signingkey", "e@example.org"),
+        ]);
+    }
+
+    /// With the certificate that gpg has made beside the key.
+    fn revoke(&self) {
+        let made = fs::read_dir(self.0.path().join("openpgp-revocs.d")).expect("gpg makes one").next().expect("one");
+        let path = made.expect("readable").path();
+        let usable = fs::read_to_string(&path).expect("text").replace(":-----BEGIN", "-----BEGIN");
+        fs::write(&path, usable).expect("write");
+        self.run(&["--import", text(&path)]);
+    }
+}
+
+impl Drop for Gpg {
+    fn drop(&mut self) {
+        let _ended = Command::new("gpgconf").args(["--homedir", text(self.0.path()), "--kill", "all"]).output();
+    }
+}
+
 #[tokio::test]
 async fn a_commit_is_signed_by_an_allowed_ssh_key() {
-    let bench = Bench::new(|dir| {
-        let public = fs::read_to_string(ssh_key(dir, "ours").with_extension("pub")).expect("there");
-        let line = format!("editor@example.org namespaces=\"git\" {public}");
-        fs::write(dir.join("allowed"), line).expect("write");
-        Gates { signers: Some(Signers { ssh: Some(dir.join("allowed")), gpg: None }), check: None }
-    });
+    let bench = Bench::new(signed_by_ours);
     bench.refused("unsigned", "not signed").await;
     let ours = bench.path("ours");
     bench.sign(&[("gpg.format", "ssh"), ("user.signingkey", text(&ours))]);
@@ -122,43 +217,85 @@ async fn a_commit_is_signed_by_an_allowed_ssh_key() {
 
 #[tokio::test]
 async fn a_commit_is_signed_by_an_allowed_gpg_key() {
-    let (home, other) = (TempDir::new().expect("a home"), TempDir::new().expect("a home"));
-    for dir in [&home, &other] {
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).expect("mode");
-        let who = [
-            "--batch",
-            "--passphrase",
-            "",
-            "--quick-generate-key",
-            "Editor <e@example.org>",
-            "ed25519",
-            "sign",
-            "never",
-        ];
-        run("gpg", &[&["--homedir", text(dir.path())], &who[..]].concat());
-    }
-    let keys = run("gpg", &["--homedir", text(home.path()), "--armor", "--export"]);
-    let bench = Bench::new(|dir| {
-        fs::write(dir.join("keys.asc"), keys).expect("write");
-        Gates { signers: Some(Signers { ssh: None, gpg: Some(dir.join("keys.asc")) }), check: None }
-    });
-    let program = |home: &TempDir, name: &str| {
-        let path = bench.path(name);
-        fs::write(&path, format!("#!/bin/sh\nexec gpg --homedir {} \"$@\"\n", text(home.path()))).expect("write");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode");
-        path
-    };
-    let (ours, theirs) = (program(&home, "gpg-ours"), program(&other, "gpg-theirs"));
-    bench.sign(&[("gpg.program", text(&ours)), ("user.signingkey", "e@example.org")]);
+    let (ours, theirs) = (Gpg::new(None, "never"), Gpg::new(None, "never"));
+    let bench = Bench::new(|dir| ours.gates(dir));
+    git(&bench.repo.work, &["config", "commit.gpgsign", "true"]);
+    ours.sign(&bench, None);
     assert_eq!(bench.fetch("signed").await, FetchResult::Complete);
-    bench.sign(&[("gpg.program", text(&theirs))]);
+    theirs.sign(&bench, None);
     bench.refused("signed by a stranger", "by no key of verify.gpg_keys_file").await;
     let ssh = ssh_key(bench.scratch.path(), "ssh");
     bench.sign(&[("gpg.format", "ssh"), ("user.signingkey", text(&ssh))]);
     bench.refused("signed in another way", "signed with an ssh key, and none is allowed").await;
-    for dir in [&home, &other] {
-        run("gpgconf", &["--homedir", text(dir.path()), "--kill", "all"]);
+}
+
+#[tokio::test]
+async fn a_gpg_key_that_has_expired_or_was_revoked_counts_no_more() {
+    let old = Gpg::new(Some("20200101T000000"), "1y");
+    let bench = Bench::new(|dir| old.gates(dir));
+    git(&bench.repo.work, &["config", "commit.gpgsign", "true"]);
+    old.sign(&bench, Some("20200301T000000"));
+    bench.refused("signed in time", "its signature or its key has expired").await;
+
+    let lost = Gpg::new(None, "never");
+    lost.export(bench.scratch.path());
+    lost.sign(&bench, None);
+    let sha = bench.repo.push(&[("index.html", b"signed before it was lost")]);
+    assert_eq!(bench.fetch_commit(sha.clone()).await, FetchResult::Complete);
+    lost.revoke();
+    lost.export(bench.scratch.path());
+    check_unfit(&bench.fetch_commit(sha).await, "its signature is by a key that was revoked");
+}
+
+#[tokio::test]
+async fn a_release_is_signed_as_a_tag_by_an_allowed_ssh_key() {
+    let bench = Bench::of("semver:^1", signed_by_ours);
+    let (ours, theirs) = (bench.path("ours"), ssh_key(bench.scratch.path(), "theirs"));
+    bench.sign_with(&[("gpg.format", "ssh"), ("user.signingkey", text(&ours))]);
+    assert_eq!(bench.release("v1.0.0", &SIGNED).await, FetchResult::Complete);
+    let first = bench.repo.head();
+    check_unfit(&bench.release("v1.1.0", &["--message", "a release"]).await, "of refs/tags/v1.1.0: it is not signed");
+    check_unfit(&bench.release("v1.2.0", &[]).await, "it is not signed, and `verify` asks for a signature");
+    bench.sign_with(&[("user.signingkey", text(&theirs))]);
+    check_unfit(&bench.release("v1.3.0", &SIGNED).await, "by no key of verify.ssh_allowed_signers_file");
+    // Whoever may push could give an old release a new name.
+    bench.sign_with(&[("user.signingkey", text(&ours))]);
+    let old = bench.repo.push(&[("index.html", b"v0.1.0")]);
+    git(&bench.repo.work, &[&["tag"], &SIGNED[..], &["v0.1.0"]].concat());
+    git(&bench.repo.work, &["push", "--quiet", "origin", "refs/tags/v0.1.0:refs/tags/v1.4.0"]);
+    check_unfit(&bench.fetch_commit(old).await, "the tag was made as `v0.1.0`");
+    // What is live is not the greatest for ever; a bot that is new fetches it all the same.
+    assert_eq!(bench.fetch_commit(first).await, FetchResult::Complete);
+}
+
+#[tokio::test]
+async fn a_release_is_signed_as_a_tag_by_an_allowed_gpg_key() {
+    let (ours, theirs) = (Gpg::new(None, "never"), Gpg::new(None, "never"));
+    let bench = Bench::of("v1", |dir| ours.gates(dir));
+    theirs.sign(&bench, None);
+    check_unfit(
+        &bench.release("v1", &SIGNED).await,
+        "of refs/tags/v1: its signature is by no key of verify.gpg_keys_file",
+    );
+    ours.sign(&bench, None);
+    let moved = [&["--force"], &SIGNED[..]].concat();
+    assert_eq!(bench.release("v1", &moved).await, FetchResult::Complete);
+    // A commit that the tag has left: nobody vouches for it here any more, and the look will say what is asked for now.
+    let left = bench.repo.head();
+    assert_eq!(bench.release("v1", &moved).await, FetchResult::Complete);
+    match bench.fetch_commit(left).await {
+        FetchResult::Doubtful { reason } => assert!(reason.contains("git.ref names another commit now"), "{reason}"),
+        other => panic!("it may be named again: {other:?}"),
     }
+}
+
+/// A branch is not what its commits are called by.
+#[tokio::test]
+async fn a_signed_tag_beside_a_branch_signs_nothing() {
+    let bench = Bench::of("main", signed_by_ours);
+    let ours = bench.path("ours");
+    bench.sign_with(&[("gpg.format", "ssh"), ("user.signingkey", text(&ours))]);
+    check_unfit(&bench.release("v1", &SIGNED).await, "commit with `git commit -S`");
 }
 
 /// A program of the operator's, written in shell.

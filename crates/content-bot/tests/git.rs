@@ -20,6 +20,7 @@ use content_bot::{
         mirror::Mirror,
         origin::{Credentials, Limits, Origin, Reach},
         source::Source,
+        verify::LfsPointers,
     },
 };
 use repo::{Repo, git, unpack};
@@ -252,6 +253,27 @@ fn paths_do_not_leave_the_site() {
         check_unfit(&mirror.fetch(&sha), "leaves the site or reaches into git");
     }
     assert_eq!(held(&mirror), [good], "nothing unfit is kept");
+}
+
+/// Visitors would get three lines of text for a picture.
+#[test]
+fn pointers_of_lfs_are_not_published_unless_they_are_allowed() {
+    let bench = Bench::new();
+    let mirror = bench.mirror();
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n";
+    let good = bench
+        .repo
+        .push(&[("index.html", b"hi"), ("about-lfs.txt", b"A pointer begins with `version https://git-lfs`")]);
+    assert_eq!(mirror.fetch(&good), FetchResult::Complete);
+    let bad = bench.repo.push(&[("img/logo.png", pointer), ("img/photo.png", pointer)]);
+    check_unfit(&mirror.fetch(&bad), "img/logo.png is a pointer of Git LFS");
+    check_unfit(&mirror.fetch(&bad), "set git.lfs_pointers to allow");
+    assert_eq!(held(&mirror), [good]);
+    let mirror = mirror.finding(LfsPointers::Allow);
+    assert_eq!(mirror.fetch(&bad), FetchResult::Complete);
+    let mut held_whole = vec![("img/logo.png", &pointer[..]), ("img/photo.png", pointer), ("index.html", b"hi")];
+    held_whole.push(("about-lfs.txt", b"A pointer begins with `version https://git-lfs`"));
+    bench.check_pack(&mirror, &bad, &held_whole);
 }
 
 #[test]

@@ -33,7 +33,9 @@ use content_bot::{
     },
 };
 use repo::{Repo, git};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const LIMITS: Limits =
     Limits { size_max: 10_000_000, files_max: 100, look: Duration::from_secs(20), fetch: Duration::from_secs(20) };
@@ -110,6 +112,92 @@ fn an_origin_behind_a_proxy_is_asked_for_at_the_proxy() {
     assert!(matches!(&looked, PollResult::Failed { why } if why.contains("proxy")), "{looked:?}");
     let asked = asked.join().expect("no panic");
     assert!(asked.starts_with("CONNECT git.invalid:443 HTTP/1.1\r\n"), "{asked}");
+}
+
+/// A host that only the proxy knows, behind TLS that it does not end: everything comes through its tunnel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_goes_through_a_proxy() {
+    let scratch = TempDir::new().expect("scratch");
+    let repo = Repo::new(scratch.path());
+    let noise: Vec<u8> = (0..50_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+    let sha = repo.push(&[("page", b"behind a proxy"), ("noise", &noise)]);
+    let (git_host, _shown) = server(scratch.path()).await;
+    let (certificate, tls) = certified(scratch.path(), "git.invalid");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    let (proxy, asked) = proxy(git_host, acceptor).await;
+    let reach = Reach { proxy: Some(Secret::new(format!("http://{proxy}"))), depth: 0 };
+    let data = scratch.path().join("data");
+    let commit = sha.clone();
+    let fetched = tokio::task::spawn_blocking(move || {
+        #[expect(unsafe_code, reason = "libgit2's global options are not synchronised")]
+        // SAFETY: a test is a process of its own, and this one has not used libgit2 yet.
+        unsafe {
+            git2::opts::set_ssl_cert_file(&certificate).expect("libgit2 takes a certificate");
+        }
+        let bot = Credentials {
+            username: Some(String::from("bot")),
+            password: Some(Secret::new("s3cret")),
+            ..Credentials::default()
+        };
+        let source = Source::parse("https://git.invalid/origin.git").expect("url");
+        let origin = Origin::new(source, Reference::parse("main"), bot).reached(reach);
+        let mirror = Mirror::open(&data, origin, LIMITS, Stop::default()).expect("a mirror");
+        let looked = mirror.origin().look(Stop::default(), LIMITS.look);
+        (looked, mirror.fetch(&commit))
+    });
+    assert_eq!(fetched.await.expect("no panic"), (PollResult::Found { sha }, FetchResult::Complete));
+    let asked = asked.lock().expect("not poisoned").clone();
+    assert!(asked.len() >= 2, "to look, and to fetch: {asked:?}");
+    assert!(asked.iter().all(|line| line == "CONNECT git.invalid:443 HTTP/1.1"), "{asked:?}");
+}
+
+/// A certificate of its own making for `host`: the file, and a server's configuration with it.
+fn certified(dir: &Path, host: &str) -> (PathBuf, rustls::ServerConfig) {
+    let (certificate, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+    let args = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
+    let made = Command::new("openssl")
+        .args(args)
+        .args(["-subj", &format!("/CN={host}"), "-addext", &format!("subjectAltName=DNS:{host}")])
+        .args([Path::new("-keyout"), &key, Path::new("-out"), &certificate])
+        .output()
+        .expect("openssl is installed");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let chain: Vec<_> = CertificateDer::pem_file_iter(&certificate).expect("PEM").map(|c| c.expect("one")).collect();
+    let private = PrivateKeyDer::from_pem_file(&key).expect("a key");
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .expect("a pair");
+    (certificate, config)
+}
+
+/// A proxy that lets everybody through to one host, whose TLS it ends behind the tunnel; and the first lines that it was sent.
+async fn proxy(host: SocketAddr, tls: tokio_rustls::TlsAcceptor) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let (address, asked) = (listener.local_addr().expect("bound"), Arc::<Mutex<Vec<String>>>::default());
+    let lines = Arc::clone(&asked);
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.expect("a client");
+            let (tls, lines) = (tls.clone(), Arc::clone(&lines));
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(client.read_u8().await.expect("a request"));
+                }
+                let first = String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned();
+                lines.lock().expect("not poisoned").push(first);
+                client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.expect("an answer");
+                let mut client = tls.accept(client).await.expect("TLS");
+                let mut server = tokio::net::TcpStream::connect(host).await.expect("the host");
+                // Either may go when it has what it wanted.
+                let _ended = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    (address, asked)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,223 +2,22 @@
 
 #![cfg(feature = "shell")]
 
+mod fleet;
 mod repo;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
-};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use bots_core::{
-    dcs::{Scope, Transaction, Write},
-    machine::Span,
     shell::{
-        Clock, Etcd, http,
+        Clock, http,
         process::{Signal, send_signal},
-        testing::{EtcdServer, free_port},
+        testing::free_port,
     },
-    wire::{ContentFacts, ContentRevision, Kind, Member, MemberHead, Quarantined, WebFacts},
+    wire::{ContentFacts, ContentRevision, Member, Quarantined},
 };
 use bytes::Bytes;
-use hmac::{Hmac, KeyInit, Mac};
-use repo::{Repo, git, unpack};
-use serde_json::Value;
-use sha2::Sha256;
-use tempfile::TempDir;
-
-/// Everything here takes a second or two; the machine may be busy.
-const PATIENCE: Span = Span::from_secs(30);
-const DEADLINE: Duration = Duration::from_secs(5);
-const SECRET: &str = "It's a Secret to Everybody";
-
-/// A bot's process, stopped by its pid when the test ends.
-struct Bot {
-    port: u16,
-    child: Child,
-    config: PathBuf,
-}
-
-impl Bot {
-    fn spawn(config: &Path) -> Child {
-        let log = fs::File::options().create(true).append(true).open(config.with_extension("log")).expect("a log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_content-bot"));
-        command.arg(config).env("GIT_CONFIG_GLOBAL", "/dev/null").stdin(Stdio::null());
-        command.stdout(log.try_clone().expect("a log")).stderr(log).spawn().expect("content-bot")
-    }
-
-    fn start(fleet: &Fleet, name: &str, git: &str, more: &str) -> Self {
-        let port = free_port().expect("a port");
-        let dir = fleet.scratch.path();
-        let config = dir.join(format!("{name}.yml"));
-        let text = format!(
-            "scope: site\nname: {name}\netcd3: {{hosts: '{}'}}\nrestapi: {{listen: '127.0.0.1:{port}'}}\n\
-             git: {{url: '{}', {git}}}\npush: {{secret: \"{SECRET}\"}}\ndata_dir: {}\nttl_s: 2\n{more}\n",
-            fleet.etcd.endpoint(),
-            fleet.repo.url(),
-            dir.join(format!("{name}.data")).display(),
-        );
-        fs::write(&config, text).expect("write");
-        let child = Self::spawn(&config);
-        Self { port, child, config }
-    }
-
-    fn restart(&mut self) {
-        self.kill();
-        self.child = Self::spawn(&self.config);
-    }
-
-    fn kill(&mut self) {
-        let _ended = self.child.kill();
-        let _reaped = self.child.wait();
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.port)
-    }
-
-    async fn get(&self, path: &str) -> (u16, Bytes) {
-        http::get(&self.url(path), DEADLINE).await.unwrap_or_default()
-    }
-
-    async fn role(&self) -> String {
-        let status: Value = serde_json::from_slice(&self.get("/status").await.1).unwrap_or_default();
-        status["report"]["role"].as_str().unwrap_or("down").to_owned()
-    }
-
-    async fn troubles(&self) -> String {
-        let status: Value = serde_json::from_slice(&self.get("/status").await.1).unwrap_or_default();
-        status["report"]["troubles"].to_string()
-    }
-
-    /// Announces a push that nobody has announced before.
-    async fn push(&self, secret: Option<&str>) -> u16 {
-        let body = body();
-        let signature = secret.map(|secret| signature(secret, &body));
-        let given = signature.iter().map(|s| ("x-hub-signature-256", s.as_str())).collect::<Vec<_>>();
-        self.post("/push", &given, body).await
-    }
-
-    async fn post(&self, path: &str, headers: &[(&'static str, &str)], body: Bytes) -> u16 {
-        let pair = |(name, value): &(&'static str, &str)| {
-            let value = hyper::header::HeaderValue::from_str(value).expect("ASCII");
-            (hyper::header::HeaderName::from_static(name), value)
-        };
-        let headers = headers.iter().map(pair).collect();
-        let answer = http::request(hyper::Method::POST, &self.url(path), headers, body, DEADLINE, 1_000_000).await;
-        answer.map_or(0, |a| a.status)
-    }
-
-    async fn counted(&self, name: &str) -> u64 {
-        let text = String::from_utf8(self.get("/metrics").await.1.to_vec()).expect("text");
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("_total "));
-        line.and_then(|figure| figure.parse().ok()).unwrap_or_else(|| panic!("{name} is not counted: {text}"))
-    }
-}
-
-impl Drop for Bot {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-struct Fleet {
-    etcd: EtcdServer,
-    repo: Repo,
-    scratch: TempDir,
-}
-
-impl Fleet {
-    fn new() -> Self {
-        let scratch = TempDir::new().expect("scratch");
-        let etcd = EtcdServer::start(scratch.path()).expect("etcd");
-        let repo = Repo::new(scratch.path());
-        Self { etcd, repo, scratch }
-    }
-
-    fn store(&self) -> Etcd {
-        self.etcd.client()
-    }
-
-    async fn value<T: serde::de::DeserializeOwned>(&self, key: &str) -> Option<T> {
-        let found = self.store().get(key).await.expect("etcd answers")?;
-        Some(serde_json::from_str(&found.value).expect(key))
-    }
-
-    async fn live(&self) -> Option<ContentRevision> {
-        self.value(&site().revision_live()).await
-    }
-
-    async fn wait_for_live(&self, sha: &str) -> ContentRevision {
-        until(&format!("{sha} is live"), async || self.live().await.filter(|live| live.sha == sha)).await
-    }
-
-    async fn put(&self, key: String, value: String) {
-        let outcome = self.store().transact(&Transaction::new(Vec::new(), vec![Write::put(key, value)])).await;
-        assert!(matches!(outcome, bots_core::dcs::Outcome::Done(_)), "{outcome:?}");
-    }
-
-    async fn web_says(&self, name: &str, prepared: Option<&str>) {
-        let head = MemberHead {
-            kind: Kind::Web,
-            state: String::from("serving"),
-            role: String::from("member"),
-            version: String::new(),
-            api_url: String::new(),
-            instance: String::new(),
-            node: String::new(),
-            since_unix_ms: 0,
-        };
-        let facts = WebFacts { slot: Some(0), prepared: prepared.map(str::to_owned), ..WebFacts::default() };
-        let web = Scope::new("service", "web").expect("valid");
-        self.put(web.member(name), Member::new(head, &facts).to_json()).await;
-    }
-
-    /// Who leads and who follows, once that is settled.
-    async fn leader_of<'b>(&self, bots: [&'b Bot; 2]) -> (&'b Bot, &'b Bot) {
-        until("one bot leads and one follows", async || {
-            let leads = [bots[0].get("/leader").await.0 == 200, bots[1].get("/leader").await.0 == 200];
-            let roles = [bots[0].role().await, bots[1].role().await];
-            match leads {
-                [true, false] if roles[1] == "follower" => Some((bots[0], bots[1])),
-                [false, true] if roles[0] == "follower" => Some((bots[1], bots[0])),
-                _ => None,
-            }
-        })
-        .await
-    }
-}
-
-fn site() -> Scope {
-    Scope::new("service", "site").expect("valid")
-}
-
-/// No two forges' payloads are alike.
-fn body() -> Bytes {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    Bytes::from(format!(r#"{{"ref":"refs/heads/main","number":{number}}}"#))
-}
-
-fn signature(secret: &str, body: &[u8]) -> String {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("any length");
-    mac.update(body);
-    let hex: String = mac.finalize().into_bytes().iter().map(|b| format!("{b:02x}")).collect();
-    format!("sha256={hex}")
-}
-
-async fn until<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
-    let began = Clock::now();
-    loop {
-        if let Some(found) = found().await {
-            return found;
-        }
-        assert!(Clock::now().since(began) < PATIENCE, "waited too long: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
+use fleet::{Bot, DEADLINE, Fleet, SECRET, body, post, signature, site, until};
+use repo::{git, unpack};
 
 #[tokio::test]
 async fn a_push_goes_live_and_survives_its_leader() {
@@ -358,6 +157,12 @@ async fn a_bot_ends_with_the_right_code() {
     // The same data directory.
     fs::write(&twin, text.replace("name: one", "name: two").replace(&first.port.to_string(), &port)).expect("write");
     assert_eq!(ending(&twin), (3, "data_dir: another process uses"));
+    // An address for strangers that another has.
+    let taken = format!("push: {{listen: '127.0.0.1:{}', ", first.port);
+    let other = text.replace("one.data", "twin.data").replace("name: one", "name: two");
+    let other = other.replace(&first.port.to_string(), &port).replace("push: {", &taken);
+    fs::write(&twin, other).expect("write");
+    assert_eq!(ending(&twin), (4, "push.listen"));
     // A field that is wrong.
     fs::write(&twin, text.replace("ref: main", "ref: 'not a ref'")).expect("write");
     assert_eq!(ending(&twin), (2, "git.ref"));
@@ -369,6 +174,92 @@ async fn a_bot_ends_with_the_right_code() {
     assert_eq!(status.code(), Some(0));
     assert!(fleet.store().get(&site().leader()).await.expect("etcd answers").is_none(), "the lock is given back");
     assert_eq!(fleet.live().await.map(|l| l.sha), Some(sha), "what is live stays");
+}
+
+/// The API hands the whole site to whoever knows its commit, and every page tells which that is.
+#[tokio::test]
+async fn strangers_announce_at_an_address_of_their_own_and_read_nothing_there() {
+    let fleet = Fleet::new();
+    let first = fleet.repo.push(&[("index.html", b"private")]);
+    let mut bot = Bot::start(&fleet, "one", "poll_interval_s: 3600", "");
+    let port = free_port().expect("a port");
+    let text = fs::read_to_string(&bot.config).expect("there");
+    fs::write(&bot.config, text.replace("push: {", &format!("push: {{listen: '127.0.0.1:{port}', "))).expect("write");
+    bot.restart();
+    fleet.wait_for_live(&first).await;
+    assert_eq!(bot.get(&format!("/pack/{first}")).await.0, 200, "web bots find it where they did");
+    let outside = |path: &str| format!("http://127.0.0.1:{port}{path}");
+    let pack = format!("/pack/{first}");
+    for path in [
+        &pack,
+        "/",
+        "/status",
+        "/metrics",
+        "/health",
+        "/readiness",
+        "/leader",
+        "/events",
+        "/site",
+        "/sites/site/status",
+    ] {
+        let (status, said) = http::get(&outside(path), DEADLINE).await.expect("an answer");
+        assert_eq!((status, said.len()), (404, 0), "{path}");
+    }
+    assert_eq!(http::get(&outside("/liveness"), DEADLINE).await.expect("an answer"), (200, Bytes::new()));
+    assert_eq!(http::get(&outside("/push/site"), DEADLINE).await.expect("an answer").0, 405);
+
+    // The poll is an hour away: what follows is due to announcements.
+    for (number, path) in ["/push", "/push/site", "/push/site/github"].into_iter().enumerate() {
+        let next = fleet.repo.push(&[("index.html", format!("{number}").as_bytes())]);
+        let (told, guessed) = (body(), signature("a guess", b"{}"));
+        assert_eq!(post(&outside(path), &[], told.clone()).await, 401, "{path}");
+        assert_eq!(post(&outside(path), &[("x-hub-signature-256", &guessed)], told.clone()).await, 401, "{path}");
+        let signed = signature(SECRET, &told);
+        assert_eq!(post(&outside(path), &[("x-hub-signature-256", &signed)], told).await, 202, "{path}");
+        fleet.wait_for_live(&next).await;
+    }
+    // It is the API's too, as before.
+    let last = fleet.repo.push(&[("index.html", b"last")]);
+    assert_eq!(bot.push(Some(SECRET)).await, 202);
+    fleet.wait_for_live(&last).await;
+    bot.kill();
+    assert!(http::get(&outside("/liveness"), DEADLINE).await.is_err());
+}
+
+#[tokio::test]
+async fn a_flip_is_measured_from_the_publication_to_the_last_web_bot() {
+    let fleet = Fleet::new();
+    let first = fleet.repo.push(&[("index.html", b"one")]);
+    let bot = Bot::start(&fleet, "one", "poll_interval_s: 3600", "");
+    fleet.wait_for_live(&first).await;
+    let (whole, skew) = ("content_flip_seconds", "content_flip_skew_seconds");
+    assert_eq!((bot.measured(whole).await, bot.measured(skew).await), ((0, 0.0), (0, 0.0)), "nobody serves");
+    for web in ["w1", "w2"] {
+        fleet.web_serves(web, Some(&first), Some(&first)).await;
+    }
+    until("the first flip is measured", async || (bot.measured(whole).await.0 == 1).then_some(())).await;
+    let before = (bot.measured(whole).await, bot.measured(skew).await);
+
+    let began = Clock::now();
+    let second = fleet.repo.push(&[("index.html", b"two")]);
+    assert_eq!(bot.push(Some(SECRET)).await, 202);
+    for web in ["w1", "w2"] {
+        fleet.web_serves(web, Some(&second), Some(&first)).await;
+    }
+    fleet.wait_for_live(&second).await;
+    until("the publication is followed", async || bot.state().await["flip"]["began"].is_array().then_some(())).await;
+    fleet.web_serves("w1", Some(&second), Some(&second)).await;
+    until("the first web bot is seen", async || (!bot.state().await["flip"]["first"].is_null()).then_some(())).await;
+    assert_eq!((bot.measured(whole).await, bot.measured(skew).await), before, "one is behind");
+    // So far behind that it can be told from nothing.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    fleet.web_serves("w2", Some(&second), Some(&second)).await;
+    until("the flip is measured", async || (bot.measured(whole).await.0 == 2).then_some(())).await;
+    let took = f64::from(u32::try_from(Clock::now().since(began).as_millis()).expect("short")) / 1_000.0;
+    let after = (bot.measured(whole).await, bot.measured(skew).await);
+    assert_eq!((after.0.0, after.1.0), (2, 2));
+    let (whole, skew) = (after.0.1 - before.0.1, after.1.1 - before.1.1);
+    assert!(0.05 <= skew && skew <= whole && whole <= took, "{skew} {whole} {took}");
 }
 
 #[tokio::test]
@@ -543,7 +434,7 @@ fn ending(config: &Path) -> (i32, &'static str) {
     let out = Command::new(env!("CARGO_BIN_EXE_content-bot")).arg(config).output().expect("content-bot");
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     let complaint = said.lines().last().unwrap_or_default().to_owned();
-    let known = ["uses the name one", "data_dir: another process uses", "git.ref"];
+    let known = ["uses the name one", "data_dir: another process uses", "push.listen", "git.ref"];
     let word = known.into_iter().find(|word| complaint.contains(word)).unwrap_or_else(|| panic!("{said}"));
     (out.status.code().unwrap_or(-1), word)
 }

@@ -97,15 +97,7 @@ impl Bot {
 
     /// Announces a push at `path`, signed with the secret of `site`.
     async fn announce(&self, path: &str, site: &str) -> u16 {
-        let number = Clock::now().as_millis();
-        let body = Bytes::from(format!(r#"{{"ref":"refs/heads/main","number":{number}}}"#));
-        let mut mac = Hmac::<Sha256>::new_from_slice(secret(site).as_bytes()).expect("any length");
-        mac.update(&body);
-        let hex: String = mac.finalize().into_bytes().iter().map(|b| format!("{b:02x}")).collect();
-        let mut headers = HeaderMap::new();
-        headers.insert("x-hub-signature-256", format!("sha256={hex}").parse().expect("ASCII"));
-        let answer = http::request(hyper::Method::POST, &self.url(path), headers, body, DEADLINE, 1_000_000).await;
-        answer.map_or(0, |a| a.status)
+        announce(&self.url(path), site).await
     }
 
     fn log(&self) -> String {
@@ -117,6 +109,18 @@ impl Drop for Bot {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+async fn announce(url: &str, site: &str) -> u16 {
+    let number = Clock::now().as_millis();
+    let body = Bytes::from(format!(r#"{{"ref":"refs/heads/main","number":{number}}}"#));
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret(site).as_bytes()).expect("any length");
+    mac.update(&body);
+    let hex: String = mac.finalize().into_bytes().iter().map(|b| format!("{b:02x}")).collect();
+    let mut headers = HeaderMap::new();
+    headers.insert("x-hub-signature-256", format!("sha256={hex}").parse().expect("ASCII"));
+    let answer = http::request(hyper::Method::POST, url, headers, body, DEADLINE, 1_000_000).await;
+    answer.map_or(0, |a| a.status)
 }
 
 struct Bench {
@@ -262,6 +266,33 @@ async fn sites_of_one_process_have_nothing_to_do_with_each_other() {
         until("c1 leads", async || (bench.leader(site).await.as_deref() == Some("c1")).then_some(())).await;
     }
     assert_eq!(bot.stop().await.code(), Some(0));
+}
+
+/// One address for the open network, and each site's announcements are its own there.
+#[tokio::test]
+async fn sites_share_the_address_for_strangers() {
+    let bench = Bench::new();
+    let [docs, shop] = &bench.repos;
+    let firsts = [docs.push(&[("index.html", b"docs one")]), shop.push(&[("index.html", b"shop one")])];
+    let mut bot = Bot::start(&bench, "c1");
+    bot.kill();
+    let port = free_port().expect("a port");
+    let text = fs::read_to_string(&bot.config).expect("there");
+    fs::write(&bot.config, format!("push: {{listen: '127.0.0.1:{port}'}}\n{text}")).expect("write");
+    bot.child = Bot::spawn(&bot.config);
+    for (site, first) in SITES.iter().zip(&firsts) {
+        bench.wait_for_live(site, first).await;
+    }
+    let outside = |path: &str| format!("http://127.0.0.1:{port}{path}");
+    let get = async |path: &str| http::get(&outside(path), DEADLINE).await.expect("an answer").0;
+    assert_eq!(get("/liveness").await, 200);
+    assert_eq!(get(&format!("/sites/docs/pack/{}", firsts[0])).await, 404);
+    assert_eq!(get("/status").await, 404);
+    let next = shop.push(&[("index.html", b"shop two")]);
+    assert_eq!(announce(&outside("/push/shop"), "docs").await, 401);
+    assert_eq!(announce(&outside("/push"), "shop").await, 404);
+    assert_eq!(announce(&outside("/push/shop"), "shop").await, 202);
+    bench.wait_for_live("shop", &next).await;
 }
 
 #[test]

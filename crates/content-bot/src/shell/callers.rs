@@ -51,7 +51,29 @@ pub struct Purging {
     /// One after the other.
     pub calls: Vec<Call>,
     /// Pages through the cache that must be of the live commit afterwards.
-    pub probes: Vec<String>,
+    pub probes: Vec<Call>,
+}
+
+/// What of an answer is of interest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Answer {
+    status: u16,
+    /// The commit that it is from, if it says so.
+    revision: String,
+}
+
+impl Answer {
+    /// Whether it is a good page of the commit; one line if not.
+    fn check(&self, sha: &str) -> Result<(), String> {
+        if self.status >= 400 {
+            return Err(format!("it answers {}", self.status));
+        }
+        if self.revision == sha {
+            Ok(())
+        } else {
+            Err(format!("it answers from commit `{}`", self.revision.get(..8).unwrap_or(&self.revision)))
+        }
+    }
 }
 
 /// Reads every path once: how many, how many failed, and what was wrong with one.
@@ -60,7 +82,8 @@ pub(super) async fn read_pages(url: &str, paths: &[String], sha: &str) -> (u64, 
     for path in paths {
         asked += 1;
         let page = format!("{}/{}", url.trim_end_matches('/'), path.trim_start_matches('/'));
-        if let Err(wrong) = read_page(&page, sha).await {
+        if let Err(wrong) = by_http(Method::GET, &page, HeaderMap::new(), Bytes::new()).await.and_then(|a| a.check(sha))
+        {
             failed += 1;
             why = Some(format!("/{}: {wrong}", path.trim_start_matches('/')));
         }
@@ -68,19 +91,11 @@ pub(super) async fn read_pages(url: &str, paths: &[String], sha: &str) -> (u64, 
     (asked, failed, why)
 }
 
-async fn read_page(page: &str, sha: &str) -> Result<(), String> {
-    let (method, headers) = (Method::GET, HeaderMap::new());
-    let answer = http::request(method, page, headers, Bytes::new(), CALL_DEADLINE, ANSWER_LEN_MAX).await;
+async fn by_http(method: Method, url: &str, headers: HeaderMap, body: Bytes) -> Result<Answer, String> {
+    let answer = http::request(method, url, headers, body, CALL_DEADLINE, ANSWER_LEN_MAX).await;
     let answer = answer.map_err(|e| chain(&e))?;
     let revision = answer.headers.get(REVISION_HEADER).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    if answer.status >= 400 {
-        return Err(format!("it answers {}", answer.status));
-    }
-    if revision == sha {
-        Ok(())
-    } else {
-        Err(format!("it answers from commit `{}`", revision.get(..8).unwrap_or(revision)))
-    }
+    Ok(Answer { status: answer.status, revision: revision.to_owned() })
 }
 
 impl Purging {
@@ -96,18 +111,30 @@ impl Purging {
             }
         }
         for page in &self.probes {
-            read_page(page, sha).await.map_err(|why| format!("{page} is not purged: {why}"))?;
+            let answer = page.ask(sha, scratch).await;
+            answer.and_then(|a| a.check(sha)).map_err(|why| format!("{} is not purged: {why}", page.url))?;
         }
         Ok(())
     }
 }
 
 impl Call {
+    /// Reads a page.
+    #[must_use]
+    pub fn page(url: &str, ca_file: Option<PathBuf>) -> Self {
+        let (url, body) = (url.to_owned(), String::new());
+        Self { method: Method::GET, url, headers: Vec::new(), header_files: Vec::new(), ca_file, body }
+    }
+
     /// Makes it; yields the status.
     ///
     /// # Errors
     /// One line, if there is no answer.
     pub(super) async fn make(&self, sha: &str, scratch: &Path) -> Result<u16, String> {
+        self.ask(sha, scratch).await.map(|answer| answer.status)
+    }
+
+    async fn ask(&self, sha: &str, scratch: &Path) -> Result<Answer, String> {
         let (url, body) = (self.url.replace("{sha}", sha), self.body.replace("{sha}", sha));
         let mut headers: Vec<(String, Secret)> = Vec::new();
         headers
@@ -125,9 +152,7 @@ impl Call {
             Ok::<_, String>((name, value))
         };
         let headers = headers.iter().map(pair).collect::<Result<HeaderMap, String>>()?;
-        let body = Bytes::from(body);
-        let answer = http::request(self.method.clone(), &url, headers, body, CALL_DEADLINE, ANSWER_LEN_MAX).await;
-        answer.map(|answer| answer.status).map_err(|e| chain(&e))
+        by_http(self.method.clone(), &url, headers, Bytes::from(body)).await
     }
 
     /// TLS is curl's: the certificates and proxies of the machine hold for it. What it is told goes through a file, for
@@ -138,7 +163,7 @@ impl Call {
         headers: &[(String, Secret)],
         body: &str,
         scratch: &Path,
-    ) -> Result<u16, String> {
+    ) -> Result<Answer, String> {
         let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         let mut config = format!("url = \"{}\"\nrequest = \"{}\"\n", quoted(url), self.method);
         for (name, value) in headers {
@@ -160,6 +185,9 @@ impl Call {
                 "--silent",
                 "--output",
                 "/dev/null",
+                "--dump-header",
+                "-",
+                "--suppress-connect-headers",
                 "--write-out",
                 "%{http_code}",
                 "--max-time",
@@ -171,12 +199,24 @@ impl Call {
             .output(Output::File(files.said.clone()))
             .dies_with_us();
         let ended = program.run().await.map_err(|e| format!("https needs curl, which cannot be run: {e}"));
-        let status = fs::read_to_string(&files.said).unwrap_or_default();
+        let said = fs::read(&files.said).unwrap_or_default();
         match ended? {
-            ended if ended.is_success() => status.trim().parse().map_err(|_| String::from("curl says no status")),
+            ended if ended.is_success() => heard(&said).ok_or_else(|| String::from("curl says no status")),
             ended => Err(format!("curl ended with {ended}{}", meaning(ended))),
         }
     }
+}
+
+/// What curl has written: heads of answers, of which the last one counts, and the status behind it.
+fn heard(said: &[u8]) -> Option<Answer> {
+    let said = String::from_utf8_lossy(said);
+    let mut lines = said.lines().rev();
+    let status = lines.next()?.trim().parse().ok()?;
+    let head = lines.take_while(|line| !line.starts_with("HTTP/"));
+    let revision = head
+        .filter_map(|line| line.split_once(':'))
+        .find_map(|(name, value)| name.eq_ignore_ascii_case(REVISION_HEADER).then(|| value.trim().to_owned()));
+    Some(Answer { status, revision: revision.unwrap_or_default() })
 }
 
 /// What some exit codes of curl mean (`man curl`, EXIT CODES).

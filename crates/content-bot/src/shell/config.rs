@@ -1,13 +1,11 @@
 //! The configuration: read into types, checked, and made into the machine's settings and the shell's limits.
 
 mod export;
+mod purge;
+mod push;
 mod together;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use bots_core::{
     dcs::Scope,
@@ -16,15 +14,20 @@ use bots_core::{
 };
 use serde::Deserialize;
 
-pub use self::{export::Export, together::check_together};
+pub use self::{
+    export::Export,
+    purge::{Purge, PurgeRequest},
+    push::Push,
+    together::check_together,
+};
 use super::{
-    callers::Call,
     gates::{Check, Gates, Signers},
     hands::Callees,
     known_hosts::KnownHosts,
     origin::{Credentials, Limits, Reach},
     source::{Source, Transport},
     submodules::Submodules,
+    verify::LfsPointers,
 };
 use crate::machine::{CanarySettings, PurgeSettings, Reference, Settings};
 
@@ -119,26 +122,15 @@ pub struct Git {
     /// Which submodules belong to the site.
     #[serde(default)]
     pub submodules: Submodules,
+    /// Whether a commit may have pointers of Git LFS for files.
+    #[serde(default)]
+    pub lfs_pointers: LfsPointers,
     /// The largest transfer, and the largest tree.
     #[serde(default = "size_max_bytes")]
     pub size_max_bytes: u64,
     /// The most files in a tree.
     #[serde(default = "files_max")]
     pub files_max: u64,
-}
-
-/// How pushes are announced.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Push {
-    /// What announcements are signed with.
-    pub secret: Option<Secret>,
-    /// The file that holds it, read afresh for every announcement.
-    pub secret_file: Option<PathBuf>,
-    /// Others that are in force beside it: the old one, until every sender has the new one.
-    pub secrets: Vec<Secret>,
-    /// The files that hold them.
-    pub secret_files: Vec<PathBuf>,
 }
 
 /// What a commit must pass beside the rules for content.
@@ -240,77 +232,6 @@ impl Default for Canary {
     }
 }
 
-/// How caches in front are purged.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Purge {
-    /// What they are told, one after the other.
-    pub requests: Vec<PurgeRequest>,
-    /// How long after the first time they are told again.
-    #[serde(default = "again_after_s")]
-    pub again_after_s: u64,
-    /// Pages through the cache that must be of the live commit afterwards.
-    #[serde(default)]
-    pub probe: Vec<String>,
-}
-
-/// One request to a cache. In `url`, `headers` and `body`, `{sha}` stands for the live commit.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PurgeRequest {
-    /// The method: PURGE, BAN, POST, …
-    pub method: String,
-    /// Where.
-    pub url: String,
-    /// Headers.
-    #[serde(default)]
-    pub headers: BTreeMap<String, String>,
-    /// Headers whose values are secrets: the files that hold them, read for every request.
-    #[serde(default)]
-    pub header_files: BTreeMap<String, PathBuf>,
-    /// The certificates that an https server must be known by, in PEM; without it those of the machine.
-    pub ca_file: Option<PathBuf>,
-    /// The body.
-    #[serde(default)]
-    pub body: String,
-}
-
-/// Secrets in force at a time. Two are a rotation; many are a mistake, and each costs every announcement a check.
-const SECRETS_MAX: usize = 8;
-
-impl Push {
-    /// Whether announcements must be signed.
-    #[must_use]
-    pub const fn is_signed(&self) -> bool {
-        let one = self.secret.is_some() || self.secret_file.is_some();
-        one || !self.secrets.is_empty() || !self.secret_files.is_empty()
-    }
-
-    /// Every secret that is in force.
-    ///
-    /// # Errors
-    /// One line that names the field and the fix.
-    pub fn secrets(&self) -> Result<Vec<Secret>, String> {
-        let mut found = self.secrets.clone();
-        if self.secret.is_some() || self.secret_file.is_some() {
-            found.push(one_secret("push.secret", self.secret.as_ref(), self.secret_file.as_ref())?);
-        }
-        for path in &self.secret_files {
-            found.push(Secret::from_file(path).map_err(|e| format!("push.secret_files: {e}"))?);
-        }
-        if found.iter().any(|secret| secret.expose().is_empty()) {
-            return Err(String::from("push.secret is empty, or one of push.secrets: give one, or remove the field"));
-        }
-        if found.len() > SECRETS_MAX {
-            let many = found.len();
-            return Err(format!(
-                "push.secrets: {many} secrets are in force: {SECRETS_MAX} at most, remove the old ones"
-            ));
-        }
-        Ok(found)
-    }
-}
-
 impl Config {
     /// Checks what the types cannot.
     ///
@@ -319,9 +240,7 @@ impl Config {
     pub fn check(&self) -> Result<(), String> {
         self.source()?;
         self.credentials()?;
-        if self.push.is_signed() {
-            self.push.secrets()?;
-        }
+        self.push.check(self.common.restapi.listen)?;
         self.web()?;
         self.verify.check()?;
         check_reference(&self.git.reference)?;
@@ -441,9 +360,7 @@ impl Config {
         let mut callees = Callees { scratch: self.data_dir.clone(), ..Callees::default() };
         callees.canary_paths = self.canary.as_ref().map(|canary| canary.paths.clone()).unwrap_or_default();
         if let Some(purge) = &self.purge {
-            callees.purging.calls =
-                purge.requests.iter().map(|request| request.call("purge.requests")).collect::<Result<_, _>>()?;
-            callees.purging.probes.clone_from(&purge.probe);
+            callees.purging = purge.purging()?;
         }
         Ok(callees)
     }
@@ -475,9 +392,6 @@ impl Config {
             if purge.requests.is_empty() {
                 return Err(String::from("purge.requests is empty: give a request, or remove purge"));
             }
-            if let Some(bad) = purge.probe.iter().find(|page| !page.starts_with("http://")) {
-                return Err(format!("purge.probe: `{bad}` cannot be read: give the http:// address of a page"));
-            }
         }
         self.callees().map(|_callees| ())
     }
@@ -490,34 +404,6 @@ impl Config {
             self.common.other_scope(name).map_err(|e| format!("web_scopes: {e}"))
         };
         self.web_scopes.iter().map(read).collect()
-    }
-}
-
-impl PurgeRequest {
-    fn call(&self, field: &str) -> Result<Call, String> {
-        let method = hyper::Method::from_bytes(self.method.as_bytes());
-        let method = method.map_err(|_| format!("{field}.method: `{}` is no method of HTTP", self.method))?;
-        if !self.url.starts_with("http://") && !self.url.starts_with("https://") {
-            return Err(format!("{field}.url: `{}` is no http:// or https:// address", self.url));
-        }
-        for (name, path) in &self.header_files {
-            Secret::from_file(path).map_err(|e| format!("{field}.header_files.{name}: {e}"))?;
-        }
-        if let Some(path) = &self.ca_file {
-            if !self.url.starts_with("https://") {
-                return Err(format!("{field}.ca_file: `{}` is no https:// address", self.url));
-            }
-            std::fs::metadata(path).map_err(|e| format!("{field}.ca_file: {}: {e}", path.display()))?;
-        }
-        let pairs = |map: &BTreeMap<String, String>| map.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
-        Ok(Call {
-            method,
-            url: self.url.clone(),
-            headers: pairs(&self.headers),
-            header_files: self.header_files.iter().map(|(n, p)| (n.clone(), p.clone())).collect(),
-            ca_file: self.ca_file.clone(),
-            body: self.body.clone(),
-        })
     }
 }
 
@@ -566,11 +452,6 @@ const fn fetch_timeout_s() -> u64 {
 
 const fn prepare_timeout_s() -> u64 {
     10
-}
-
-/// What a cache fetched while it was being purged is there by then.
-const fn again_after_s() -> u64 {
-    5
 }
 
 const fn ttl_s() -> u64 {

@@ -9,37 +9,18 @@ use std::{
         ffi::OsStrExt,
         fs::{DirBuilderExt, OpenOptionsExt, symlink},
     },
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
 use bots_core::shell::process::{Ended, Program};
 use git2::{ObjectType, Oid, Repository, Tree};
 
-use super::{
-    fault::Fault,
-    guard::Guard,
-    submodules,
-    tool::{self, Outcome},
-};
-
-/// How long a tool may take to check one signature. It reads two small files.
-const SIGNATURE_DEADLINE: Duration = Duration::from_secs(20);
-
-/// The longest signature. Those of many-keyed GPG are below ten thousand bytes.
-const SIGNATURE_LEN_MAX: usize = 64 * 1024;
+pub use super::signers::Signers;
+use super::{fault::Fault, guard::Guard, origin::Origin, submodules, tool};
 
 pub(super) const FILE_MODE_LINK: i32 = 0o120_000;
 pub(super) const FILE_MODE_PROGRAM: i32 = 0o100_755;
-
-/// Which signatures count.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Signers {
-    /// OpenSSH's file of allowed signers.
-    pub ssh: Option<PathBuf>,
-    /// GPG's public keys, exported.
-    pub gpg: Option<PathBuf>,
-}
 
 /// A program that looks at the files of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,147 +40,44 @@ pub struct Gates {
     pub check: Option<Check>,
 }
 
+/// What is judged.
+pub(super) struct Candidate<'c> {
+    /// Where it comes from.
+    pub(super) origin: &'c Origin,
+    /// Where it is.
+    pub(super) repository: &'c Repository,
+    /// The commit.
+    pub(super) commit: Oid,
+}
+
 impl Gates {
     /// Lets the commit pass, or says why not. `scratch` is made and removed.
     ///
     /// # Errors
     /// [`Fault::Unfit`] or [`Fault::Doubtful`] with the reason, or what kept us from judging.
-    pub(super) fn pass(
-        &self,
-        repository: &Repository,
-        commit: Oid,
-        scratch: &Path,
-        guard: &Guard,
-    ) -> Result<(), Fault> {
+    pub(super) fn pass(&self, candidate: &Candidate<'_>, scratch: &Path, guard: &Guard) -> Result<(), Fault> {
         if self.signers.is_none() && self.check.is_none() {
             return Ok(());
         }
         let disk = |e: io::Error| Fault::Failed(format!("cannot use {}: {e}", scratch.display()));
         remove(scratch).map_err(disk)?;
         fs::DirBuilder::new().mode(0o700).create(scratch).map_err(disk)?;
-        let passed = self.pass_in(repository, commit, scratch, guard);
+        let passed = self.pass_in(candidate, scratch, guard);
         if let Err(error) = remove(scratch) {
             tracing::warn!(%error, path = %scratch.display(), "what a check has left cannot be removed");
         }
         passed
     }
 
-    fn pass_in(&self, repository: &Repository, commit: Oid, scratch: &Path, guard: &Guard) -> Result<(), Fault> {
+    fn pass_in(&self, candidate: &Candidate<'_>, scratch: &Path, guard: &Guard) -> Result<(), Fault> {
         if let Some(signers) = &self.signers {
-            signers.accept(repository, commit, scratch, guard)?;
+            signers.accept(candidate, scratch, guard)?;
         }
         match &self.check {
-            Some(check) => check.accept(repository, commit, scratch, guard),
+            Some(check) => check.accept(candidate.repository, candidate.commit, scratch, guard),
             None => Ok(()),
         }
     }
-}
-
-impl Signers {
-    fn accept(&self, repository: &Repository, commit: Oid, scratch: &Path, guard: &Guard) -> Result<(), Fault> {
-        let unsigned = || {
-            Fault::Unfit(String::from(
-                "it is not signed, and `verify` asks for a signature: commit with `git commit -S`",
-            ))
-        };
-        let (signature, content) = repository.extract_signature(&commit, None).map_err(|_none| unsigned())?;
-        if signature.len() > SIGNATURE_LEN_MAX {
-            return Err(Fault::Unfit(format!("its signature is longer than {SIGNATURE_LEN_MAX} bytes")));
-        }
-        let disk = |e: io::Error| Fault::Failed(format!("cannot write to {}: {e}", scratch.display()));
-        let files = Files { signature: scratch.join("signature"), content: scratch.join("content"), scratch, guard };
-        fs::write(&files.signature, &*signature).map_err(disk)?;
-        fs::write(&files.content, &*content).map_err(disk)?;
-        let is_ssh = signature.starts_with(b"-----BEGIN SSH SIGNATURE-----");
-        match (is_ssh, &self.ssh, &self.gpg) {
-            (true, Some(allowed), _) => by_ssh(allowed, &files),
-            (false, _, Some(keys)) => by_gpg(keys, &files),
-            (true, None, _) => Err(Fault::Unfit(String::from(
-                "it is signed with an ssh key, and none is allowed: sign it with GPG, or set verify.ssh_allowed_signers_file",
-            ))),
-            (false, _, None) => Err(Fault::Unfit(String::from(
-                "it is signed with GPG, and no key of GPG is allowed: sign it with ssh, or set verify.gpg_keys_file",
-            ))),
-        }
-    }
-}
-
-/// What a tool is given.
-struct Files<'f> {
-    signature: PathBuf,
-    content: PathBuf,
-    scratch: &'f Path,
-    guard: &'f Guard,
-}
-
-impl Files<'_> {
-    fn run(&self, program: Program) -> Result<Outcome, Fault> {
-        let outcome = tool::run(program, SIGNATURE_DEADLINE, self.scratch, self.guard)?;
-        match outcome.ended {
-            Some(Ended::Code(_)) => Ok(outcome),
-            Some(ended @ Ended::Signal(_)) => {
-                Err(Fault::Failed(format!("checking a signature was cut short ({ended})")))
-            }
-            None => Err(Fault::Failed(format!("a signature was not checked within {SIGNATURE_DEADLINE:?}"))),
-        }
-    }
-}
-
-fn by_ssh(allowed: &Path, files: &Files<'_>) -> Result<(), Fault> {
-    readable(allowed, "verify.ssh_allowed_signers_file")?;
-    let keygen = |what: &str| {
-        let program = Program::new("ssh-keygen", "ssh-keygen").args(["-Y", what, "-f"]).arg(allowed);
-        program.arg("-s").arg(&files.signature)
-    };
-    let found = files.run(keygen("find-principals"))?;
-    let strange = || {
-        Fault::Unfit(String::from(
-            "its signature is by no key of verify.ssh_allowed_signers_file: add the key, or sign with another",
-        ))
-    };
-    let principals: Vec<&str> = match found.is_success() {
-        true => found.words.lines().map(str::trim).filter(|line| !line.is_empty()).collect(),
-        false => return Err(strange()),
-    };
-    for principal in principals {
-        // One line may name several, with commas between.
-        let name = principal.split(',').next().unwrap_or(principal);
-        let verify = keygen("verify").args(["-n", "git", "-I", name]).input(&files.content);
-        if files.run(verify)?.is_success() {
-            return Ok(());
-        }
-    }
-    Err(Fault::Unfit(String::from("its signature does not fit the commit, or its key is not allowed for git any more")))
-}
-
-fn by_gpg(keys: &Path, files: &Files<'_>) -> Result<(), Fault> {
-    readable(keys, "verify.gpg_keys_file")?;
-    let home = files.scratch.join("gnupg");
-    let disk = |e: io::Error| Fault::Failed(format!("cannot make {}: {e}", home.display()));
-    fs::DirBuilder::new().mode(0o700).create(&home).map_err(disk)?;
-    let gpg = || {
-        let quiet = ["--batch", "--no-tty", "--quiet", "--no-autostart", "--trust-model", "always", "--status-fd", "1"];
-        Program::new("gpg", "gpg").arg("--homedir").arg(&home).args(quiet)
-    };
-    let imported = files.run(gpg().arg("--import").arg(keys))?;
-    if !imported.is_success() {
-        let why = imported.last_words();
-        return Err(Fault::Failed(format!("verify.gpg_keys_file: gpg cannot read {}: {why}", keys.display())));
-    }
-    let verified = files.run(gpg().arg("--verify").arg(&files.signature).arg(&files.content))?;
-    let status =
-        |word: &str| verified.words.lines().any(|l| l.strip_prefix("[GNUPG:] ").is_some_and(|l| l.starts_with(word)));
-    let spoilt = ["BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG"].into_iter().find(|word| status(word));
-    if verified.is_success() && status("VALIDSIG") && spoilt.is_none() {
-        return Ok(());
-    }
-    let what = match spoilt {
-        Some("BADSIG") => "does not fit the commit",
-        Some("EXPSIG" | "EXPKEYSIG") => "or its key has expired",
-        Some("REVKEYSIG") => "is by a key that was revoked",
-        Some(_) | None => "is by no key of verify.gpg_keys_file: add the key, or sign with another",
-    };
-    Err(Fault::Unfit(format!("its signature {what}")))
 }
 
 impl Check {
@@ -277,13 +155,6 @@ fn write_file(path: &Path, mode: i32, content: &[u8]) -> io::Result<()> {
     // What others may do is for the umask to say, as with git.
     let mode = if mode == FILE_MODE_PROGRAM { 0o777 } else { 0o666 };
     fs::File::options().create_new(true).write(true).mode(mode).open(path)?.write_all(content)
-}
-
-fn readable(path: &Path, field: &str) -> Result<(), Fault> {
-    match fs::File::open(path) {
-        Ok(_) => Ok(()),
-        Err(e) => Err(Fault::Failed(format!("{field}: cannot read {}: {e}", path.display()))),
-    }
 }
 
 fn remove(path: &Path) -> io::Result<()> {

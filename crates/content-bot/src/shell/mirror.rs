@@ -15,13 +15,13 @@ use git2::{Oid, Repository};
 use super::{
     callers,
     fault::Fault,
-    gates::Gates,
+    gates::{Candidate, Gates},
     guard::{Guard, Stop},
     origin::{Limits, Origin},
     packs::Packs,
     submodules::{self, Submodules},
     tidy,
-    verify::verify,
+    verify::{LfsPointers, verify},
 };
 use crate::machine::{Commit, FetchResult};
 
@@ -40,6 +40,7 @@ pub struct Mirror {
     stop: Stop,
     gates: Gates,
     submodules: Submodules,
+    pointers: LfsPointers,
     packs: Packs,
     /// Read to use the repository, written to swap it.
     swap: RwLock<()>,
@@ -80,6 +81,7 @@ impl Mirror {
             stop,
             gates: Gates::default(),
             submodules: Submodules::Off,
+            pointers: LfsPointers::Refuse,
             packs,
             swap: RwLock::new(()),
             fetching: Mutex::new(()),
@@ -104,6 +106,12 @@ impl Mirror {
     #[must_use]
     pub fn following(self, submodules: Submodules) -> Self {
         Self { submodules, ..self }
+    }
+
+    /// Does this with commits in which it finds pointers of Git LFS.
+    #[must_use]
+    pub fn finding(self, pointers: LfsPointers) -> Self {
+        Self { pointers, ..self }
     }
 
     /// The origin that it mirrors.
@@ -258,8 +266,8 @@ impl Mirror {
     fn take_in(&self, repository: &Repository, commit: Oid, guard: &Guard) -> Result<(), Fault> {
         self.origin.fetch(repository, commit, guard)?;
         submodules::fetch(self.submodules, &self.origin, repository, commit, guard)?;
-        verify(repository, commit, &self.limits, guard)?;
-        self.gates.pass(repository, commit, &self.checking(), guard)?;
+        verify(repository, commit, &self.limits, self.pointers, guard)?;
+        self.gates.pass(&Candidate { origin: &self.origin, repository, commit }, &self.checking(), guard)?;
         keep(repository, commit).map_err(|e| Fault::local(&e))?;
         self.packs.ensure(repository, commit, guard).map(|_path| ())
     }
@@ -280,7 +288,8 @@ impl Mirror {
                     remote.fetch(&[format!("+{name}:{name}"), format!("+{all}:{all}")], None, None)
                 })
                 .map_err(|e| Fault::local(&e))
-                .and_then(|()| verify(fresh, oid, &self.limits, &guard));
+                // Whatever it was asked when it came: it is kept, and only damage counts.
+                .and_then(|()| verify(fresh, oid, &self.limits, LfsPointers::Allow, &guard));
             if let Err(fault) = copied {
                 let _absent = fresh.find_reference(&name).and_then(|mut r| r.delete());
                 first_fault = first_fault.and(Err(fault));

@@ -16,12 +16,13 @@ pub mod mirror;
 pub mod origin;
 mod packs;
 mod signature;
+mod signers;
 pub mod source;
 pub mod submodules;
 mod tidy;
 mod tool;
 mod turnstile;
-mod verify;
+pub mod verify;
 pub mod webhook;
 
 use std::sync::{Arc, Mutex};
@@ -92,7 +93,7 @@ impl Bot for ContentBot {
         let origin = Origin::new(source, Reference::parse(&config.git.reference), credentials).reached(config.reach());
         let mirror = Mirror::open(&config.data_dir, origin, limits, stop.clone())?;
         let mirror = mirror.behind(config.verify.gates()).following(config.git.submodules);
-        let mirror = Arc::new(mirror);
+        let mirror = Arc::new(mirror.finding(config.git.lfs_pointers));
         let prefixes = State::prefixes(&settings);
         let exporter = config.export.as_ref().map(|export| export.exporter(&config.data_dir)).transpose()?;
         let trees = exporter.as_ref().map(Exporter::trees).unwrap_or_default();
@@ -112,7 +113,8 @@ impl Bot for ContentBot {
             .exporting(exporter);
         Ok(Assembled::new(state, hands, prefixes, health)
             .routes(api::routes(Arc::clone(&doors)))
-            .self_authenticated(api::push_routes(doors)))
+            .self_authenticated(api::push_routes(doors))
+            .strangers(config.push.strangers()))
     }
 }
 

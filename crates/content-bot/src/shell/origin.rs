@@ -1,6 +1,6 @@
 //! The origin: where its reference points, and fetching from it. libgit2 alone; every operation blocks and is limited.
 
-use std::{cell::Cell, path::PathBuf, sync::Once, time::Duration};
+use std::{cell::Cell, collections::BTreeMap, path::PathBuf, sync::Once, time::Duration};
 
 use bots_core::shell::{Secret, config::one_secret};
 use git2::{
@@ -74,6 +74,22 @@ pub struct Origin {
     reach: Reach,
 }
 
+/// How the reference leads to a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Through an annotated tag, which is in the mirror.
+    Tag {
+        /// Its full name at the origin.
+        name: String,
+        /// The object.
+        tag: Oid,
+    },
+    /// Through no object of its own.
+    Straight,
+    /// Not any more: the reference is a tag that names another commit now, or none.
+    Elsewhere,
+}
+
 impl Origin {
     /// An origin; nothing is connected yet.
     #[must_use]
@@ -138,12 +154,7 @@ impl Origin {
         let name = match &self.reference {
             Reference::Pinned(_) => None,
             Reference::Named(_) | Reference::Range(_) => {
-                let proxy = Some(self.proxy());
-                let connected = remote.connect_auth(Direction::Fetch, Some(self.callbacks(guard)), proxy);
-                let listed = connected.and_then(|connection| {
-                    Ok(connection.list()?.iter().map(|h| (h.name().to_owned(), h.oid())).collect::<Vec<_>>())
-                });
-                let heads = listed.map_err(|e| self.fault(&e, guard))?;
+                let heads = self.heads(&mut remote, guard)?;
                 self.resolve(&heads).map(|(name, _)| name)
             }
         };
@@ -163,6 +174,42 @@ impl Origin {
             self.transfer(&mut remote, &all, guard)?;
         }
         if here()? { Ok(()) } else { Err(Fault::Vanished) }
+    }
+
+    /// How the reference leads to `commit`, which is in `repository`; a tag on the way is brought there, too.
+    ///
+    /// # Errors
+    /// If the origin does not say, or does not give the tag out.
+    pub(super) fn way(&self, repository: &Repository, commit: Oid, guard: &Guard) -> Result<Way, Fault> {
+        if matches!(self.reference, Reference::Pinned(_)) {
+            return Ok(Way::Straight);
+        }
+        let mut remote = repository.remote_anonymous(self.source.url()).map_err(|e| Fault::local(&e))?;
+        let mut heads = self.heads(&mut remote, guard)?;
+        if self.reference.range().is_some() {
+            // Of the versions that fit, one that is live may not be the greatest any more.
+            heads = only_to(commit, heads);
+        }
+        let found = self.resolve(&heads).filter(|(name, to)| *to == commit || !name.starts_with("refs/tags/"));
+        let Some((name, _)) = found else { return Ok(Way::Elsewhere) };
+        let object = heads.iter().find(|(head, _)| *head == name).map(|(_, oid)| *oid);
+        let Some(tag) = object.filter(|tag| *tag != commit && name.starts_with("refs/tags/")) else {
+            return Ok(Way::Straight);
+        };
+        let here = || repository.odb().map(|odb| odb.exists(tag)).map_err(|e| Fault::local(&e));
+        if !here()? {
+            self.transfer(&mut remote, &[format!("+{name}:{LANDING}/tag")], guard)?;
+        }
+        if here()? { Ok(Way::Tag { name, tag }) } else { Ok(Way::Elsewhere) }
+    }
+
+    /// All that the origin shows, and what it points at.
+    fn heads(&self, remote: &mut Remote<'_>, guard: &Guard) -> Result<Vec<(String, Oid)>, Fault> {
+        let connected = remote.connect_auth(Direction::Fetch, Some(self.callbacks(guard)), Some(self.proxy()));
+        let listed = connected.and_then(|connection| {
+            Ok(connection.list()?.iter().map(|h| (h.name().to_owned(), h.oid())).collect::<Vec<_>>())
+        });
+        listed.map_err(|e| self.fault(&e, guard))
     }
 
     fn transfer(&self, remote: &mut Remote<'_>, refspecs: &[String], guard: &Guard) -> Result<(), Fault> {
@@ -314,6 +361,14 @@ fn greatest(range: &str, heads: &[(String, Oid)]) -> Option<(String, Oid)> {
     let peeled = format!("{full}^{{}}");
     let commit = heads.iter().find(|(found, _)| *found == peeled).map_or(oid, |(_, commit)| *commit);
     Some((full.clone(), commit))
+}
+
+/// Those of the heads that lead to a commit, peeled or not.
+fn only_to(commit: Oid, heads: Vec<(String, Oid)>) -> Vec<(String, Oid)> {
+    let name = |full: &str| full.trim_end_matches("^{}").to_owned();
+    let peeled: BTreeMap<String, Oid> =
+        heads.iter().filter(|(full, _)| full.ends_with("^{}")).map(|(full, to)| (name(full), *to)).collect();
+    heads.into_iter().filter(|(full, to)| peeled.get(&name(full)).unwrap_or(to) == &commit).collect()
 }
 
 fn refused() -> git2::Error {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use git2::{ErrorCode, ObjectType, Odb, Oid, Repository, TreeEntry};
+use serde::Deserialize;
 
 use super::{fault::Fault, gates::FILE_MODE_LINK, guard::Guard, origin::Limits, submodules};
 
@@ -15,11 +16,33 @@ const PATH_LEN_MAX: usize = 1024;
 /// The longest target of a symbolic link, in bytes.
 const LINK_LEN_MAX: usize = 4096;
 
+/// What a pointer of Git LFS begins with, and the most bytes that one has:
+/// <https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
+const LFS_POINTER_LEN_MAX: usize = 1024;
+
+/// What becomes of a commit that has pointers of Git LFS for files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LfsPointers {
+    /// It is unfit: visitors would get three lines of text for a picture.
+    #[default]
+    Refuse,
+    /// They are files as others are.
+    Allow,
+}
+
 /// Reads the whole commit: every object is there, unharmed, and within the rules.
 ///
 /// # Errors
 /// The first rule that is broken.
-pub(super) fn verify(repository: &Repository, commit: Oid, limits: &Limits, guard: &Guard) -> Result<(), Fault> {
+pub(super) fn verify(
+    repository: &Repository,
+    commit: Oid,
+    limits: &Limits,
+    pointers: LfsPointers,
+    guard: &Guard,
+) -> Result<(), Fault> {
     let odb = repository.odb().map_err(|e| Fault::local(&e))?;
     let (_, kind) = odb.read_header(commit).map_err(|e| missing(&e, commit, "the commit"))?;
     if kind != ObjectType::Commit {
@@ -27,7 +50,8 @@ pub(super) fn verify(repository: &Repository, commit: Oid, limits: &Limits, guar
     }
     let tree = repository.find_commit(commit).and_then(|c| c.tree()).map_err(|e| missing(&e, commit, "the commit"))?;
     let submodules = submodules::kept(repository, commit).map_err(|e| Fault::local(&e))?;
-    let mut walk = Walk { repository, odb, submodules, limits, guard, files: 0, bytes: 0, read: BTreeSet::new() };
+    let mut walk =
+        Walk { repository, odb, submodules, limits, pointers, guard, files: 0, bytes: 0, read: BTreeSet::new() };
     walk.tree(&tree, "", 0)
 }
 
@@ -37,6 +61,7 @@ struct Walk<'r> {
     /// The commits of the submodules that belong to the site.
     submodules: BTreeSet<Oid>,
     limits: &'r Limits,
+    pointers: LfsPointers,
     guard: &'r Guard,
     files: u64,
     bytes: u64,
@@ -101,7 +126,16 @@ impl Walk<'_> {
         }
         // Reading checks the content against its name: a flipped bit is found here and not by a visitor.
         let object = self.odb.read(id).map_err(|e| missing(&e, id, path))?;
-        if is_link { check_link(path, object.data()) } else { Ok(()) }
+        if is_link {
+            return check_link(path, object.data());
+        }
+        match self.pointers {
+            LfsPointers::Refuse if is_pointer(object.data()) => Err(Fault::Unfit(format!(
+                "{path} is a pointer of Git LFS, and the file that it stands for is not fetched: commit the file itself, \
+                 or set git.lfs_pointers to allow"
+            ))),
+            LfsPointers::Refuse | LfsPointers::Allow => Ok(()),
+        }
     }
 }
 
@@ -143,6 +177,10 @@ fn check_link(path: &str, target: &[u8]) -> Result<(), Fault> {
     Ok(())
 }
 
+fn is_pointer(content: &[u8]) -> bool {
+    content.len() < LFS_POINTER_LEN_MAX && content.strip_prefix(LFS_POINTER).is_some_and(|rest| rest.starts_with(b"\n"))
+}
+
 fn missing(error: &git2::Error, id: Oid, what: &str) -> Fault {
     match (Fault::local(error), error.code()) {
         // The machine is at fault, not the commit.
@@ -158,7 +196,7 @@ fn missing(error: &git2::Error, id: Oid, what: &str) -> Fault {
 mod tests {
     use git2::{Error, ErrorClass, ErrorCode, Oid};
 
-    use super::{Fault, check_link, missing};
+    use super::{Fault, check_link, is_pointer, missing};
 
     #[test]
     fn a_machine_without_memory_or_files_does_not_condemn_a_commit() {
@@ -168,6 +206,18 @@ mod tests {
         }
         assert!(matches!(fault(ErrorClass::Odb, ErrorCode::NotFound), Fault::Incomplete(_)));
         assert!(matches!(fault(ErrorClass::Zlib, ErrorCode::GenericError), Fault::Incomplete(_)));
+    }
+
+    #[test]
+    fn pointers_are_known_by_their_first_line_and_their_size() {
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+        assert!(is_pointer(pointer.as_bytes()));
+        let about = format!("{pointer}{}", "A page about pointers. ".repeat(50));
+        for other in
+            ["", "version 1\n", &pointer[8..], &format!(" {pointer}"), &pointer.replace("v1\n", "v10\n"), &about]
+        {
+            assert!(!is_pointer(other.as_bytes()), "{other}");
+        }
     }
 
     #[test]

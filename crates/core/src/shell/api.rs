@@ -96,13 +96,7 @@ impl Api {
                 Guard::Refuse
             }
         };
-        let listener = TcpListener::bind(config.listen).await.map_err(|e| match e.kind() {
-            std::io::ErrorKind::AddrInUse => Exit::missing(format!(
-                "restapi.listen: {} is in use: stop the program that has it or choose another port",
-                config.listen
-            )),
-            _ => Exit::usage(format!("restapi.listen: cannot listen on {}: {e}", config.listen)),
-        })?;
+        let listener = listen("restapi.listen", config.listen).await?;
         Ok(Self { listener, guard: Arc::new(guard) })
     }
 
@@ -114,19 +108,47 @@ impl Api {
         // A path that nobody has needs no password to be not found.
         let routes = if routes.has_routes() { routes.route_layer(guard.clone()) } else { routes };
         let guarded = routes.fallback_service(common.route_layer(guard));
-        let stop = CancellationToken::new();
-        let all = guarded
-            .merge(self_authenticated)
-            .layer(middleware::from_fn(limit_time))
-            .layer(Extension(Stopping(stop.clone())))
-            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
-        let address = self.listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
-        let task = tokio::spawn(accept(self.listener, all, stop.clone()));
-        Server { address, stop, task }
+        Server::begin(self.listener, guarded.merge(self_authenticated))
     }
 }
 
+/// Listens at an address; `field` is where it stands in the configuration.
+///
+/// # Errors
+/// Code 4 if the port is in use, 2 if the address is not ours.
+pub async fn listen(field: &str, address: SocketAddr) -> Result<TcpListener, Exit> {
+    TcpListener::bind(address).await.map_err(|e| match e.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            Exit::missing(format!("{field}: {address} is in use: stop the program that has it or choose another port"))
+        }
+        _ => Exit::usage(format!("{field}: cannot listen on {address}: {e}")),
+    })
+}
+
+/// Begins to serve strangers, apart from the API: `self_authenticated`, and whether the process lives. Nothing else of it is
+/// told there.
+#[must_use]
+pub fn serve_strangers(listener: TcpListener, self_authenticated: Router, hubs: Vec<StatusHub>) -> Server {
+    let alive = move |State(hubs): State<Arc<[StatusHub]>>| async move {
+        if hubs.iter().all(|hub| hub.health().alive) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    };
+    let liveness = Router::new().route("/liveness", get(alive).options(alive)).with_state(Arc::from(hubs));
+    Server::begin(listener, liveness.merge(self_authenticated))
+}
+
 impl Server {
+    /// Serves within the limits of the API.
+    fn begin(listener: TcpListener, routes: Router) -> Self {
+        let stop = CancellationToken::new();
+        let all = routes
+            .layer(middleware::from_fn(limit_time))
+            .layer(Extension(Stopping(stop.clone())))
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
+        let address = listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let task = tokio::spawn(accept(listener, all, stop.clone()));
+        Self { address, stop, task }
+    }
+
     /// Where it listens.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {

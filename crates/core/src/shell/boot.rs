@@ -1,7 +1,9 @@
 //! One `main` for every bot: arguments, configuration, logs, etcd, API, signals, the loop, and a clean end.
 
 use std::{
+    collections::BTreeMap,
     future::Future,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -14,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::Instrument;
 
 use super::{
-    api::{self, Api},
+    api::{self, Api, Server},
     clock::Clock,
     config::{self, Common, SiteRules},
     dcs::{DcsHandle, DcsLine, DcsSink},
@@ -117,6 +119,8 @@ pub struct Assembled<B: Bot> {
     /// Routes that check a signature of their own, such as webhooks: no basic authentication. They are merged into the API as
     /// they are: where several bots share it, each names its own.
     pub self_authenticated: Router,
+    /// Where strangers reach the self-authenticated routes and nothing else, beside the API.
+    pub strangers: Option<Strangers>,
     /// What the health checks answer, asked at every request.
     pub health: fn(&<B::Machine as Machine>::State, Time) -> Health,
 }
@@ -129,7 +133,8 @@ impl<B: Bot> Assembled<B> {
         prefixes: Vec<String>,
         health: fn(&<B::Machine as Machine>::State, Time) -> Health,
     ) -> Self {
-        Self { state, shell, prefixes, routes: Router::new(), self_authenticated: Router::new(), health }
+        let (routes, self_authenticated) = (Router::new(), Router::new());
+        Self { state, shell, prefixes, routes, self_authenticated, strangers: None, health }
     }
 
     /// Adds routes; verbs that change something are behind basic authentication.
@@ -145,6 +150,22 @@ impl<B: Bot> Assembled<B> {
         self.self_authenticated = self.self_authenticated.merge(routes);
         self
     }
+
+    /// Serves the self-authenticated routes at an address of their own, too. Bots of one process may share it.
+    #[must_use]
+    pub fn strangers(mut self, strangers: Option<Strangers>) -> Self {
+        self.strangers = strangers;
+        self
+    }
+}
+
+/// An address for strangers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Strangers {
+    /// Where it stands in the configuration.
+    pub field: &'static str,
+    /// The address.
+    pub listen: SocketAddr,
 }
 
 enum Command {
@@ -292,6 +313,7 @@ struct Site<B: Bot> {
     dcs: DcsHandle,
     routes: Router,
     self_authenticated: Router,
+    strangers: Option<Strangers>,
     prefixes: Vec<String>,
 }
 
@@ -340,13 +362,13 @@ impl<B: Bot> Seat<B> {
             status: hub.clone(),
             metrics: metrics.clone(),
         };
-        let Assembled { state, shell, prefixes, routes, self_authenticated, health } =
+        let Assembled { state, shell, prefixes, routes, self_authenticated, strangers, health } =
             B::assemble(config, context).await?;
         let log = self.step_log.map(|path| step_log(&path, &state)).transpose()?;
         let cell = StateCell::new(state);
         hub.attach::<B::Machine>(cell.clone(), health);
         let driver = Driver { cell, shell, queue, pulse, hub, metrics, log };
-        Ok(Site { driver, dcs, routes, self_authenticated, prefixes })
+        Ok(Site { driver, dcs, routes, self_authenticated, strangers, prefixes })
     }
 }
 
@@ -371,8 +393,9 @@ async fn live<B: Bot>(common: Common, configs: Vec<B::Config>, config_path: Opti
     let events: Vec<_> = seats.iter().map(|seat| seat.events.clone()).collect();
     let line = DcsLine::open(&common.etcd3, hubs.clone(), metrics.clone()).map_err(|e| Exit::usage(e.to_string()))?;
     let (mut shared, mut own, mut signed) = (Router::new(), Router::new(), Router::new());
+    let mut doors = Doors::default();
     if !is_alone {
-        shared = api::overview(hubs, &metrics);
+        shared = api::overview(hubs.clone(), &metrics);
     }
     let (mut drivers, mut ways) = (Vec::new(), Vec::new());
     for seat in seats {
@@ -384,11 +407,13 @@ async fn live<B: Bot>(common: Common, configs: Vec<B::Config>, config_path: Opti
         } else {
             (shared, own) = (shared.nest(&path, routes), own.nest(&path, site.routes));
         }
+        doors.add(site.strangers, &site.self_authenticated);
         signed = signed.merge(site.self_authenticated);
         ways.push((site.dcs, site.prefixes));
         drivers.push((site.driver, span));
     }
-    let server = api.serve(shared, own, signed);
+    let mut servers = doors.open(&hubs).await?;
+    servers.push(api.serve(shared, own, signed));
     let watch = |(dcs, prefixes): (DcsHandle, Vec<String>)| {
         dcs.watch(prefixes);
         dcs
@@ -405,7 +430,7 @@ async fn live<B: Bot>(common: Common, configs: Vec<B::Config>, config_path: Opti
     let goodbye = async {
         notify(&[sd_notify::NotifyState::Stopping]);
         join_all(ways.iter().map(|dcs| dcs.drain(GOODBYE_DEADLINE))).await;
-        server.stop().await;
+        join_all(servers.into_iter().map(Server::stop)).await;
     };
     tokio::select! {
         () = goodbye => {}
@@ -417,6 +442,28 @@ async fn live<B: Bot>(common: Common, configs: Vec<B::Config>, config_path: Opti
         _ => tracing::error!(code = exit.code, reason = exit.message, "ended"),
     }
     Ok(exit)
+}
+
+/// What strangers find, by address.
+#[derive(Default)]
+struct Doors(BTreeMap<SocketAddr, (&'static str, Router)>);
+
+impl Doors {
+    fn add(&mut self, strangers: Option<Strangers>, routes: &Router) {
+        let Some(Strangers { field, listen }) = strangers else { return };
+        let (_, door) = self.0.entry(listen).or_insert_with(|| (field, Router::new()));
+        *door = std::mem::take(door).merge(routes.clone());
+    }
+
+    async fn open(self, hubs: &[StatusHub]) -> Result<Vec<Server>, Exit> {
+        let mut servers = Vec::new();
+        for (address, (field, routes)) in self.0 {
+            let listener = api::listen(field, address).await?;
+            tracing::info!(%address, "strangers are served here, and nothing of the API");
+            servers.push(api::serve_strangers(listener, routes, hubs.to_vec()));
+        }
+        Ok(servers)
+    }
 }
 
 /// Turns all loops until the last has ended. One that fails takes the others with it, each with its goodbye: whoever

@@ -17,7 +17,7 @@ mod step_log;
 pub mod telemetry;
 pub mod testing;
 
-pub use boot::{Assembled, Bot, Context, run};
+pub use boot::{Assembled, Bot, Context, Strangers, run};
 pub use clock::Clock;
 pub use config::{Common, Secret, SiteRules};
 pub use dcs::{DcsHandle, Etcd};

@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Call, clear};
+use super::{Answer, Call, Purging, clear, heard};
 
 /// Tests of one process must not count each other's programs.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -94,8 +94,13 @@ async fn calls_by_curl_overlap_and_show_no_secret() {
     assert!(!folder.exists());
 }
 
-/// A certificate of its own making for `localhost`, and a server that has it: it answers one request, and says what that was.
-async fn https_server(dir: &Path) -> (u16, PathBuf, tokio::task::JoinHandle<String>) {
+/// A certificate of its own making for `localhost`, and a server that has it: it answers requests, whose last bytes are `end`,
+/// until it has given all answers, and says what the last one was.
+async fn https_server(
+    dir: &Path,
+    end: &'static str,
+    answers: Vec<String>,
+) -> (u16, PathBuf, tokio::task::JoinHandle<String>) {
     let (certificate, key) = (dir.join("cert.pem"), dir.join("key.pem"));
     let args = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
     let made = std::process::Command::new("openssl")
@@ -118,20 +123,23 @@ async fn https_server(dir: &Path) -> (u16, PathBuf, tokio::task::JoinHandle<Stri
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("bound").port();
     let heard = tokio::spawn(async move {
-        loop {
+        let (mut answers, mut heard) = (answers.into_iter().peekable(), String::new());
+        while answers.peek().is_some() {
             let (stream, _) = listener.accept().await.expect("a connection");
             // Who does not trust the certificate goes.
             let Ok(mut stream) = acceptor.accept(stream).await else { continue };
-            let (mut heard, mut some) = (String::new(), [0; 4096]);
-            while !heard.ends_with("all of it") {
+            heard.clear();
+            let mut some = [0; 4096];
+            while !heard.ends_with(end) {
                 let read = stream.read(&mut some).await.expect("a request");
                 assert!(read > 0, "it broke off: {heard}");
                 heard.push_str(std::str::from_utf8(&some[..read]).expect("text"));
             }
-            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("taken");
+            let answer = answers.next().expect("there is one");
+            stream.write_all(answer.as_bytes()).await.expect("taken");
             let _gone_before = stream.shutdown().await;
-            return heard;
         }
+        heard
     });
     (port, certificate, heard)
 }
@@ -140,7 +148,8 @@ async fn https_server(dir: &Path) -> (u16, PathBuf, tokio::task::JoinHandle<Stri
 async fn a_cache_behind_tls_is_told_if_its_certificate_is_trusted() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let scratch = TempDir::new().expect("scratch");
-    let (port, certificate, heard) = https_server(scratch.path()).await;
+    let answers = vec![String::from("HTTP/1.1 204 No Content\r\n\r\n")];
+    let (port, certificate, heard) = https_server(scratch.path(), "all of it", answers).await;
     let file = scratch.path().join("token");
     fs::write(&file, TOKEN).expect("write");
     let mut call = Call {
@@ -158,4 +167,43 @@ async fn a_cache_behind_tls_is_told_if_its_certificate_is_trusted() {
     let heard = heard.await.expect("no panic");
     assert!(heard.starts_with("PURGE /site?commit=abc HTTP/1.1\r\n"), "{heard}");
     assert!(heard.contains(&format!("x-key: {TOKEN}\r\n")), "{heard}");
+}
+
+/// An answer of a cache that says which commit it is from.
+fn page(status: &str, commit: &str) -> String {
+    format!("HTTP/1.1 {status}\r\nX-Bots-Revision: {commit}\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_behind_tls_shows_whether_a_cache_has_been_purged() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let scratch = TempDir::new().expect("scratch");
+    let (live, old) = ("a".repeat(40), "b".repeat(40));
+    let answers = vec![page("200 OK", &live), page("200 OK", &old), page("503 Service Unavailable", &live)];
+    let (port, certificate, heard) = https_server(scratch.path(), "\r\n\r\n", answers).await;
+    let address = format!("https://localhost:{port}/news/");
+    let purge = async |ca_file: Option<&Path>| {
+        let probes = vec![Call::page(&address, ca_file.map(Path::to_path_buf))];
+        Purging { calls: Vec::new(), probes }.purge(&live, scratch.path()).await
+    };
+    let refused = |why: &str| Err(format!("{address} is not purged: {why}"));
+    let stranger = purge(None).await;
+    assert!(stranger.as_ref().is_err_and(|why| why.contains("certificate is not trusted")), "{stranger:?}");
+    assert_eq!(purge(Some(&certificate)).await, Ok(()));
+    assert_eq!(purge(Some(&certificate)).await, refused("it answers from commit `bbbbbbbb`"), "nobody has purged it");
+    assert_eq!(purge(Some(&certificate)).await, refused("it answers 503"));
+    let heard = heard.await.expect("no panic");
+    assert!(heard.starts_with("GET /news/ HTTP/1.1\r\n"), "{heard}");
+}
+
+#[test]
+fn the_last_answer_that_curl_has_heard_counts() {
+    let answer = |status, revision: &str| Some(Answer { status, revision: revision.to_owned() });
+    let early = "HTTP/1.1 103 Early Hints\r\nx-bots-revision: old\r\n\r\n";
+    let check = |said: &str, expected: Option<Answer>| assert_eq!(heard(said.as_bytes()), expected, "{said}");
+    check(&format!("{early}HTTP/2 200 \r\nage: 3\r\nX-BOTS-Revision: abc\r\n\r\n200"), answer(200, "abc"));
+    check(&format!("{early}HTTP/2 404 \r\nage: 3\r\n\r\n404"), answer(404, ""));
+    check("204", answer(204, ""));
+    check("", None);
+    check("HTTP/2 200 \r\n\r\n", None);
 }

@@ -70,6 +70,16 @@ fn every_mistake_names_its_field() {
     check("git: {url: /a}, canary: {observe_s: 0}", "canary.observe_s");
     check("git: {url: /a}, canary: {paths: []}", "canary.paths");
     check("git: {url: /a}, purge: {requests: []}", "purge.requests");
+    let purge = "requests: [{method: PURGE, url: 'http://x/'}]";
+    check(&format!("git: {{url: /a}}, purge: {{{purge}, probe: ['ftp://x/']}}"), "purge.probe: ");
+    check(
+        &format!("git: {{url: /a}}, purge: {{{purge}, probe: ['http://x/'], probe_ca_file: /none}}"),
+        "purge.probe_ca_file: no page",
+    );
+    check(
+        &format!("git: {{url: /a}}, purge: {{{purge}, probe: ['https://x/'], probe_ca_file: /none}}"),
+        "purge.probe_ca_file: /none",
+    );
     check("git: {url: /a}, purge: {requests: [{method: PURGE, url: x}]}", "purge.requests.url");
     check("git: {url: /a}, purge: {requests: [{method: 'A B', url: 'http://x/'}]}", "purge.requests.method");
     check(
@@ -103,5 +113,9 @@ fn every_mistake_names_its_field() {
     check("git: {url: /a}, push: {secrets: [a, b, c, d, e, f, g, h, i]}", "push.secrets");
     check("git: {url: /a}, push: {secret_files: [/does/not/exist]}", "push.secret_files");
     check("git: {url: /a}, push: {secret: x, secret_file: /y}", "push.secret");
+    check("git: {url: /a}, push: {listen: '0.0.0.0:8009'}", "push.listen");
+    check("git: {url: /a}, push: {secret: x, listen: '8009'}", "push.listen");
+    check("git: {url: /a}, push: {secret: x, listen: 'localhost:8008'}", "push.listen");
+    check("git: {url: /a, lfs_pointers: fetch}", "git.lfs_pointers");
     check("git: {url: /a}, restapi: {listen: '0.0.0.0:8008'}", "restapi.connect_address");
 }

@@ -271,7 +271,11 @@ fn namespace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Er
     Ok(namespace.trim_matches('/').to_owned())
 }
 
-fn socket_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+/// Reads an address to listen on.
+///
+/// # Errors
+/// If it is none.
+pub fn socket_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(deserializer)?;
     let parsed = match text.strip_prefix('*') {
         Some(port) => format!("0.0.0.0{port}").parse(),
