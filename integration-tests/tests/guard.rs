@@ -26,6 +26,9 @@ use rustix::{
 use tokio::task::{JoinHandle, JoinSet};
 
 const STEP: Duration = Duration::from_secs(60);
+/// Writers of a server that goes on wait for nobody: a pause is for want of a processor, which a bot that starts has for a while.
+/// A server that is restarted in place, or a new primary, refuses some besides.
+const UNNOTICED: Duration = Duration::from_secs(1);
 /// Between two questions for the leader key. Short beside any margin, and not so short that etcd has nothing else to do.
 const ASK_INTERVAL: Duration = Duration::from_millis(10);
 /// So many programs that never rest for each of two processors leave a guard a quarter of what it would have.
@@ -60,8 +63,48 @@ async fn a_bot_that_comes_back_in_time_is_not_missed() -> Result<()> {
         ensure!(leads == primary, "{leads} leads, and {primary} did before {name}'s bot was killed");
         let bot = fleet.postgres_bot(name)?;
         ensure!(bot.postmaster() == postmaster, "the server of {name} was started anew");
-        println!("bot of {name} killed and started: {} ms without a write", writer.longest_gap_since(killed));
+        let gap = writer.longest_gap_since(killed);
+        println!("bot of {name} killed and started: {gap} ms without a write");
+        ensure!(gap < millis(UNNOTICED), "{gap} ms without a write when {name}'s bot was killed and started");
     }
+    let refused = writer.refused() - before;
+    ensure!(refused == 0, "{refused} writes were refused: {}", writer.last_error());
+    let tally = writer.finish().await?;
+    ensure!(tally.lost == 0, "writes were lost: {tally:?}");
+    fleet.stop().await
+}
+
+/// The shortest time that is left at its end is a fifth of a lease, less what a renewal had waited for by then: three tenths.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bot_that_stands_still_for_less_than_its_lease_is_not_missed() -> Result<()> {
+    let mut fleet = Fleet::with_etcd(1).await?;
+    fleet.add_postgres(2)?;
+    let primary = fleet.postgres_up(STEP).await?;
+    let replica = fleet.postgres.iter().map(|p| p.bot.name.clone()).find(|name| *name != primary);
+    let replica = replica.context("there is a replica")?;
+    let writer = Writer::start(&fleet.superuser()).await?;
+    let (before, generation) = (writer.refused(), fleet.store.scope(MAIN).await?.generation());
+    let lease = Duration::from_secs(fleet.ttl_s);
+    for name in [&primary, &replica, &primary, &primary] {
+        let frozen = Instant::now();
+        let bot = fleet.postgres_bot_mut(name)?;
+        let (postmaster, guard) = (bot.postmaster(), bot.guard());
+        bot.bot.freeze()?;
+        tokio::time::sleep(lease * 2 / 5).await;
+        bot.bot.thaw()?;
+        // Past the end of every lease that it had before.
+        tokio::time::sleep(lease + Duration::from_secs(1)).await;
+        let leads = fleet.postgres_up(STEP).await?;
+        ensure!(leads == primary, "{leads} leads, and {primary} did before {name}'s bot stood still");
+        let bot = fleet.postgres_bot(name)?;
+        ensure!(bot.postmaster() == postmaster, "the server of {name} was started anew");
+        ensure!(bot.guard() == guard, "the server of {name} has another guard");
+        let gap = writer.longest_gap_since(frozen);
+        println!("bot of {name} frozen for {} ms: {gap} ms without a write", millis(lease * 2 / 5));
+        ensure!(gap < millis(UNNOTICED), "{gap} ms without a write while {name}'s bot stood still");
+    }
+    let now = fleet.store.scope(MAIN).await?.generation();
+    ensure!(now == generation, "the lock changed hands: {generation:?}, then {now:?}");
     let refused = writer.refused() - before;
     ensure!(refused == 0, "{refused} writes were refused: {}", writer.last_error());
     let tally = writer.finish().await?;

@@ -16,7 +16,7 @@ use bots_core::{
 use datadriven::TestCase;
 use postgres_bot::machine::{
     Ask, AskedId, Command, CommandId, DataDir, Disk, Event, LeaderSlot, LeaderSlots, PeerAnswer, Postgres, PostgresBot,
-    ReplicationSlot, Restart, Role, Running, Server, Settings, SlotKind, Standby, WaitsFor, Xid,
+    RemoveData, ReplicationSlot, Restart, Role, Running, Server, Settings, SlotKind, Standby, WaitsFor, Xid,
 };
 use serde_json::json;
 use world::{Fate, SYSTEM_ID, World, member, scope, server, settings};
@@ -143,8 +143,8 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
                     let told = || world.configured().get("synchronous_standby_names").cloned().unwrap_or_default();
                     let names = args.text("names").map_or_else(told, str::to_owned);
                     let waits_for = WaitsFor { names, in_force: args.has("in_force") };
-                    let streaming = args.has("streaming");
-                    Postgres::Up(Server { streaming, pending_restart, slots, standbys, waits_for, ..up })
+                    let (streaming, restores) = (args.has("streaming"), args.has("restores"));
+                    Postgres::Up(Server { streaming, restores, pending_restart, slots, standbys, waits_for, ..up })
                 }
             });
         }
@@ -300,7 +300,10 @@ fn configured(args: &Args<'_>) -> Settings {
         settings.tags.0.insert(String::from("failover_priority"), json!(priority));
     }
     settings.use_pg_rewind = args.has("no_rewind").then_some(false);
-    settings.remove_data_directory_on_rewind_failure = args.has("remove_data").then_some(true);
+    settings.remove_data = RemoveData {
+        on_rewind_failure: args.has("remove_on_failure").then_some(true),
+        on_diverged_timelines: args.has("remove_on_diverged").then_some(true),
+    };
     if !args.input().is_empty() {
         settings.bootstrap_config = serde_json::from_str(args.input()).expect("a configuration");
     }

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use axum::http::{Method, header::CONTENT_TYPE};
 use bots_core::shell::{
     http,
     testing::{EtcdServer, free_port},
@@ -101,6 +102,32 @@ impl Bot {
         String::from_utf8(body.to_vec()).expect("text")
     }
 
+    /// What one line of `/metrics` says: nothing has labels but Patroni's figures.
+    async fn figure(&self, name: &str) -> f64 {
+        let text = self.figures().await;
+        let rest = text.lines().find_map(|line| line.strip_prefix(name).filter(|rest| rest.starts_with([' ', '{'])));
+        let value = rest.and_then(|rest| rest.rsplit(' ').next()).unwrap_or_else(|| panic!("no {name} in\n{text}"));
+        value.parse().expect("a number")
+    }
+
+    /// Waits until one line of `/metrics` says so.
+    async fn comes_to(&self, name: &str, wanted: f64) {
+        let wait = async {
+            while (self.figure(name).await - wanted).abs() > f64::EPSILON {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(30), wait).await.is_ok(), "{name} does not come to {wanted}");
+    }
+
+    /// Sends JSON, as whoever has the right.
+    async fn sends(&self, method: Method, path: &str, body: &Value) -> http::Response {
+        let headers = [(CONTENT_TYPE, "application/json".parse().expect("a header"))].into_iter().collect();
+        let url = format!("{}{path}", self.api);
+        let body = body.to_string().into();
+        http::request(method, &url, headers, body, Duration::from_secs(60), 10_000).await.expect("an answer")
+    }
+
     async fn shows(&self, path: &str) -> Value {
         let (_, body) = http::get(&format!("{}{path}", self.api), Duration::from_secs(2)).await.expect("an answer");
         serde_json::from_slice(&body).expect("JSON")
@@ -172,6 +199,8 @@ fn a_bot_makes_a_cluster_and_a_server_does_not_outlive_the_lease_of_its_bot() {
         bot.signal(Signal::STOP);
         nothing_runs_on(&data_dir, Duration::from_secs(5)).await;
         bot.signal(Signal::CONT);
+        // It has stood still for longer than a lease, and its loop turns when it is asked to.
+        bot.answers("/liveness", 200).await;
         bot.answers("/primary", 200).await;
         assert!(bot.figures().await.contains("bots_postgres_guard_fences_total 1\n"), "stopped by its guard");
         bot.signal(Signal::TERM);
@@ -195,15 +224,7 @@ fn three_bots_hand_over_on_request_and_on_the_loss_of_a_node() {
         for replica in [&b, &c] {
             replica.answers("/replica?replication_state=streaming", 200).await;
         }
-        let ask = |body: Value| {
-            let url = format!("{}/switchover", a.api);
-            let headers = [(axum::http::header::CONTENT_TYPE, "application/json".parse().expect("a header"))];
-            async move {
-                let (method, body) = (axum::http::Method::POST, body.to_string().into());
-                let headers = headers.into_iter().collect();
-                http::request(method, &url, headers, body, Duration::from_secs(60), 10_000).await.expect("an answer")
-            }
-        };
+        let ask = async |body: Value| a.sends(Method::POST, "/switchover", &body).await;
         assert_eq!(ask(json!({"leader": "b"})).await.status, 412);
         assert_eq!(ask(json!({"leader": "a", "candidate": "x"})).await.status, 412);
         let answer = ask(json!({"leader": "a", "candidate": "c"})).await;
@@ -211,26 +232,180 @@ fn three_bots_hand_over_on_request_and_on_the_loss_of_a_node() {
         c.answers("/primary", 200).await;
         a.answers("/replica?replication_state=streaming", 200).await;
         b.answers("/replica?replication_state=streaming", 200).await;
+        for (bot, promotions) in [(&a, 0.0), (&b, 0.0), (&c, 1.0)] {
+            for figure in ["promotions_total", "promotion_seconds_count"] {
+                bot.comes_to(&format!("bots_postgres_{figure}"), promotions).await;
+            }
+        }
 
         c.signal(Signal::KILL);
         c.child.wait().expect("the end of the bot");
         let lost = async {
             loop {
                 for survivor in [&a, &b] {
-                    if survivor.shows("/patroni").await["timeline"] == 3 {
-                        return;
+                    let shown = survivor.shows("/patroni").await;
+                    if shown["timeline"] == 3 && shown["role"] == "primary" {
+                        return survivor;
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), lost).await.expect("another member leads");
+        let leads = tokio::time::timeout(Duration::from_secs(30), lost).await.expect("another member leads");
+        leads.answers("/primary", 200).await;
+        a_failover_moves_the_figures(leads, if std::ptr::eq(leads, &a) { &b } else { &a }).await;
         let c = start(2);
         c.answers("/replica?replication_state=streaming", 200).await;
         assert_eq!(c.shows("/patroni").await["timeline"], 3);
         let history = a.shows("/history").await;
         assert_eq!(history.as_array().map(Vec::len), Some(2), "{history}");
     });
+}
+
+/// A lease of 3 s ends, and its leader is replaced by one that was never promoted before.
+async fn a_failover_moves_the_figures(leads: &Bot, follows: &Bot) {
+    for (bot, promotions) in [(leads, 1.0), (follows, 0.0)] {
+        for figure in ["promotions_total", "promotion_seconds_count"] {
+            bot.comes_to(&format!("bots_postgres_{figure}"), promotions).await;
+        }
+    }
+    let outage = leads.figure("bots_postgres_promotion_seconds_sum").await;
+    assert!(outage > 0.0 && outage < 30.0, "{outage} s without a primary");
+    let margins = async {
+        while leads.figure("bots_postgres_fence_margin_seconds_count").await < 2.0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), margins).await.expect("each renewal of a leader is a margin");
+    let least = leads.figure("bots_postgres_fence_margin_seconds_min").await;
+    assert!(least > 0.0 && least < 3.0, "{least} s of a lease of 3 s");
+}
+
+/// Two bots, the second of which follows the first and never leads.
+async fn leader_and_follower(dir: &Path, documents: &mut [Value; 2]) -> [Bot; 2] {
+    documents[1]["tags"] = json!({"nofailover": true});
+    let leader = Bot::start(dir, "a", &documents[0]);
+    leader.answers("/primary", 200).await;
+    let follower = Bot::start(dir, "b", &documents[1]);
+    follower.answers("/replica?replication_state=streaming", 200).await;
+    [leader, follower]
+}
+
+#[test]
+fn failsafe_is_answered_as_patroni_answers_it_on_and_off() {
+    as_server_user("failsafe_is_answered_as_patroni_answers_it_on_and_off", || async {
+        let dir = scratch();
+        let etcd = EtcdServer::start(&dir.path().join("etcd")).expect("etcd");
+        let mut documents = ["a", "b"].map(|name| member(dir.path(), name, &etcd.endpoint()));
+        let [a, b] = leader_and_follower(dir.path(), &mut documents).await;
+        let leader = etcd.client().get("/service/main/leader").await.expect("etcd").expect("somebody leads");
+        let to = |member: &str| json!({"name": "a", "to": member, "generation": leader.created});
+        for bot in [&a, &b] {
+            bot.answers("/failsafe", 502).await;
+            // Neither is anybody bound by it, nor is it looked at.
+            for body in [to("a"), to("b"), json!({"name": "a", "api_url": "x"})] {
+                assert_eq!(bot.sends(Method::POST, "/failsafe", &body).await.status, 502);
+            }
+        }
+
+        assert_eq!(a.sends(Method::PATCH, "/config", &json!({"failsafe_mode": true})).await.status, 200);
+        for bot in [&a, &b] {
+            bot.answers("/failsafe", 200).await;
+        }
+        let named = async {
+            while b.shows("/failsafe").await.as_object().is_none_or(|roll| roll.len() < 2) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), named).await.expect("both are on the roll");
+        let leads = a.sends(Method::POST, "/failsafe", &to("a")).await;
+        assert_eq!((leads.status, leads.body.trim_ascii()), (500, &b"Running as a leader"[..]));
+        // Who was started just now may have said otherwise before.
+        let vouches = async {
+            loop {
+                let answer = b.sends(Method::POST, "/failsafe", &to("b")).await;
+                if answer.status != 409 {
+                    return answer;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let vouches = tokio::time::timeout(Duration::from_secs(10), vouches).await.expect("it knows what it has said");
+        assert_eq!((vouches.status, vouches.body.trim_ascii()), (200, &b"Accepted"[..]));
+        let lsn = vouches.headers.get("lsn").and_then(|lsn| lsn.to_str().ok()?.parse::<u64>().ok());
+        assert!(lsn.is_some_and(|lsn| lsn > 0), "{vouches:?}");
+        assert_eq!(b.sends(Method::POST, "/failsafe", &to("c")).await.status, 421);
+        assert_eq!(b.sends(Method::POST, "/failsafe", &json!({"name": "a", "to": "b"})).await.status, 400);
+
+        assert_eq!(a.sends(Method::PATCH, "/config", &json!({"failsafe_mode": false})).await.status, 200);
+        for bot in [&a, &b] {
+            bot.answers("/failsafe", 502).await;
+            assert_eq!(bot.sends(Method::POST, "/failsafe", &to("b")).await.status, 502);
+        }
+    });
+}
+
+#[test]
+fn a_follower_is_ready_by_its_lag_and_tells_when_only_an_archive_is_left_to_it() {
+    as_server_user("a_follower_is_ready_by_its_lag_and_tells_when_only_an_archive_is_left_to_it", || async {
+        let dir = scratch();
+        let etcd = EtcdServer::start(&dir.path().join("etcd")).expect("etcd");
+        let mut documents = ["a", "b"].map(|name| member(dir.path(), name, &etcd.endpoint()));
+        documents[0]["watchdog"] = json!({"mode": "automatic", "device": "/nowhere/watchdog", "safety_margin": 0});
+        // An archive that has nothing.
+        documents[1]["postgresql"]["parameters"] = json!({"restore_command": "false"});
+        let [mut a, b] = leader_and_follower(dir.path(), &mut documents).await;
+        let log = fs::read_to_string(dir.path().join("a.log")).expect("its log");
+        let told =
+            log.lines().filter(|line| line.contains("watchdog.safety_margin is 0 and has no effect: at a ttl of 3 s"));
+        assert_eq!(told.count(), 1, "{log}");
+
+        let ready = async |bot: &Bot, table: &[(&str, u16)]| {
+            for (query, code) in table {
+                bot.answers(&format!("/readiness{query}"), *code).await;
+            }
+        };
+        let all: Vec<(&str, u16)> =
+            ["", "?lag=0", "?lag=16MB", "?mode=apply", "?lag=0&mode=write"].map(|query| (query, 200)).into();
+        ready(&a, &all).await;
+        ready(&b, &all).await;
+        ready(&b, &[("?lag=much", 400), ("?lag=-1", 400)]).await;
+        // What it has received goes on, and what it has replayed does not.
+        sql(&documents[1], "SELECT pg_wal_replay_pause()").await;
+        sql(&documents[0], "CREATE TABLE much AS SELECT generate_series(1, 100000) AS x").await;
+        let behind =
+            [("", 503), ("?lag=0", 503), ("?lag=100kB", 503), ("?mode=apply", 503), ("?lag=1MB&mode=apply", 503)];
+        ready(&b, &behind).await;
+        ready(&b, &[("?lag=1GB", 200), ("?mode=write", 200), ("?lag=0&mode=write", 200), ("?lag=1GB&mode=apply", 200)])
+            .await;
+        ready(&a, &all).await;
+        sql(&documents[1], "SELECT pg_wal_replay_resume()").await;
+        ready(&b, &all).await;
+
+        let replicates = ["patroni_postgres_streaming", "patroni_postgres_in_archive_recovery"];
+        for (figure, value) in replicates.into_iter().zip([1.0, 0.0]) {
+            b.comes_to(figure, value).await;
+            a.comes_to(figure, 0.0).await;
+        }
+        a.signal(Signal::TERM);
+        assert!(a.child.wait().expect("the end of the bot").success());
+        for (figure, value) in replicates.into_iter().zip([0.0, 1.0]) {
+            b.comes_to(figure, value).await;
+        }
+        assert_eq!(b.shows("/patroni").await["replication_state"], "in archive recovery");
+        b.answers("/replica?replication_state=streaming", 503).await;
+        b.answers("/liveness", 200).await;
+    });
+}
+
+/// Has the server of a bot carry out a statement.
+async fn sql(document: &Value, statement: &str) {
+    let (host, port) = document["postgresql"]["listen"].as_str().and_then(|at| at.split_once(':')).expect("an address");
+    let mut config = tokio_postgres::Config::new();
+    config.host(host).port(port.parse().expect("a port")).user("postgres").password("su'per\\").dbname("postgres");
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await.expect("connect");
+    tokio::spawn(connection);
+    client.batch_execute(statement).await.expect("carried out");
 }
 
 fn refuses(dir: &Path, document: &Value) -> (i32, String) {

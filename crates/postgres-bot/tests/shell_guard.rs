@@ -2,7 +2,7 @@
 
 mod shell_support;
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, time::Duration};
 
 use bots_core::{machine::Span, shell::clock::Clock, wire::Timeline};
 use postgres_bot::{
@@ -302,6 +302,52 @@ fn a_server_that_is_the_child_of_a_script_is_stopped_and_the_script_is_named() {
         a.does(Job::Stop { mode: AT_ONCE }).await;
         assert!(!lives(busy));
     });
+}
+
+/// A program that a server has started, and that stands elsewhere; nobody waits for it.
+async fn starts_elsewhere(member: &Member, dir: &Path) -> Pid {
+    let noted = dir.join("elsewhere");
+    let program = format!("cd / && echo $$ > {} && exec sleep 600", noted.display());
+    member.client().await.batch_execute("CREATE TABLE IF NOT EXISTS t (x text)").await.expect("write");
+    member.backend_that_runs(&format!("COPY t FROM PROGRAM '{program}'")).await;
+    noted_pid(&noted).await
+}
+
+/// It is no descendant of anybody's any more, and neither stands in the data directory nor is Postgres.
+#[test]
+fn what_a_server_has_started_elsewhere_goes_with_a_killed_guard() {
+    as_server_user("what_a_server_has_started_elsewhere_goes_with_a_killed_guard", || async {
+        let dir = scratch();
+        let mut a = Member::new(dir.path(), "a");
+        a.bootstraps().await;
+        let elsewhere = starts_elsewhere(&a, dir.path()).await;
+        a.kill_guard();
+        let how = a.hears_its_end().await;
+        assert!(how.contains("guard") && !lives(elsewhere), "{how}");
+    });
+}
+
+#[test]
+fn what_a_server_has_started_elsewhere_is_gone_before_the_next_life_of_the_bot_starts_another() {
+    as_server_user(
+        "what_a_server_has_started_elsewhere_is_gone_before_the_next_life_of_the_bot_starts_another",
+        || async {
+            let dir = scratch();
+            let a = earlier_life(|| Member::new(dir.path(), "a"));
+            let elsewhere = starts_elsewhere(&a, dir.path()).await;
+            // Not the server's: the same user's, in the same place.
+            let mut bystander = Command::new("sleep").arg("600").current_dir("/").spawn().expect("a program");
+            a.kill_guard();
+            let again = a.again(dir.path());
+            again.does(Job::Stop { mode: AT_ONCE }).await;
+            again.does(Job::StartPrimary).await;
+            assert!(!lives(elsewhere));
+            assert!(bystander.try_wait().expect("its state").is_none(), "a program of somebody else's was killed");
+            bystander.kill().expect("kill");
+            bystander.wait().expect("its end");
+            again.does(Job::Stop { mode: AT_ONCE }).await;
+        },
+    );
 }
 
 /// The number that a program has left in a file.

@@ -12,6 +12,9 @@ use postgres_bot::{
 use rustix::process::{Signal, kill_process};
 use shell_support::{AT_ONCE, Member, as_server_user, scratch, started};
 
+/// What a rewind has left half done is kept.
+const DISCARD: Job = Job::DiscardUnfinished { remove_rewound: false };
+
 #[test]
 fn a_cluster_is_made_copied_promoted_rewound_and_stopped() {
     as_server_user("a_cluster_is_made_copied_promoted_rewound_and_stopped", || async {
@@ -344,25 +347,53 @@ fn what_is_not_ours_is_never_touched() {
         assert!(why.contains("not empty") && why.contains("thesis.txt"), "{why}");
         let why = a.fails(Job::Clone { source: a.as_upstream() }).await;
         assert!(why.contains("not empty"), "{why}");
-        let why = a.fails(Job::DiscardUnfinished).await;
+        let why = a.fails(DISCARD).await;
         assert!(why.contains("no mark"), "{why}");
         assert_eq!(fs::read_to_string(data.join("thesis.txt")).expect("still there"), "years of work");
-        // Set aside once; a second time would overwrite the first.
-        a.does(Job::SetAside { remove: false }).await;
-        assert_eq!(a.looks().await, DataDir::Empty);
+    });
+}
+
+#[test]
+fn what_is_set_aside_is_kept_and_so_is_what_was_set_aside_before() {
+    as_server_user("what_is_set_aside_is_kept_and_so_is_what_was_set_aside_before", || async {
+        let dir = scratch();
+        let a = Member::new(dir.path(), "a");
+        let data = a.data_dir();
+        fs::create_dir_all(&a.hands.node.run_dir).expect("folder");
+        let half_rewound = |work: &str| {
+            fs::create_dir_all(&data).expect("folder");
+            fs::write(data.join("thesis.txt"), work).expect("write");
+            fs::write(a.hands.node.rewinding(), "").expect("the mark of a rewind");
+        };
+        let keep = Job::SetAside { remove: false };
         fs::create_dir_all(&data).expect("folder");
-        fs::write(data.join("more"), "").expect("write");
-        let why = a.fails(Job::SetAside { remove: false }).await;
-        assert!(why.contains(".diverged exists already"), "{why}");
-        // What a rewind has left half done is nothing that could be kept, and takes no place of what could.
-        fs::write(a.hands.node.rewinding(), "").expect("the mark of a rewind");
-        a.does(Job::SetAside { remove: false }).await;
+        fs::write(data.join("thesis.txt"), "whole").expect("write");
+        a.does(keep.clone()).await;
         assert_eq!(a.looks().await, DataDir::Empty);
-        let kept = data.with_file_name("data.diverged").join("thesis.txt");
-        assert_eq!(fs::read_to_string(kept).expect("kept"), "years of work");
-        fs::write(data.join("more"), "").expect("write");
+        // What a rewind has left half done is kept as well, by a bot that saw it fail and by one that was started since.
+        half_rewound("half, seen");
+        a.does(keep.clone()).await;
+        assert_eq!(a.looks().await, DataDir::Empty);
+        half_rewound("half, found");
+        a.does(DISCARD).await;
+        assert_eq!(a.looks().await, DataDir::Empty);
+        // There is no place for a fourth: it stays where it is, and an operator must look.
+        half_rewound("one too many");
+        for job in [keep, DISCARD] {
+            let why = a.fails(job).await;
+            assert!(why.contains("data.diverged and 2 more beside it exist already"), "{why}");
+            assert!(why.contains("remove_data_directory_on_rewind_failure"), "{why}");
+        }
+        let reads = |name: &str| fs::read_to_string(data.with_file_name(name).join("thesis.txt")).expect("kept");
+        let kept = ["data.diverged", "data.diverged.2", "data.diverged.3", "data"].map(reads);
+        assert_eq!(kept, ["whole", "half, seen", "half, found", "one too many"]);
+        // With leave, it alone is deleted.
+        a.does(Job::DiscardUnfinished { remove_rewound: true }).await;
+        assert_eq!(a.looks().await, DataDir::Empty);
+        fs::write(data.join("thesis.txt"), "whole again").expect("write");
         a.does(Job::SetAside { remove: true }).await;
         assert_eq!(a.looks().await, DataDir::Empty);
+        assert_eq!(reads("data.diverged"), "whole");
     });
 }
 
@@ -374,20 +405,20 @@ fn a_bootstrap_or_clone_that_is_given_up_can_be_discarded() {
         let given_up = tokio::time::timeout(Duration::from_millis(150), a.does(Job::Initialize)).await;
         assert!(given_up.is_err(), "initdb takes longer");
         assert!(matches!(a.looks().await, DataDir::Unfinished { cloning: false, .. }));
-        a.does(Job::DiscardUnfinished).await;
+        a.does(DISCARD).await;
         assert_eq!(a.looks().await, DataDir::Empty);
         a.bootstraps().await;
         let given_up =
             tokio::time::timeout(Duration::from_millis(50), b.does(Job::Clone { source: a.as_upstream() })).await;
         assert!(given_up.is_err(), "pg_basebackup takes longer");
         assert!(matches!(b.looks().await, DataDir::Unfinished { cloning: true, .. }));
-        b.does(Job::DiscardUnfinished).await;
+        b.does(DISCARD).await;
         assert_eq!(b.looks().await, DataDir::Empty);
         // A source that is not there is an error that names it, and what was begun can be discarded.
         a.does(Job::Stop { mode: AT_ONCE }).await;
         let why = b.fails(Job::Clone { source: a.as_upstream() }).await;
         assert!(why.contains("pg_basebackup") && why.contains("refused"), "{why}");
-        b.does(Job::DiscardUnfinished).await;
+        b.does(DISCARD).await;
     });
 }
 

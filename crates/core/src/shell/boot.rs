@@ -102,6 +102,8 @@ pub struct Context<E> {
     pub dcs: DcsHandle,
     /// What the bot is right now.
     pub status: StatusHub,
+    /// When its loop turned last.
+    pub pulse: Pulse,
     /// Where to register metrics.
     pub metrics: Metrics,
 }
@@ -360,6 +362,7 @@ impl<B: Bot> Seat<B> {
             events,
             dcs: dcs.clone(),
             status: hub.clone(),
+            pulse: pulse.clone(),
             metrics: metrics.clone(),
         };
         let Assembled { state, shell, prefixes, routes, self_authenticated, strangers, health } =

@@ -124,11 +124,11 @@ impl Turn {
             // or we win the race again.
             (Some(DataDir::Unfinished { system_id, cloning: false, .. }), Some(recorded)) => {
                 let ours = system_id.as_ref() == Some(&recorded);
-                return self.run(if ours { Job::Complete } else { Job::DiscardUnfinished });
+                return self.run(if ours { Job::Complete } else { self.discard() });
             }
             // Half a copy is of no use, but it is thrown away only for a whole one.
             (Some(DataDir::Unfinished { cloning: true, .. }), _) if self.s.upstream().is_some() => {
-                return self.run(Job::DiscardUnfinished);
+                return self.run(self.discard());
             }
             (Some(DataDir::Present { .. }), _) => {
                 return self.become_phase(Phase::Rejoining { suspect: Suspect::Maybe, failures: 0 });
@@ -168,9 +168,13 @@ impl Turn {
         self.become_phase(Phase::Bootstrapping(Bootstrap::Racing(request)));
     }
 
+    fn discard(&self) -> Job {
+        Job::DiscardUnfinished { remove_rewound: self.s.may_remove_data(true) }
+    }
+
     fn try_again_later(&mut self, failed: &Job) {
         self.s.timers.arm(Timer::Retry, self.now + TRY_AGAIN);
-        if *failed == Job::DiscardUnfinished {
+        if matches!(failed, Job::DiscardUnfinished { .. }) {
             // It may not be what it was taken for: a copy that was given up at its very end is whole.
             self.s.data = None;
         }
@@ -190,7 +194,7 @@ impl Turn {
                 Outcome::Done(won) => {
                     self.s.phase = Phase::Bootstrapping(Bootstrap::Working { won: *won, system_id: None });
                     let empty = self.s.data == Some(DataDir::Empty);
-                    self.run(if empty { Job::Initialize } else { Job::DiscardUnfinished });
+                    self.run(if empty { Job::Initialize } else { self.discard() });
                 }
                 // Unknown: if the race was won after all, the key is found to be ours when we look again.
                 Outcome::Refused { .. } | Outcome::Unknown(_) => self.bootstrap_lost(),
@@ -240,7 +244,7 @@ impl Turn {
 
     fn bootstrap_goes_on(&mut self, won: Revision, system_id: Option<String>, job: &Job, result: &JobResult) {
         match (job, result) {
-            (Job::DiscardUnfinished, _done) => self.run(Job::Initialize),
+            (Job::DiscardUnfinished { .. }, _done) => self.run(Job::Initialize),
             (Job::Initialize, JobResult::Initialized { system_id }) => {
                 self.s.phase = Phase::Bootstrapping(Bootstrap::Working { won, system_id: Some(system_id.clone()) });
                 self.run(Job::StartPrimary);

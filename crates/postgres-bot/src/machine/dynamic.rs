@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
-    settings::{Rules, Settings, TTL_DEFAULT, TTL_MIN, parameter_text},
+    settings::{RemoveData, Rules, Settings, TTL_DEFAULT, TTL_MIN, parameter_text},
     slots::SlotRules,
 };
 
@@ -62,8 +62,8 @@ pub struct Dynamic {
     pub rules: Rules,
     /// Rewind rather than copy anew, where a member does not say.
     pub use_pg_rewind: Option<bool>,
-    /// Delete what cannot be rewound, where a member does not say.
-    pub remove_data_directory_on_rewind_failure: Option<bool>,
+    /// When data that does not follow is deleted, where a member does not say.
+    pub remove_data: RemoveData,
     /// Which replication slots there shall be.
     pub slots: SlotRules,
     /// Fields that could not be used, one line each.
@@ -92,7 +92,7 @@ impl Default for Dynamic {
             parameters: BTreeMap::new(),
             rules: Rules::default(),
             use_pg_rewind: None,
-            remove_data_directory_on_rewind_failure: None,
+            remove_data: RemoveData::default(),
             slots: SlotRules::default(),
             complaints: Vec::new(),
             is_known: false,
@@ -201,6 +201,12 @@ impl Dynamic {
         out
     }
 
+    /// Whether the key has been read; before, this is what a new cluster would begin with.
+    #[must_use]
+    pub const fn is_known(&self) -> bool {
+        self.is_known
+    }
+
     fn read_synchronous(&mut self, config: &Value, last: &Self) {
         let mode = config.get("synchronous_mode").unwrap_or(&Value::Null);
         self.synchronous_mode = sync_mode(mode).unwrap_or_else(|| {
@@ -232,9 +238,11 @@ impl Dynamic {
         self.rules.ident = ident.unwrap_or_else(|| last.rules.ident.clone());
         let yes = |field: &str, last: Option<bool>| given(field).and_then(|value| yes_or_no(value).or(last));
         self.use_pg_rewind = yes("use_pg_rewind", last.use_pg_rewind);
-        let before = last.remove_data_directory_on_rewind_failure;
-        self.remove_data_directory_on_rewind_failure = yes("remove_data_directory_on_rewind_failure", before)
-            .or(yes("remove_data_directory_on_diverged_timelines", before));
+        let RemoveData { on_rewind_failure, on_diverged_timelines } = last.remove_data;
+        self.remove_data = RemoveData {
+            on_rewind_failure: yes("remove_data_directory_on_rewind_failure", on_rewind_failure),
+            on_diverged_timelines: yes("remove_data_directory_on_diverged_timelines", on_diverged_timelines),
+        };
         self.complain("postgresql.", map, POSTGRESQL_ACTED_ON, POSTGRESQL_LATER);
     }
 
@@ -255,7 +263,7 @@ impl Dynamic {
         self.parameters.clone_from(&last.parameters);
         self.rules = last.rules_in_doubt();
         self.use_pg_rewind = last.use_pg_rewind;
-        self.remove_data_directory_on_rewind_failure = last.remove_data_directory_on_rewind_failure;
+        self.remove_data = last.remove_data;
     }
 
     /// What goes on while nobody can make out who may connect. A bot that has just begun does not know what was in force, and
@@ -395,7 +403,7 @@ mod tests {
     use bots_core::machine::Span;
     use serde_json::json;
 
-    use super::{Dynamic, SyncMode};
+    use super::{Dynamic, RemoveData, SyncMode};
 
     #[test]
     fn a_field_that_cannot_be_used_is_named_and_keeps_its_default() {
@@ -456,6 +464,23 @@ mod tests {
         assert_eq!(read.complaints[0], r#"config: synchronous_mode_strict is "ture": use true or false"#);
         let no_section = before.changed_to(&json!({"postgresql": []}));
         assert_eq!((no_section.rules, no_section.complaints.len()), (before.rules, 1));
+    }
+
+    #[test]
+    fn the_two_leaves_to_delete_data_are_read_apart() {
+        let (first, second) =
+            ("remove_data_directory_on_rewind_failure", "remove_data_directory_on_diverged_timelines");
+        for (on_rewind_failure, on_diverged_timelines) in
+            [(None, None), (Some(true), None), (None, Some(true)), (Some(true), Some(true)), (Some(false), Some(true))]
+        {
+            let config = json!({"postgresql": {first: on_rewind_failure, second: on_diverged_timelines}});
+            let read = Dynamic::from_value(&config);
+            assert_eq!(read.remove_data, RemoveData { on_rewind_failure, on_diverged_timelines }, "{config}");
+            assert_eq!(read.complaints, Vec::<String>::new());
+        }
+        let before = Dynamic::from_value(&json!({"postgresql": {second: true}}));
+        let unclear = before.changed_to(&json!({"postgresql": {first: "ja", second: "ja"}}));
+        assert_eq!((unclear.remove_data, unclear.complaints.len()), (before.remove_data, 2), "what was in force stays");
     }
 
     #[test]

@@ -190,7 +190,10 @@ pub enum Job {
     /// Take the mark of an unfinished bootstrap or clone off the data directory. Ends as [`JobResult::Done`].
     Complete,
     /// Delete a data directory that is marked unfinished, and nothing else. Ends as [`JobResult::Done`].
-    DiscardUnfinished,
+    DiscardUnfinished {
+        /// Delete what a rewind has left half done, too; else it is renamed out of the way, for it holds what nobody else may have.
+        remove_rewound: bool,
+    },
     /// Rename a diverged data directory out of the way, or delete it. Ends as [`JobResult::Done`].
     SetAside {
         /// Delete instead of keeping a copy.
@@ -254,7 +257,7 @@ impl fmt::Display for Job {
             Self::Initialize => f.write_str("initdb"),
             Self::CreateRoles => f.write_str("create roles"),
             Self::Complete => f.write_str("take off the unfinished mark"),
-            Self::DiscardUnfinished => f.write_str("discard the unfinished data"),
+            Self::DiscardUnfinished { .. } => f.write_str("discard the unfinished data"),
             Self::SetAside { remove: false } => f.write_str("set the data aside"),
             Self::SetAside { remove: true } => f.write_str("delete the diverged data"),
             Self::Clone { source } => write!(f, "clone {}", source.name),

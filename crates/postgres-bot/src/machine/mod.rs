@@ -72,7 +72,7 @@ pub use self::{
     },
     quorum::{Acks, Voters},
     role::{Role, TRANSITIONS},
-    settings::{Live, Rules, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},
+    settings::{Live, RemoveData, Rules, Settings, TTL_DEFAULT, TTL_MIN, Tags, parameter_text},
     state::State,
     synchrony::BLOCKED,
     watchdog::{Watchdog, WatchdogMode, WatchdogOrder},

@@ -136,11 +136,10 @@ impl State {
         self.operator.reinit.as_ref().is_some_and(|reinit| reinit.from_leader)
     }
 
-    /// Data that is given up is deleted: an operator allows it.
-    pub(super) fn may_remove_data(&self) -> bool {
-        let own = self.settings.remove_data_directory_on_rewind_failure;
-        let all = self.dynamic.remove_data_directory_on_rewind_failure;
-        self.is_reinitializing() || own.or(all).unwrap_or(false)
+    /// Data that is given up, after a rewind that failed or without one, is deleted: an operator allows it.
+    pub(super) fn may_remove_data(&self, rewind_failed: bool) -> bool {
+        let leave = self.settings.remove_data.or(self.dynamic.remove_data);
+        self.is_reinitializing() || leave.allows(rewind_failed)
     }
 }
 

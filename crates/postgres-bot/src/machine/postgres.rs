@@ -113,6 +113,9 @@ pub struct Server {
     pub replayed: Lsn,
     /// Replica: a WAL receiver is connected.
     pub streaming: bool,
+    /// Replica: it has a command that fetches the log from an archive.
+    #[serde(default)]
+    pub restores: bool,
     /// Replica: it has replayed all that it had on disk when it came up. Before that, its position may be less than what it has
     /// acknowledged in an earlier run, and its timeline an older one.
     pub settled: bool,
@@ -129,6 +132,18 @@ pub struct Server {
     /// How many connections it takes, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<Connections>,
+}
+
+impl Server {
+    /// Patroni's words for where a replica has its log from; nothing if it is none, or has nowhere to have it from.
+    #[must_use]
+    pub const fn replication_state(&self) -> Option<&'static str> {
+        match (self.in_recovery, self.streaming, self.restores) {
+            (true, true, _) => Some("streaming"),
+            (true, false, true) => Some("in archive recovery"),
+            (true, false, false) | (false, _, _) => None,
+        }
+    }
 }
 
 /// A replication slot as the server shows it.

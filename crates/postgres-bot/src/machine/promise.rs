@@ -93,8 +93,17 @@ impl Word {
 }
 
 impl State {
+    /// The cluster's settings are known, and failsafe mode is off in them. Who was started without etcd does not know them.
+    #[must_use]
+    pub const fn is_failsafe_off(&self) -> bool {
+        self.dynamic.is_known() && !self.dynamic.failsafe_mode
+    }
+
     /// Why this member does not vouch for the primary `leader`, whose lock is of `generation`.
     fn bar_to_promise(&self, now: Time, leader: &str, generation: Revision) -> Option<String> {
+        if self.is_failsafe_off() {
+            return Some(String::from("failsafe mode is off"));
+        }
         if self.may_be_writable() || self.leadership.is_held() {
             return Some(String::from("it leads"));
         }

@@ -90,7 +90,7 @@ impl Turn {
                 self.run(Job::Rewind { source });
             }
             (Suspect::Maybe | Suspect::Hopeless, Some(_)) => {
-                let remove = self.s.may_remove_data();
+                let remove = self.s.may_remove_data(suspect == Suspect::Hopeless || failures > 0);
                 self.commit_to_reinit();
                 self.run(Job::SetAside { remove });
             }

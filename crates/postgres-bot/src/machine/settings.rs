@@ -65,8 +65,8 @@ pub struct Settings {
     pub bootstrap_config: Value,
     /// Rewind a diverged data directory rather than cloning it anew, if this member's own configuration says.
     pub use_pg_rewind: Option<bool>,
-    /// Delete a data directory that cannot be rewound instead of keeping it beside the new one, likewise.
-    pub remove_data_directory_on_rewind_failure: Option<bool>,
+    /// When a data directory that does not follow is deleted instead of being kept beside the new one, likewise.
+    pub remove_data: RemoveData,
     /// What resets the machine if it stands still.
     pub watchdog: Watchdog,
 }
@@ -82,8 +82,8 @@ pub struct Live {
     pub rules: Rules,
     /// See [`Settings::use_pg_rewind`].
     pub use_pg_rewind: Option<bool>,
-    /// See [`Settings::remove_data_directory_on_rewind_failure`].
-    pub remove_data_directory_on_rewind_failure: Option<bool>,
+    /// See [`Settings::remove_data`].
+    pub remove_data: RemoveData,
 }
 
 impl Settings {
@@ -95,7 +95,7 @@ impl Settings {
             parameters: self.parameters,
             rules: self.rules,
             use_pg_rewind: self.use_pg_rewind,
-            remove_data_directory_on_rewind_failure: self.remove_data_directory_on_rewind_failure,
+            remove_data: self.remove_data,
         }
     }
 
@@ -105,7 +105,34 @@ impl Settings {
         self.parameters = live.parameters;
         self.rules = live.rules;
         self.use_pg_rewind = live.use_pg_rewind;
-        self.remove_data_directory_on_rewind_failure = live.remove_data_directory_on_rewind_failure;
+        self.remove_data = live.remove_data;
+    }
+}
+
+/// The two leaves to delete data, by Patroni's names. Who has given neither keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RemoveData {
+    /// `remove_data_directory_on_rewind_failure`: what a rewind has failed on.
+    pub on_rewind_failure: Option<bool>,
+    /// `remove_data_directory_on_diverged_timelines`: what would have to be rewound, where rewinding is off.
+    pub on_diverged_timelines: Option<bool>,
+}
+
+impl RemoveData {
+    /// Each leave as it is said here, or else there.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            on_rewind_failure: self.on_rewind_failure.or(other.on_rewind_failure),
+            on_diverged_timelines: self.on_diverged_timelines.or(other.on_diverged_timelines),
+        }
+    }
+
+    /// Whether data may be deleted after a rewind that failed, or else where none is tried.
+    #[must_use]
+    pub fn allows(self, rewind_failed: bool) -> bool {
+        let leave = if rewind_failed { self.on_rewind_failure } else { self.on_diverged_timelines };
+        leave.unwrap_or(false)
     }
 }
 
@@ -126,5 +153,28 @@ pub fn parameter_text(value: &Value) -> Option<String> {
         Value::Number(n) => Some(n.to_string()),
         Value::String(s) => Some(s.clone()),
         Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RemoveData;
+
+    #[test]
+    fn each_leave_to_delete_data_counts_for_its_own_case_alone() {
+        for (on_rewind_failure, on_diverged_timelines) in
+            [(None, None), (Some(true), None), (None, Some(true)), (Some(true), Some(true))]
+        {
+            let leave = RemoveData { on_rewind_failure, on_diverged_timelines };
+            assert_eq!(leave.allows(true), on_rewind_failure.is_some(), "after a rewind that failed: {leave:?}");
+            assert_eq!(leave.allows(false), on_diverged_timelines.is_some(), "without a rewind: {leave:?}");
+        }
+    }
+
+    #[test]
+    fn a_member_that_forbids_one_deletion_still_goes_by_the_cluster_in_the_other() {
+        let own = RemoveData { on_rewind_failure: Some(false), on_diverged_timelines: None };
+        let all = RemoveData { on_rewind_failure: Some(true), on_diverged_timelines: Some(true) };
+        assert_eq!(own.or(all), RemoveData { on_rewind_failure: Some(false), on_diverged_timelines: Some(true) });
     }
 }

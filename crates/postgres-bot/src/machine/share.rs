@@ -8,7 +8,7 @@ use bots_core::{
 
 use super::{
     phase::{Bootstrap, DemoteWhy, Phase, Suspect},
-    postgres::Postgres,
+    postgres::{Postgres, Server},
     state::State,
     turn::Turn,
 };
@@ -101,7 +101,7 @@ pub(super) fn facts(s: &State) -> PostgresFacts {
         xlog_location: server.map(|server| server.position),
         receive_lsn: standby.map(|server| server.received),
         replay_lsn: standby.map(|server| server.replayed),
-        replication_state: standby.filter(|server| server.streaming).map(|_| String::from("streaming")),
+        replication_state: standby.and_then(Server::replication_state).map(str::to_owned),
         pending_restart: server.is_some_and(|server| !server.pending_restart.is_empty()),
         pending_restart_reason: server.map(|server| server.pending_restart.clone()).unwrap_or_default(),
         scheduled_restart: s.scheduled_restart().cloned(),

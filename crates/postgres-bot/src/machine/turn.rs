@@ -416,7 +416,7 @@ impl Turn {
             Job::Initialize
             | Job::CreateRoles
             | Job::Complete
-            | Job::DiscardUnfinished
+            | Job::DiscardUnfinished { .. }
             | Job::SetAside { .. }
             | Job::Clone { .. }
             | Job::Follow { .. }
@@ -460,7 +460,7 @@ impl Turn {
                 self.s.postgres = Postgres::Down;
                 self.nothing_runs();
             }
-            (Job::DiscardUnfinished | Job::SetAside { .. }, Ok(_)) => self.s.data = Some(DataDir::Empty),
+            (Job::DiscardUnfinished { .. } | Job::SetAside { .. }, Ok(_)) => self.s.data = Some(DataDir::Empty),
             (Job::Rewind { .. }, Ok(_)) => self.note_primary(false),
             (Job::Complete, Ok(_)) => self.s.data = None,
             (Job::Clone { .. }, Ok(_)) => {
@@ -482,7 +482,7 @@ impl Turn {
                 Job::Initialize
                 | Job::CreateRoles
                 | Job::Complete
-                | Job::DiscardUnfinished
+                | Job::DiscardUnfinished { .. }
                 | Job::Clone { .. }
                 | Job::StartPrimary
                 | Job::StartStandby { .. }

@@ -61,17 +61,34 @@ fn longest_s(lease: Span) -> u64 {
 
 /// The device's time-out in whole seconds, by which devices count.
 fn timeout_s(lease: Span, safety_margin: Option<i64>) -> u64 {
+    asked_s(lease, safety_margin).min(longest_s(lease)).max(1)
+}
+
+/// The time-out that the margin asks for, safe or not.
+fn asked_s(lease: Span, safety_margin: Option<i64>) -> u64 {
     let lease_s = lease.as_millis() / 1_000;
     let half = lease_s / 2;
-    let asked = match safety_margin {
+    match safety_margin {
         None => u64::MAX,
         // A margin that leaves no time is no shorter than half, as Patroni's own way out is.
         Some(margin) => u64::try_from(margin).map_or(half, |margin| match lease_s.saturating_sub(margin) {
             0 => half,
             left => left,
         }),
-    };
-    asked.min(longest_s(lease)).max(1)
+    }
+}
+
+/// What is to be said of a margin that is too short to matter.
+fn without_effect(lease: Span, safety_margin: Option<i64>) -> Option<String> {
+    let (margin, longest) = (safety_margin?, longest_s(lease).max(1));
+    let lease_s = lease.as_millis() / 1_000;
+    (asked_s(lease, safety_margin) > longest).then(|| {
+        format!(
+            "watchdog.safety_margin is {margin} and has no effect: at a ttl of {lease_s} s the device waits {longest} s, the longest \
+             that is safe; remove it, or make it more than {}",
+            lease_s - longest
+        )
+    })
 }
 
 impl State {
@@ -81,11 +98,21 @@ impl State {
         if mode == WatchdogMode::Off {
             return None;
         }
-        let lease = self.membership.lease_ttl().min(self.dynamic.ttl);
-        // A primary without etcd lives on promises, each as good as a lease of this length.
-        let lease = if self.dynamic.failsafe_mode { lease.min(PROMISE) } else { lease };
-        let timeout_s = timeout_s(lease, safety_margin);
+        let timeout_s = timeout_s(self.watched_lease().min(self.membership.lease_ttl()), safety_margin);
         Some(WatchdogOrder { timeout_s, until: self.device_at(), required: mode == WatchdogMode::Required })
+    }
+
+    /// What the device must be in time for. A primary without etcd lives on promises, each as good as a lease of their length.
+    fn watched_lease(&self) -> Span {
+        let ttl = self.dynamic.ttl;
+        if self.dynamic.failsafe_mode { ttl.min(PROMISE) } else { ttl }
+    }
+
+    /// A line for an operator whose margin makes no difference, because the device must not wait as long as it asks for.
+    #[must_use]
+    pub fn margin_without_effect(&self) -> Option<String> {
+        let Watchdog { mode, safety_margin } = self.settings.watchdog;
+        without_effect(self.watched_lease(), safety_margin).filter(|_| mode != WatchdogMode::Off)
     }
 
     /// Half-way between the guard's fence and the end of what it stands for: the guard has time to kill first, and the device to be late.
@@ -153,7 +180,7 @@ impl Turn {
 mod tests {
     use bots_core::machine::Span;
 
-    use super::{longest_s, timeout_s};
+    use super::{longest_s, timeout_s, without_effect};
 
     #[test]
     fn a_device_waits_as_long_as_is_safe_or_less_by_the_margin() {
@@ -181,6 +208,19 @@ mod tests {
         ] {
             assert_eq!(timeout_s(Span::from_secs(lease), margin), expected, "ttl {lease}, margin {margin:?}");
         }
+    }
+
+    #[test]
+    fn a_margin_that_makes_no_difference_is_told_with_one_that_would() {
+        let told = |lease, margin| without_effect(Span::from_secs(lease), margin);
+        let said = told(30, Some(5)).expect("Patroni's default is above the longest");
+        assert!(said.contains("is 5 and has no effect: at a ttl of 30 s the device waits 18 s"), "{said}");
+        assert!(said.ends_with("make it more than 12"), "{said}");
+        assert_eq!((told(30, Some(13)), timeout_s(Span::from_secs(30), Some(13))), (None, 17));
+        for (lease, margin) in [(30, None), (30, Some(-1)), (30, Some(12)), (5, Some(5)), (5, Some(2)), (2, Some(1))] {
+            assert_eq!(told(lease, margin), None, "ttl {lease}, margin {margin:?}");
+        }
+        assert!(told(5, Some(0)).is_some());
     }
 
     /// With the renewals of a lease at 0, 3/10, 6/10 ... and the device's last moment at 19/20, the device that was kept alive at the

@@ -20,7 +20,7 @@ use super::{
     node::{Listen, Login, Node},
     watchdog::Watchdog,
 };
-use crate::machine::{Rules, Settings, Tags};
+use crate::machine::{RemoveData, Rules, Settings, Tags};
 
 /// The longest path of a socket that the kernel takes, less `/.s.PGSQL.65535` and the lock file's ending.
 const RUN_DIR_LEN_MAX: usize = 107 - 20;
@@ -90,9 +90,9 @@ pub struct Postgresql {
     pub use_pg_rewind: Option<bool>,
     /// What is told of what becomes of the server.
     pub callbacks: Option<Value>,
-    /// Delete what cannot be rewound.
+    /// Delete what a rewind has failed on.
     pub remove_data_directory_on_rewind_failure: Option<bool>,
-    /// The same, by another of Patroni's names.
+    /// Delete what would have to be rewound, where rewinding is off.
     pub remove_data_directory_on_diverged_timelines: Option<bool>,
     #[serde(flatten)]
     rest: Map<String, Value>,
@@ -219,10 +219,10 @@ impl Config {
         let bracketed = if host.contains(':') { format!("[{host}]") } else { host };
         let postgresql = &self.postgresql;
         let hba = [&postgresql.pg_hba, &self.bootstrap.pg_hba].into_iter().find(|lines| !lines.is_empty());
-        let remove = [
-            postgresql.remove_data_directory_on_rewind_failure,
-            postgresql.remove_data_directory_on_diverged_timelines,
-        ];
+        let remove_data = RemoveData {
+            on_rewind_failure: postgresql.remove_data_directory_on_rewind_failure,
+            on_diverged_timelines: postgresql.remove_data_directory_on_diverged_timelines,
+        };
         Settings {
             scope: self.common.scope(),
             name: self.common.name.clone(),
@@ -236,7 +236,7 @@ impl Config {
             bootstrap_config: Value::Object(self.bootstrap.dcs.clone()),
             rules: Rules { hba: hba.cloned().unwrap_or_default(), ident: postgresql.pg_ident.clone() },
             use_pg_rewind: postgresql.use_pg_rewind,
-            remove_data_directory_on_rewind_failure: remove.into_iter().flatten().reduce(|a, b| a || b),
+            remove_data,
             watchdog: self.watchdog.settings(),
         }
     }
@@ -485,7 +485,7 @@ fn default_listen() -> String {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{Config, host_and_port};
+    use super::{Config, RemoveData, host_and_port};
 
     fn document() -> Value {
         json!({
@@ -578,6 +578,20 @@ mod tests {
         assert_eq!(settings.api_url, "http://127.0.0.1:8008/patroni");
         assert!(settings.use_pg_rewind.is_none() && settings.tags.nofailover());
         assert_eq!(config.initdb_options().expect("good"), ["--encoding=UTF8", "--data-checksums"]);
+    }
+
+    #[test]
+    fn the_two_leaves_to_delete_data_are_read_apart() {
+        for (on_rewind_failure, on_diverged_timelines) in
+            [(None, None), (Some(true), None), (None, Some(true)), (Some(true), Some(true))]
+        {
+            let mut document = document();
+            document["postgresql"]["remove_data_directory_on_rewind_failure"] = json!(on_rewind_failure);
+            document["postgresql"]["remove_data_directory_on_diverged_timelines"] = json!(on_diverged_timelines);
+            let config: Config = serde_json::from_value(document).expect("read");
+            let read = config.settings(String::from("i"), "1", 0).remove_data;
+            assert_eq!(read, RemoveData { on_rewind_failure, on_diverged_timelines });
+        }
     }
 
     #[test]

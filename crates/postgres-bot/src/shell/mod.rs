@@ -126,6 +126,7 @@ impl Bot for Program {
             tokio::spawn(watchdog::look(hands.node.watchdog.clone(), context.events.clone()));
         }
         let (sender, receiver) = watch::channel(Arc::new(state.clone()));
+        tokio::spawn(watchdog::tell_of_margin(receiver.clone()));
         tokio::spawn(Arc::clone(&reload).on_hangup(context.events.clone()));
         let desk = Arc::new(Desk::default());
         let routes = Site::new(&context, receiver, Arc::clone(&hands), reload, Arc::clone(&desk)).router();
@@ -225,6 +226,7 @@ fn port_is_free(node: &Node) -> Result<(), Exit> {
 
 fn health(state: &State, now: Time) -> Health {
     let streaming = state.server().is_some_and(|server| server.in_recovery && server.streaming);
+    // Whoever gets this has been answered by a bot that works; whether its loop turns is looked at for `/liveness` itself.
     Health { healthy: state.server().is_some(), alive: true, ready: state.accepts_writes(now) || streaming }
 }
 

@@ -26,7 +26,8 @@ use super::{
 };
 use crate::machine::{Postgres, ReplicationSlot, Server};
 
-/// How often the server is asked. Deaths and streams that break show otherwise, and sooner; this is for figures.
+/// How often the server is asked. Its death shows otherwise, and at once. That a stream began or broke off, and how far anybody is,
+/// shows here alone: Postgres tells nobody. Whoever waits for it pokes the eye.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
 /// How often, once it has said the same for [`QUIET_AFTER`] questions: an idle bot should cost next to nothing.

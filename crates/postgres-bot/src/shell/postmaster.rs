@@ -268,6 +268,8 @@ impl Postmaster {
             bail!("Postgres already runs");
         }
         self.end_old_guard().await.context("end an old guard")?;
+        // Of a server whose guard was killed while there was no bot.
+        processes::end_strays(&self.data_dir).await;
         processes::clear_dead_locks(&self.marks(), &self.data_dir, &self.socket_dir)
             .context("clear the lock files of a dead server")?;
         let _none_is_there = fs::remove_file(&self.guard_socket);
@@ -468,6 +470,7 @@ impl Postmaster {
         self.kill_guard();
         guard.kill();
         let _unkillable = tokio::time::timeout(BURIAL_PATIENCE, guard.ended()).await;
+        processes::end_strays(&self.data_dir).await;
         let how = how.unwrap_or_else(|| self.with_last_words(String::from("it ended, and its guard did not say how")));
         self.new_run(None, None, false);
         self.life.send_replace(Life::Down);

@@ -3,7 +3,8 @@
 //! Every process of a server stands in its data directory, whoever its parent is: that finds backends whose postmaster
 //! is dead, and servers that an earlier life of the bot left behind. An operator's shell may stand there, too: what the
 //! process runs, or the shared memory that it has, tells them apart. What a server has started itself, and what stands
-//! elsewhere, is found as a descendant of the server's guard. A look that fails has not found that there is nothing.
+//! elsewhere, is found as a descendant of the server's guard; once that is gone, by a mark in its environment. A look that fails has
+//! not found that there is nothing.
 
 use std::{
     collections::BTreeMap,
@@ -28,6 +29,13 @@ const COMPLAIN_EVERY_MS: u64 = 5_000;
 
 /// No process has so many ancestors; a list that was read while numbers were given out again may have a ring.
 const ANCESTORS_MAX: usize = 1_000;
+
+/// What every process of a server has in its environment, and every program that it starts: the [`FileId`] of its data directory.
+/// Postgres writes over its own; what it starts has it from the first to the last.
+pub const MARK: &str = "BOTS_SERVER_OF";
+
+/// What is killed has ended within this time, unless its disk is stuck; it has no part in the server any more.
+const STRAYS_END_WITHIN: Duration = Duration::from_secs(1);
 
 /// A file by device and inode, whatever it is called.
 type FileId = (u64, u64);
@@ -144,6 +152,49 @@ pub fn kill_descendants(ancestor: Pid) {
             parents.push(child);
         }
     }
+}
+
+/// What the server on `data_dir` is marked with.
+pub fn mark_of(data_dir: &Path) -> Option<String> {
+    identity(data_dir).map(|(dev, inode)| format!("{dev}:{inode}"))
+}
+
+/// Ends the programs that a server has started and that outlive it and its guard, wherever they stand: they are known by the server's
+/// [`MARK`]. Only once every process of the server itself is gone. It reads what the memory of others holds, and that can take as long
+/// as a disk that is stuck: it is given up in time.
+pub async fn end_strays(data_dir: &Path) {
+    let Some(mark) = mark_of(data_dir) else { return };
+    let entry = format!("{MARK}={mark}").into_bytes();
+    let end = async {
+        loop {
+            let entry = entry.clone();
+            let found = tokio::task::spawn_blocking(move || kill_strays(&entry)).await;
+            match found {
+                Ok(Ok(0)) => return,
+                Ok(Ok(count)) => tracing::info!(count, "programs that the server had started were ended"),
+                Ok(Err(error)) => return tracing::warn!(%error, "what the server has started cannot be looked for"),
+                Err(_panicked) => return,
+            }
+            tokio::time::sleep(Duration::from_millis(LOOK_EVERY_MS)).await;
+        }
+    };
+    if tokio::time::timeout(STRAYS_END_WITHIN, end).await.is_err() {
+        tracing::warn!("programs that the server had started do not end");
+    }
+}
+
+/// Kills every process with `entry` in its environment; says how many there were.
+fn kill_strays(entry: &[u8]) -> io::Result<usize> {
+    let mut count = 0;
+    for pid in all_pids()? {
+        let Some(began) = stat(pid)?.map(|stat| stat.started) else { continue };
+        let environment = there(fs::read(proc(pid, "environ")))?.unwrap_or_default();
+        if environment.split(|byte| *byte == 0).any(|found| found == entry) {
+            Process { pid, started: began }.kill();
+            count += 1;
+        }
+    }
+    Ok(count)
 }
 
 /// The children of each thread of `parent`, those that have ended and were not collected too.

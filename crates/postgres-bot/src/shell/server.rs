@@ -35,7 +35,8 @@ SELECT in_recovery,
          SELECT json_object_agg(name, json_build_array(streams, flushed))::text FROM (
            SELECT application_name AS name, bool_or(state = 'streaming') AS streams,
                   COALESCE(max(pg_wal_lsn_diff(flush_lsn, '0/0')), 0)::int8 AS flushed
-             FROM pg_stat_replication WHERE state IN ('streaming', 'catchup') GROUP BY 1) AS standby) END
+             FROM pg_stat_replication WHERE state IN ('streaming', 'catchup') GROUP BY 1) AS standby) END,
+       current_setting('restore_command') <> ''
   FROM (SELECT pg_is_in_recovery() AS in_recovery) AS now";
 
 /// What waits for a restart, with the value that the last file that names it holds.
@@ -134,7 +135,7 @@ impl Connection {
         let timeline = known.max(timeline(5)).max(timeline(6)).max(timeline(7));
         let streaming = row.get(8);
         let position = received.max(replayed);
-        let settled = row.get(12);
+        let (settled, restores) = (row.get(12), row.get(15));
         Ok(Server {
             in_recovery,
             timeline,
@@ -142,6 +143,7 @@ impl Connection {
             received,
             replayed,
             streaming,
+            restores,
             settled,
             version,
             connections,

@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -9,8 +10,9 @@ use bots_core::shell::Events;
 use rustix::fs::{Access, access};
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::sync::watch;
 
-use crate::machine::{self, Event, WatchdogMode};
+use crate::machine::{self, Event, State, WatchdogMode};
 
 /// The device unless told otherwise.
 const DEVICE: &str = "/dev/watchdog";
@@ -86,6 +88,16 @@ pub(super) fn tell_of_unused(device: &Path) {
             "this machine has a watchdog device, and watchdog.mode is off: a machine that stands still as a whole is not reset; \
              set it to automatic, or to required"
         );
+    }
+}
+
+/// Says once, as soon as the cluster's `ttl` is known, that the margin does not do what whoever wrote it may expect of it.
+pub(super) async fn tell_of_margin(mut states: watch::Receiver<Arc<State>>) {
+    let Ok(state) = states.wait_for(|state| state.dynamic().is_known()).await.map(|state| Arc::clone(&state)) else {
+        return;
+    };
+    if let Some(why) = state.margin_without_effect() {
+        tracing::warn!("{why}");
     }
 }
 

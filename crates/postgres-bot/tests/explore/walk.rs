@@ -8,8 +8,8 @@ use bots_core::{
     wire::{Lsn, PostgresFacts, ScheduledRestart, Timeline, TimelineRecord},
 };
 use postgres_bot::machine::{
-    Command, Event, JobError, JobId, PeerAnswer, Postgres, PostgresBot, ProbeId, Restart, Role, Running, Server,
-    Settings, Standby, WaitsFor,
+    Command, Event, JobError, JobId, PeerAnswer, Postgres, PostgresBot, ProbeId, RemoveData, Restart, Role, Running,
+    Server, Settings, Standby, WaitsFor,
 };
 use serde_json::json;
 
@@ -69,7 +69,8 @@ impl Walk {
             settings.tags.0.insert(String::from("nofailover"), json!(true));
         }
         settings.use_pg_rewind = Some(!random.one_in(6));
-        settings.remove_data_directory_on_rewind_failure = Some(random.one_in(6));
+        let remove = random.one_in(6);
+        settings.remove_data = RemoveData { on_rewind_failure: Some(remove), on_diverged_timelines: Some(!remove) };
         let timeout = random.pick(&[0, 3, 300]);
         settings.bootstrap_config = json!({
             "ttl": random.pick(&[2, 5, 30]),

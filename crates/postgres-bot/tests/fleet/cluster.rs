@@ -13,7 +13,7 @@ use bots_core::{
     machine::{Machine, Span, Time},
 };
 use postgres_bot::machine::{
-    Ask, AskId, AskedId, Job, JobId, Postgres, PostgresBot, ProbeId, Rules, Settings, State, Tags, Watchdog,
+    Ask, AskId, AskedId, Job, JobId, Postgres, PostgresBot, ProbeId, RemoveData, Rules, Settings, State, Tags, Watchdog,
 };
 use serde_json::json;
 
@@ -164,7 +164,7 @@ fn settings(name: &str, lives: u32, options: Options) -> Settings {
         }),
         rules: Rules::default(),
         use_pg_rewind: None,
-        remove_data_directory_on_rewind_failure: None,
+        remove_data: RemoveData::default(),
         watchdog: Watchdog::default(),
     }
 }

@@ -39,7 +39,7 @@ impl Fleet {
                 self.member(at).server.data = Data::Present { standby: false };
                 done
             }
-            Job::DiscardUnfinished | Job::SetAside { .. } if process == Process::Down => {
+            Job::DiscardUnfinished { .. } | Job::SetAside { .. } if process == Process::Down => {
                 let wanted = self.members[at].server.wanted;
                 self.member(at).server = Server { wanted, ..Server::new() };
                 done
@@ -75,7 +75,7 @@ impl Fleet {
                 Ok(Ok(JobResult::Stopped { shutdown_checkpoint }))
             }
             Job::Initialize
-            | Job::DiscardUnfinished
+            | Job::DiscardUnfinished { .. }
             | Job::SetAside { .. }
             | Job::Promote { .. }
             | Job::Follow { .. }

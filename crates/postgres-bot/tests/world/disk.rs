@@ -48,7 +48,7 @@ impl Disk {
             }
             (Job::Clone { .. }, true) => Data::Standby,
             (Job::Complete, true) => Data::Primary,
-            (Job::DiscardUnfinished | Job::SetAside { .. }, true) => Data::Empty,
+            (Job::DiscardUnfinished { .. } | Job::SetAside { .. }, true) => Data::Empty,
             (Job::StartPrimary | Job::Promote { .. }, true) if self.is_whole() => Data::Primary,
             (_any_other, _) => self.data,
         };

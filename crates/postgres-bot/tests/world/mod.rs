@@ -12,8 +12,8 @@ use bots_core::{
     wire::{Kind, Lsn, Member, MemberHead, PostgresFacts, Timeline},
 };
 use postgres_bot::machine::{
-    Action, AskId, CommandId, Event, Job, JobError, JobId, JobResult, Postgres, PostgresBot, ProbeId, Role, Rules,
-    Running, Server, Settings, State, StopMode, Tags, Watchdog,
+    Action, AskId, CommandId, Event, Job, JobError, JobId, JobResult, Postgres, PostgresBot, ProbeId, RemoveData, Role,
+    Rules, Running, Server, Settings, State, StopMode, Tags, Watchdog,
 };
 use serde_json::json;
 
@@ -100,7 +100,7 @@ pub(crate) fn settings(name: &str) -> Settings {
         bootstrap_config: json!({"ttl": 5}),
         rules: Rules::default(),
         use_pg_rewind: None,
-        remove_data_directory_on_rewind_failure: None,
+        remove_data: RemoveData::default(),
         watchdog: Watchdog::default(),
     }
 }
@@ -267,7 +267,7 @@ impl World {
                     self.state
                 );
             }
-            Job::DiscardUnfinished | Job::Initialize => {
+            Job::DiscardUnfinished { .. } | Job::Initialize => {
                 assert!(!self.running, "{job:?} with a server\n{:#?}", self.state);
             }
             Job::StartPrimary | Job::StartStandby { .. } => {
@@ -470,7 +470,7 @@ impl World {
             | Job::Drain => self.running,
             Job::Initialize
             | Job::Complete
-            | Job::DiscardUnfinished
+            | Job::DiscardUnfinished { .. }
             | Job::SetAside { .. }
             | Job::Clone { .. }
             | Job::Stop { .. }
@@ -494,7 +494,7 @@ impl World {
             Job::Stop { .. } => JobResult::Stopped { shutdown_checkpoint: clean.then_some(Lsn(position)) },
             Job::CreateRoles
             | Job::Complete
-            | Job::DiscardUnfinished
+            | Job::DiscardUnfinished { .. }
             | Job::SetAside { .. }
             | Job::Clone { .. }
             | Job::Follow { .. }

@@ -5,7 +5,7 @@ use bots_core::wire::{ContentRevision, Kind, SyncRecord, config::SyncMode};
 use postgres_bot::machine::Role;
 use web_bot::machine as web;
 
-use crate::world::{Body, Node, World, mode_in};
+use crate::world::{Body, Node, World, mode_in, node_count_in};
 
 pub(super) const REQUIREMENT: &str = "after the last fault the fleet converges within the stated bound";
 
@@ -36,7 +36,9 @@ fn postgres(world: &World) -> Option<String> {
     }
     let primary = primary?;
     let key = world.store.value(&scope.sync()).and_then(|text| serde_json::from_str::<SyncRecord>(text).ok());
-    if world.store.value(&scope.config()).map_or(SyncMode::Off, mode_in) == SyncMode::Off {
+    let config = world.store.value(&scope.config()).unwrap_or_default();
+    let mode = mode_in(config);
+    if mode == SyncMode::Off {
         if let Some(key) = key.filter(SyncRecord::binds) {
             return Some(format!("without a synchronous mode there is the key {key:?}"));
         }
@@ -44,6 +46,12 @@ fn postgres(world: &World) -> Option<String> {
         let key = key.unwrap_or_default();
         if key.leader.as_deref() != Some(leader) || key.voters().is_empty() {
             return Some(format!("no commit of {leader} waits for a standby: {key:?}"));
+        }
+        let others = members.len() - 1;
+        let count = node_count_in(config).min(others);
+        let voters = if mode == SyncMode::On { count } else { others };
+        if key.voters().len() != voters || key.quorum != voters - count {
+            return Some(format!("commits of {leader} shall wait for {count} of {others} standbys: {key:?}"));
         }
     }
     for node in members.iter().filter(|node| node.name != leader) {

@@ -61,7 +61,11 @@ impl World {
                 let time = self.job_time(200, 2_500);
                 self.job_after(node, time, serial);
             }
-            Job::CreateRoles | Job::Complete | Job::DiscardUnfinished | Job::SetAside { .. } | Job::Follow { .. } => {
+            Job::CreateRoles
+            | Job::Complete
+            | Job::DiscardUnfinished { .. }
+            | Job::SetAside { .. }
+            | Job::Follow { .. } => {
                 let time = self.job_time(2, 120);
                 self.job_after(node, time, serial);
             }
@@ -218,7 +222,7 @@ impl World {
                 self.drop_link(node);
                 Ok(JobResult::Done)
             }
-            Job::DiscardUnfinished => {
+            Job::DiscardUnfinished { .. } => {
                 if !matches!(self.body(node).disk.contents, Contents::Unfinished { .. }) {
                     return fail("the data directory is not marked unfinished");
                 }

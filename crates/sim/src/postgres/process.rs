@@ -265,7 +265,7 @@ impl World {
             | Job::Drain => true,
             Job::Initialize
             | Job::Complete
-            | Job::DiscardUnfinished
+            | Job::DiscardUnfinished { .. }
             | Job::SetAside { .. }
             | Job::Clone { .. }
             | Job::Stop { .. }

@@ -28,7 +28,7 @@ pub(crate) use self::{
     client::{Reply, Request},
     faults::ChaosItem,
     life::GUARD_LATE,
-    modes::mode_in,
+    modes::{mode_in, node_count_in},
     users::UserItem,
 };
 use crate::{

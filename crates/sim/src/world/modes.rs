@@ -5,7 +5,7 @@ use bots_core::{
     machine::Span,
     wire::{
         Kind,
-        config::{SyncMode, sync_mode},
+        config::{SyncMode, sync_mode, whole_number},
     },
 };
 use serde_json::{Value, json};
@@ -23,6 +23,13 @@ const STANDS_MS_MAX: u64 = 600;
 pub(crate) fn mode_in(config: &str) -> SyncMode {
     let config = serde_json::from_str::<Value>(config).unwrap_or_default();
     config.get("synchronous_mode").and_then(sync_mode).unwrap_or(SyncMode::Off)
+}
+
+/// The `synchronous_node_count` in a value of the `config` key.
+pub(crate) fn node_count_in(config: &str) -> usize {
+    let config = serde_json::from_str::<Value>(config).unwrap_or_default();
+    let count = config.get("synchronous_node_count").and_then(whole_number).unwrap_or(1);
+    usize::try_from(count).unwrap_or(usize::MAX).max(1)
 }
 
 impl World {

@@ -348,7 +348,7 @@ fn postgres_settings(node: &Node, plan: &Plan) -> postgres::Settings {
         }),
         rules: postgres::Rules::default(),
         use_pg_rewind: Some(plan.rewind),
-        remove_data_directory_on_rewind_failure: None,
+        remove_data: postgres::RemoveData::default(),
         watchdog: postgres::Watchdog { mode: postgres::WatchdogMode::Automatic, safety_margin: None },
     }
 }

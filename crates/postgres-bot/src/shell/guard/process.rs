@@ -391,6 +391,8 @@ fn launch(options: &Options) -> anyhow::Result<Pid> {
     // Where it goes by itself a moment later, so that it is found there from the first moment on.
     command.arg("-D").arg(&options.data_dir).current_dir(&options.data_dir).stdin(Stdio::null());
     command.stdout(log.try_clone().context("share the server's log file")?).stderr(log);
+    // By which what it starts is found if this guard is killed.
+    command.envs(processes::mark_of(&options.data_dir).map(|mark| (processes::MARK, mark)));
     command.process_group(0);
     let guard = rustix::process::getpid();
     let set = move || {

@@ -15,6 +15,10 @@ use super::super::{
 };
 use crate::machine::JobResult;
 
+/// So many data directories are kept beside the present one. Each takes the room of a whole copy, and a member that loses its data
+/// time and again must not fill the disk with them.
+const ASIDE_MAX: usize = 3;
+
 /// Marks an empty data directory as unfinished, and makes room in it for a program that wants an empty place.
 ///
 /// # Errors
@@ -58,10 +62,14 @@ pub(super) fn complete(hands: &Hands) -> anyhow::Result<JobResult> {
     Ok(JobResult::Done)
 }
 
-/// Empties a data directory that bears our mark; the mark goes last.
-pub(super) fn discard_unfinished(hands: &Hands) -> anyhow::Result<JobResult> {
+/// Empties a data directory that bears our mark; the mark goes last. What a rewind has left half done was somebody's data: it is set
+/// aside, unless it may be deleted.
+pub(super) fn discard_unfinished(hands: &Hands, remove_rewound: bool) -> anyhow::Result<JobResult> {
     let (mark, rewinding) = (hands.node.unfinished(), hands.node.rewinding());
-    if !mark.exists() && !rewinding.exists() {
+    if rewinding.exists() && !mark.exists() {
+        return set_aside(hands, remove_rewound);
+    }
+    if !mark.exists() {
         bail!(
             "{} bears no mark of an unfinished bootstrap or clone: nothing was deleted",
             hands.node.data_dir.display()
@@ -73,33 +81,40 @@ pub(super) fn discard_unfinished(hands: &Hands) -> anyhow::Result<JobResult> {
     Ok(JobResult::Done)
 }
 
-/// Renames the data directory out of the way, or empties it. There is one place beside it, and what is there stays there: what a
-/// rewind has left half done, of which no server can be made any more, is deleted when that is taken.
+/// Renames the data directory out of the way, or empties it. What was set aside before stays where it is.
 pub(super) fn set_aside(hands: &Hands, remove: bool) -> anyhow::Result<JobResult> {
     let dir = &hands.node.data_dir;
-    let mut aside = dir.as_os_str().to_owned();
-    aside.push(".diverged");
-    let aside = PathBuf::from(aside);
-    let is_worthless = aside.exists() && hands.node.rewinding().exists();
-    if remove || is_worthless {
+    if remove {
         // Marked first: what is half deleted must never be started.
         files::replace(&hands.node.unfinished(), files::COPYING, 0o600)?;
-        let why = if remove { "as configured or asked for" } else { "for a rewind has left it half done" };
-        tracing::warn!(data_dir = %dir.display(), "the data directory is deleted, {why}");
-        return discard_unfinished(hands);
+        tracing::warn!(data_dir = %dir.display(), "the data directory is deleted, as configured or asked for");
+        return discard_unfinished(hands, remove);
     }
-    if aside.exists() {
+    let Some(aside) = free_place(dir) else {
         bail!(
-            "{} exists already: look whether it holds anything that you need, and delete it; or set \
-             postgresql.remove_data_directory_on_rewind_failure",
-            aside.display()
+            "{}.diverged and {} more beside it exist already: look whether they hold anything that you need, and delete them; or \
+             set postgresql.remove_data_directory_on_rewind_failure, and \
+             postgresql.remove_data_directory_on_diverged_timelines where use_pg_rewind is off",
+            dir.display(),
+            ASIDE_MAX - 1
         );
-    }
+    };
     fs::rename(dir, &aside).with_context(|| format!("rename {} to {}", dir.display(), aside.display()))?;
     files::sync_dir_of(dir).context("make the renaming durable")?;
     files::remove(&hands.node.rewinding())?;
     tracing::warn!(kept = %aside.display(), "the diverged data directory is kept beside the new one");
     Ok(JobResult::Done)
+}
+
+/// The first place beside the data directory where nothing is: `.diverged`, `.diverged.2`, ...
+fn free_place(dir: &Path) -> Option<PathBuf> {
+    let place = |n: usize| {
+        let mut path = dir.as_os_str().to_owned();
+        path.push(if n == 1 { String::from(".diverged") } else { format!(".diverged.{n}") });
+        PathBuf::from(path)
+    };
+    // A link that leads nowhere is something, too.
+    (1..=ASIDE_MAX).map(place).find(|path| fs::symlink_metadata(path).is_err())
 }
 
 /// Deletes everything in `dir` but the mark.

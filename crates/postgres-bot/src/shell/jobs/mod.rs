@@ -27,7 +27,9 @@ pub async fn run(hands: &Arc<Hands>, job: Job) -> Result<JobResult, JobError> {
         Job::Initialize => initialize::run(hands).await,
         Job::CreateRoles => roles::run(hands).await,
         Job::Complete => hands.on_disk(data::complete).await,
-        Job::DiscardUnfinished => hands.on_disk(data::discard_unfinished).await,
+        Job::DiscardUnfinished { remove_rewound } => {
+            hands.on_disk(move |hands| data::discard_unfinished(hands, remove_rewound)).await
+        }
         Job::SetAside { remove } => hands.on_disk(move |hands| data::set_aside(hands, remove)).await,
         Job::Clone { source } => clone::run(hands, &source).await,
         Job::StartPrimary => start::primary(hands).await,
@@ -50,7 +52,7 @@ const fn works_on_data(job: &Job) -> bool {
     match job {
         Job::Initialize
         | Job::Complete
-        | Job::DiscardUnfinished
+        | Job::DiscardUnfinished { .. }
         | Job::SetAside { .. }
         | Job::Clone { .. }
         | Job::StartPrimary

@@ -8,17 +8,26 @@ use crate::{
     shell::members::{ACCEPTED, Question},
 };
 
+/// Where the log of a member ends that vouches for a primary, as a number: Patroni's header.
+const LSN: &str = "lsn";
+
+/// Patroni's words for a member that is a primary itself.
+const LEADS: &str = "Running as a leader";
+
 /// `GET /failsafe`: the members that are counted.
 pub(super) async fn show(Extract(site): Extract<Site>) -> Response {
     let state = site.state();
-    match state.view().value(&state.settings().scope.failsafe()) {
+    match state.view().value(&state.settings().scope.failsafe()).filter(|_| !state.is_failsafe_off()) {
         Some(roll) => raw_json(roll.to_owned()),
-        None => say(StatusCode::BAD_GATEWAY, "failsafe mode is off"),
+        None => off(),
     }
 }
 
 /// `POST /failsafe`: a primary without etcd asks whether it may lead on.
 pub(super) async fn lead(Extract(site): Extract<Site>, body: Bytes) -> Response {
+    if site.state().is_failsafe_off() {
+        return off();
+    }
     let question: Question = match read(&body) {
         Ok(question) => question,
         Err(refused) => return *refused,
@@ -26,7 +35,17 @@ pub(super) async fn lead(Extract(site): Extract<Site>, body: Bytes) -> Response 
     let Some(generation) = question.generation else {
         return say(StatusCode::BAD_REQUEST, "generation: it is missing: only bots of this kind can be vouched for");
     };
-    answer(&site, &question.to, Ask::Lead { leader: question.name, generation }).await
+    let mut answer = answer(&site, &question.to, Ask::Lead { leader: question.name, generation }).await;
+    if answer.status() == StatusCode::OK
+        && let Some(server) = site.state().server()
+    {
+        answer.headers_mut().insert(LSN, server.position.0.into());
+    }
+    answer
+}
+
+fn off() -> Response {
+    say(StatusCode::BAD_GATEWAY, "failsafe mode is off")
 }
 
 /// `POST /failsafe/candidate`: a member asks whether it may be elected.
@@ -43,15 +62,11 @@ async fn answer(site: &Site, to: &str, ask: Ask) -> Response {
     if to != name {
         return say(StatusCode::MISDIRECTED_REQUEST, format!("to: `{to}` is asked, and this is {name}"));
     }
-    // Patroni's word for a member that is a primary itself.
-    let code = if state.leads(bots_core::shell::Clock::now()) {
-        StatusCode::INTERNAL_SERVER_ERROR
-    } else {
-        StatusCode::CONFLICT
-    };
+    let leads = state.leads(bots_core::shell::Clock::now());
     match site.inner.desk.ask(&site.inner.events, ask).await {
         Some(Ok(())) => say(StatusCode::OK, ACCEPTED),
-        Some(Err(why)) => say(code, why),
+        Some(Err(_it_leads)) if leads => say(StatusCode::INTERNAL_SERVER_ERROR, LEADS),
+        Some(Err(why)) => say(StatusCode::CONFLICT, why),
         None => say(StatusCode::SERVICE_UNAVAILABLE, "the bot ends, or is asked too much"),
     }
 }

@@ -123,7 +123,7 @@ fn is_replica(state: &State, standing: Standing, query: &Parameters) -> Result<b
         Standing::Any => true,
         Standing::Sync | Standing::Quorum | Standing::Async => counted == standing,
     };
-    let streams = query.get("replication_state").is_none_or(|wanted| wanted == "streaming" && server.streaming);
+    let streams = query.get("replication_state").is_none_or(|wanted| server.replication_state() == Some(wanted));
     let near = limit.is_none_or(|limit| lag(state, server.replayed) <= limit);
     Ok(stands && streams && near && state.serves_as_replica() && has_tags(state, query))
 }

@@ -106,7 +106,7 @@ fn figures(site: &Site, state: &State, fresh: Option<&Fresh>) -> Vec<(&'static s
         (
             "postgres_in_archive_recovery",
             "Value is 1 if Postgres is replicating from archive, 0 otherwise",
-            yes(shared.replication_state.as_deref() == Some("in archive recovery")),
+            yes(standby.is_some_and(|server| server.restores && !server.streaming)),
         ),
         ("postgres_server_version", "Version of Postgres (if running), 0 otherwise", server_version.to_string()),
         (

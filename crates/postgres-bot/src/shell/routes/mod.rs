@@ -3,6 +3,7 @@
 mod config;
 mod failsafe;
 mod health;
+mod liveness;
 mod metrics;
 mod operator;
 mod show;
@@ -16,7 +17,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use bots_core::shell::{Context, Etcd, Events, Metrics};
+use bots_core::shell::{Context, Etcd, Events, Metrics, Pulse};
 use tokio::sync::{Mutex, watch};
 
 use super::{
@@ -40,6 +41,7 @@ struct Inner {
     etcd: Etcd,
     hands: Arc<Hands>,
     metrics: Metrics,
+    pulse: Pulse,
     /// The way to the machine, for commands, and how many have been given.
     events: Events<Event>,
     commands: AtomicU64,
@@ -60,8 +62,10 @@ impl Site {
         desk: Arc<Desk>,
     ) -> Self {
         let (etcd, metrics, events) = (context.dcs.etcd().clone(), context.metrics.clone(), context.events.clone());
-        let (commands, connection) = (AtomicU64::new(0), Mutex::default());
-        Self { inner: Arc::new(Inner { state, etcd, hands, metrics, events, commands, reload, desk, connection }) }
+        let (commands, connection, pulse) = (AtomicU64::new(0), Mutex::default(), context.pulse.clone());
+        Self {
+            inner: Arc::new(Inner { state, etcd, hands, metrics, pulse, events, commands, reload, desk, connection }),
+        }
     }
 
     /// All routes.
@@ -78,6 +82,7 @@ impl Site {
             .route("/patroni", get(show::patroni).options(show::patroni))
             .route("/cluster", get(show::cluster))
             .route("/history", get(show::history))
+            .route("/liveness", get(liveness::answer).options(liveness::answer))
             .route("/readiness", get(health::readiness).options(health::readiness))
             .route("/metrics", get(metrics::all))
             .route("/config", get(config::show).patch(config::patch).put(config::put))

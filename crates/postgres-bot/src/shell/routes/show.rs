@@ -106,8 +106,8 @@ pub(super) fn body(site: &Site, state: &State, server: Option<&Server>, now: Tim
                 json!({"location": server.position})
             },
         );
-        if server.streaming {
-            put("replication_state", json!("streaming"));
+        if let Some(replicates) = server.replication_state() {
+            put("replication_state", json!(replicates));
         }
         if server.in_recovery {
             match standing(state, &settings.name) {
