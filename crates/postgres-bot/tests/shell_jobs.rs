@@ -365,7 +365,7 @@ fn what_is_set_aside_is_kept_and_so_is_what_was_set_aside_before() {
             fs::write(data.join("thesis.txt"), work).expect("write");
             fs::write(a.hands.node.rewinding(), "").expect("the mark of a rewind");
         };
-        let keep = Job::SetAside { remove: false };
+        let keep = Job::SetAside { remove: false, leader: None };
         fs::create_dir_all(&data).expect("folder");
         fs::write(data.join("thesis.txt"), "whole").expect("write");
         a.does(keep.clone()).await;
@@ -391,9 +391,31 @@ fn what_is_set_aside_is_kept_and_so_is_what_was_set_aside_before() {
         a.does(Job::DiscardUnfinished { remove_rewound: true }).await;
         assert_eq!(a.looks().await, DataDir::Empty);
         fs::write(data.join("thesis.txt"), "whole again").expect("write");
-        a.does(Job::SetAside { remove: true }).await;
+        a.does(Job::SetAside { remove: true, leader: None }).await;
         assert_eq!(a.looks().await, DataDir::Empty);
         assert_eq!(reads("data.diverged"), "whole");
+    });
+}
+
+#[test]
+fn data_is_given_up_only_for_a_leader_that_sends_its_log() {
+    as_server_user("data_is_given_up_only_for_a_leader_that_sends_its_log", || async {
+        let dir = scratch();
+        let (a, b) = (Member::new(dir.path(), "a"), Member::new(dir.path(), "b"));
+        a.bootstraps().await;
+        b.does(Job::Clone { source: a.as_upstream() }).await;
+        let give_up = |remove| Job::SetAside { remove, leader: Some(a.as_upstream()) };
+        let present = b.looks().await;
+        a.does(Job::Stop { mode: AT_ONCE }).await;
+        for remove in [false, true] {
+            let why = b.fails(give_up(remove)).await;
+            assert!(why.contains("a sends no log") && why.contains("the data is kept"), "{why}");
+            assert_eq!(b.looks().await, present);
+        }
+        a.does(Job::StartPrimary).await;
+        b.does(give_up(false)).await;
+        assert_eq!(b.looks().await, DataDir::Empty);
+        a.does(Job::Stop { mode: AT_ONCE }).await;
     });
 }
 

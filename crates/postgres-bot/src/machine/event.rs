@@ -198,6 +198,9 @@ pub enum Job {
     SetAside {
         /// Delete instead of keeping a copy.
         remove: bool,
+        /// Only if this one sends its log to us: if it does not, a new copy would be of no more use than what is there.
+        #[serde(default)]
+        leader: Option<Upstream>,
     },
     /// `pg_basebackup` into the empty data directory, marked unfinished until done. Ends as [`JobResult::Done`].
     Clone {
@@ -258,8 +261,8 @@ impl fmt::Display for Job {
             Self::CreateRoles => f.write_str("create roles"),
             Self::Complete => f.write_str("take off the unfinished mark"),
             Self::DiscardUnfinished { .. } => f.write_str("discard the unfinished data"),
-            Self::SetAside { remove: false } => f.write_str("set the data aside"),
-            Self::SetAside { remove: true } => f.write_str("delete the diverged data"),
+            Self::SetAside { remove: false, .. } => f.write_str("set the data aside"),
+            Self::SetAside { remove: true, .. } => f.write_str("delete the diverged data"),
             Self::Clone { source } => write!(f, "clone {}", source.name),
             Self::StartPrimary => f.write_str("start as primary"),
             Self::StartStandby { upstream } => write!(f, "start as standby of {}", of(upstream)),

@@ -89,10 +89,10 @@ impl Turn {
                 self.s.stall.rewinding = Some(self.s.timelines().current);
                 self.run(Job::Rewind { source });
             }
-            (Suspect::Maybe | Suspect::Hopeless, Some(_)) => {
+            (Suspect::Maybe | Suspect::Hopeless, Some(leader)) => {
                 let remove = self.s.may_remove_data(suspect == Suspect::Hopeless || failures > 0);
                 self.commit_to_reinit();
-                self.run(Job::SetAside { remove });
+                self.run(Job::SetAside { remove, leader: Some(leader) });
             }
             (Suspect::Maybe | Suspect::Hopeless, _) => {}
         }

@@ -56,6 +56,12 @@ impl Conninfo {
         self.with("dbname", name.to_owned())
     }
 
+    /// For the log, and no database.
+    #[must_use]
+    pub(super) fn for_replication(self) -> Self {
+        self.with("replication", String::from("true"))
+    }
+
     fn with(mut self, field: &'static str, value: String) -> Self {
         self.0.push((field, value));
         self

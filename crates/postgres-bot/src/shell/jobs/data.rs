@@ -4,16 +4,23 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
 
 use super::super::{
+    conninfo::Conninfo,
     files::{self, STAGING, UNFINISHED},
     hands::Hands,
     inspect::OF_NO_MATTER,
+    tool::clean_command,
 };
-use crate::machine::JobResult;
+use crate::machine::{JobResult, Upstream};
+
+/// A leader that has not answered a short question by then is asked again later.
+const ASK_DEADLINE: Duration = Duration::from_secs(10);
 
 /// So many data directories are kept beside the present one. Each takes the room of a whole copy, and a member that loses its data
 /// time and again must not fill the disk with them.
@@ -79,6 +86,35 @@ pub(super) fn discard_unfinished(hands: &Hands, remove_rewound: bool) -> anyhow:
     files::remove(&mark)?;
     files::remove(&hands.node.rewinding())?;
     Ok(JobResult::Done)
+}
+
+/// Sets the data aside or deletes it, if `leader` would send its log to whom has a new copy.
+pub(super) async fn give_up(hands: &Arc<Hands>, remove: bool, leader: Option<&Upstream>) -> anyhow::Result<JobResult> {
+    if let Some(leader) = leader {
+        sends_log(hands, leader).await.with_context(|| {
+            format!(
+                "{} sends no log, so that a new copy would not follow either; the data is kept as it is",
+                leader.name
+            )
+        })?;
+    }
+    hands.on_disk(move |hands| set_aside(hands, remove)).await
+}
+
+/// Asks for a connection as replicas have it, by `psql`; where there is none, it is taken for granted.
+async fn sends_log(hands: &Arc<Hands>, leader: &Upstream) -> anyhow::Result<()> {
+    let node = &hands.node;
+    let psql = node.binaries.program("psql");
+    if !psql.exists() {
+        return Ok(());
+    }
+    hands.on_disk(|hands| files::write_passfile(&hands.node)).await?;
+    let conninfo = Conninfo::new(leader, &node.replication)?.passfile(&node.passfile()).for_replication();
+    let mut command = clean_command(psql);
+    command.args(["--no-psqlrc", "--no-password", "--command", "IDENTIFY_SYSTEM"]).arg(conninfo.to_string());
+    command.env("LC_ALL", "C");
+    tokio::time::timeout(ASK_DEADLINE, hands.tools.run(command)).await.context("it does not answer")??;
+    Ok(())
 }
 
 /// Renames the data directory out of the way, or empties it. What was set aside before stays where it is.

@@ -30,7 +30,7 @@ pub async fn run(hands: &Arc<Hands>, job: Job) -> Result<JobResult, JobError> {
         Job::DiscardUnfinished { remove_rewound } => {
             hands.on_disk(move |hands| data::discard_unfinished(hands, remove_rewound)).await
         }
-        Job::SetAside { remove } => hands.on_disk(move |hands| data::set_aside(hands, remove)).await,
+        Job::SetAside { remove, leader } => data::give_up(hands, remove, leader.as_ref()).await,
         Job::Clone { source } => clone::run(hands, &source).await,
         Job::StartPrimary => start::primary(hands).await,
         Job::StartStandby { upstream } => start::standby(hands, upstream).await,
