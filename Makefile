@@ -42,13 +42,28 @@ demo: build ## a whole fleet on loopback, with a live view; Ctrl-C stops all of 
 tour: build ## the fleet is put through its faults; every outcome is checked and timed
 	@$(BIN)/tour
 
-# Integration tests run the programs that `build` has put into $(BIN), so all is compiled first, in one go.
+# What `make test` could not do here, a line a test (integration-tests/src/skips.rs).
+export BOTS_SKIPS := $(abspath $(or $(CARGO_TARGET_DIR),target))/skipped.txt
+
+# Integration tests run the programs that `build` has put into $(BIN), so all is compiled first, in one go. What was skipped is
+# told last, however the tests end: a skip is no pass.
 .PHONY: test
-test: build ## every test: machines, conformance, simulation, and real servers
+test: build ## every test: machines, conformance, simulation, and real servers; at the end, what was skipped and why
+	@rm -f $(BOTS_SKIPS)
 	@deploy/scripts/setup.sh --with-varnish --with-sshd || echo 'test: there is no Varnish or no sshd: its test stands aside'
+	@[[ -x /usr/sbin/sshd || -x /usr/local/sbin/sshd ]] || echo 'fetches over ssh: there is no sshd: install openssh-server' >> $(BOTS_SKIPS)
+	@status=0; $(MAKE) --silent run-tests || status=$$?; $(MAKE) --silent tell-skips; exit $$status
+
+.PHONY: run-tests
+run-tests:
 	@$(if $(NEXTEST),cargo test $(LOCKED) --workspace --doc --quiet)
 	@RUST_TEST_THREADS=2 cargo $(TEST) $(LOCKED) --workspace
 	@$(MAKE) --silent run-sim
+
+.PHONY: tell-skips
+tell-skips:
+	@[[ ! -s $(BOTS_SKIPS) ]] || { echo 'SKIPPED, and so NOT tested here:'; sort -u $(BOTS_SKIPS) | sed 's/^/  /'; }
+	@rm -f $(BOTS_SKIPS)
 
 .PHONY: sim
 sim: setup ## the simulator: SEEDS=10000 seeds, the first of them FROM=0

@@ -3,6 +3,7 @@
 mod postgres;
 
 use std::{
+    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -96,7 +97,7 @@ impl Bot {
         Self::of(place, who, workspace_binary(program)?, rest, account)
     }
 
-    /// The same of any program that reads such a configuration.
+    /// The same of any program that reads such a configuration. One with a list of sites has no scope of its own: it is empty.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -117,12 +118,14 @@ impl Bot {
         } else {
             String::new()
         };
+        let own_scope = if scope.is_empty() { String::new() } else { format!("scope: {scope}\n") };
         let common = format!(
-            "scope: {scope}\nname: {name}\nnamespace: service\netcd3:\n  hosts: {etcd}\nrestapi:\n  listen: {api}\n{login}log:\n  level: INFO\n{steps}",
+            "{own_scope}name: {name}\nnamespace: service\netcd3:\n  hosts: {etcd}\nrestapi:\n  listen: {api}\n{login}log:\n  level: INFO\n{steps}",
             etcd = place.etcd,
         );
-        let config = place.scratch.file(&format!("{scope}-{name}.yml"), &(common + rest), account)?;
-        let program = Program::new(format!("{scope}-{name}"), binary).args([config.to_string_lossy()]);
+        let label = label(scope, name);
+        let config = place.scratch.file(&format!("{label}.yml"), &(common + rest), account)?;
+        let program = Program::new(label, binary).args([config.to_string_lossy()]);
         let program = program.account(account).at(&place.site);
         let (name, scope, logs) = (name.to_owned(), scope.to_owned(), place.logs.to_owned());
         Ok(Self { name, scope, api_url: format!("http://{api}"), config, program, logs, process: None })
@@ -227,6 +230,16 @@ impl Bot {
         Ok(self.status().await?.report)
     }
 
+    /// A figure that it counts.
+    ///
+    /// # Errors
+    /// If it does not answer, or counts no such thing.
+    pub async fn metric(&self, name: &str) -> Result<u64> {
+        let answer = self.get("/metrics").await?;
+        let line = answer.text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|figure| figure.trim().parse().ok()).with_context(|| format!("{} counts no {name}", self.name))
+    }
+
     /// All that its processes have logged.
     #[must_use]
     pub fn log(&self) -> String {
@@ -240,8 +253,13 @@ impl Bot {
     }
 }
 
+/// What a bot's files are called.
+fn label(scope: &str, name: &str) -> String {
+    if scope.is_empty() { name.to_owned() } else { format!("{scope}-{name}") }
+}
+
 fn step_log_name(scope: &str, name: &str) -> String {
-    format!("{scope}-{name}.jsonl")
+    format!("{}.jsonl", label(scope, name))
 }
 
 /// A content bot.
@@ -280,7 +298,24 @@ impl ContentBot {
         Ok(Self { bot: Bot::new(place, (scope, name), "content-bot", &rest, None)? })
     }
 
-    /// Tells it that something was pushed.
+    /// A bot that publishes several repositories.
+    ///
+    /// # Errors
+    /// If it cannot be set up.
+    pub fn of_sites(place: &Place<'_>, name: &str, sites: &[OneSite<'_>]) -> Result<Self> {
+        let data_dir = place.scratch.dir(&format!("sites-{name}"), None)?;
+        let mut rest = format!(
+            "git:\n  ref: main\n  poll_interval_s: 2\ndata_dir: {}\nttl_s: {}\nsites:\n",
+            data_dir.display(),
+            place.ttl_s
+        );
+        for OneSite { scope, url, web, more } in sites {
+            let _infallible = writeln!(rest, "- {{scope: {scope}, git: {{url: '{url}'}}, web_scopes: [{web}]{more}}}");
+        }
+        Ok(Self { bot: Bot::new(place, ("", name), "content-bot", &rest, None)? })
+    }
+
+    /// Tells it that something was pushed, unsigned: it believes this machine, unless it has a secret.
     ///
     /// # Errors
     /// If it does not take the word.
@@ -290,6 +325,19 @@ impl ContentBot {
         ensure!(answer.status == 202, "POST /push answers {}: {}", answer.status, answer.text);
         Ok(())
     }
+}
+
+/// One of the sites of a content bot that has several.
+#[derive(Debug, Clone)]
+pub struct OneSite<'a> {
+    /// Its scope.
+    pub scope: &'a str,
+    /// Where its repository is.
+    pub url: String,
+    /// The web fleet that serves it.
+    pub web: &'a str,
+    /// More fields, each behind a comma: `, verify: {}`.
+    pub more: String,
 }
 
 /// A web bot.
@@ -343,16 +391,6 @@ impl EdgeBot {
         (ours && lives(pid)).then_some(pid)
     }
 
-    /// A figure that the bot counts.
-    ///
-    /// # Errors
-    /// If it does not answer, or counts no such thing.
-    pub async fn metric(&self, name: &str) -> Result<u64> {
-        let answer = self.bot.get("/metrics").await?;
-        let line = answer.text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|figure| figure.trim().parse().ok()).with_context(|| format!("the bot counts no {name}"))
-    }
-
     /// Ends the proxy, which outlives its bot.
     pub fn end_proxy(&self) {
         if let Some(pid) = self.proxy() {
@@ -368,15 +406,31 @@ impl Drop for EdgeBot {
     }
 }
 
+/// How many connections one guestbook holds at most, as its own source says.
+pub const GUESTBOOK_CONNECTIONS: u32 = 5;
+
 /// What a web bot serves.
 #[derive(Debug, Clone)]
 pub enum Serves {
     /// The files of the revision.
     Files,
-    /// The guestbook, which keeps its entries in the database of this login.
-    Guestbook(Login),
+    /// The guestbook, which keeps its entries in a database.
+    Guestbook {
+        /// How it logs in there.
+        login: Login,
+        /// How many connections one bot is told that its app may hold.
+        connections: u32,
+    },
     /// An app without a database: a program and its arguments.
     App(Vec<String>),
+}
+
+impl Serves {
+    /// The guestbook as it is.
+    #[must_use]
+    pub const fn guestbook(login: Login) -> Self {
+        Self::Guestbook { login, connections: GUESTBOOK_CONNECTIONS }
+    }
 }
 
 impl WebBot {
@@ -396,11 +450,11 @@ impl WebBot {
                 let command = command.join(", ");
                 format!("{common}web:\n  listen: {listen}\n  mode: app\n  command: [{command}]\n")
             }
-            Serves::Guestbook(login) => {
+            Serves::Guestbook { login, connections } => {
                 let app = workspace_binary("guestbook")?;
                 format!(
                     "{common}web:\n  listen: {listen}\n  mode: app\n  command: [{app}]\ndatabase:\n  scope: main\n  dbname: {}\n  \
-                     username: {}\n  password: \"{}\"\n",
+                     username: {}\n  password: \"{}\"\n  connections_per_bot: {connections}\n",
                     login.database,
                     login.user,
                     login.password,

@@ -37,12 +37,13 @@ pub async fn start(mut say: impl FnMut(&str)) -> Result<Fleet> {
     fleet.add_postgres(POSTGRES_BOTS)?;
     say("a git repository with the sample site, a content bot that watches it, and a cache that it purges");
     let purge = fleet.cache.insert(Cache::start().await?).purge();
-    fleet.add_content_with(&sample_site(), &purge).await?;
+    let more = fleet.signed_pushes()? + &purge;
+    fleet.add_content_with(&sample_site(), &more).await?;
     announce_pushes(&fleet)?;
     fleet.postgres_up(UP_DEADLINE).await?;
     fleet.create_guestbook_database().await?;
     say(&format!("{WEB_BOTS} web bots with the guestbook: {SERVING_MIN} serve, the others wait for load"));
-    fleet.add_web(WEB_BOTS, &Serves::Guestbook(fleet.guestbook()))?;
+    fleet.add_web(WEB_BOTS, &Serves::guestbook(fleet.guestbook()))?;
     say("an edge bot with a HAProxy: clients find the primary, the replicas and the guestbook at one port each");
     fleet.add_edge()?;
     cache(&fleet)?.put_before(edge_page(&fleet)?.trim_end_matches('/'));
@@ -76,10 +77,10 @@ pub async fn healthy(fleet: &mut Fleet) -> Result<()> {
     Ok(())
 }
 
-/// Every push is told to the content bot at once.
+/// Every push is told to the content bot at once, signed.
 fn announce_pushes(fleet: &Fleet) -> Result<()> {
     let bot = fleet.content.first().context("the fleet has a content bot")?;
-    fleet.origin()?.notify(bot.bot.api_url.trim_start_matches("http://"))
+    fleet.origin()?.notify(bot.bot.api_url.trim_start_matches("http://"), &fleet.push_secret_file()?)
 }
 
 /// The pages of all bots that serve.

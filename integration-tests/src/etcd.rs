@@ -118,6 +118,13 @@ impl EtcdCluster {
         self.signal(Signal::STOP);
     }
 
+    /// Freezes one member: the others elect another leader if it was theirs, and whoever is connected to it waits.
+    pub fn freeze_member(&self, index: usize) {
+        if let Some(process) = self.members.get(index).and_then(|member| member.process.as_ref()) {
+            process.signal(Signal::STOP);
+        }
+    }
+
     /// Lets every member go on.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);

@@ -57,6 +57,8 @@ pub struct Fleet {
     app_password: String,
     /// The password of the bots' APIs, where they ask for one.
     api_password: String,
+    /// What pushes are signed with, where the content bots ask for it.
+    pub push_secret: String,
     /// The length of every lease, in seconds.
     pub ttl_s: u64,
     /// More lines of the Postgres cluster's first configuration, as they stand below `bootstrap.dcs`.
@@ -101,6 +103,7 @@ impl Fleet {
             passwords: Passwords::new(),
             app_password: bots_core::shell::instance_id(),
             api_password: bots_core::shell::instance_id(),
+            push_secret: bots_core::shell::instance_id(),
             ttl_s: 5,
             dcs: String::new(),
             step_logs: false,
@@ -180,6 +183,22 @@ impl Fleet {
         self.content.push(bot);
         self.origin = Some(origin);
         Ok(())
+    }
+
+    /// The file that holds what pushes are signed with.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn push_secret_file(&self) -> Result<PathBuf> {
+        self.scratch.file("push-secret", &self.push_secret, None)
+    }
+
+    /// The lines of a content bot's configuration by which it takes signed announcements alone.
+    ///
+    /// # Errors
+    /// If the secret cannot be written.
+    pub fn signed_pushes(&self) -> Result<String> {
+        Ok(format!("push:\n  secret_file: {}\n", self.push_secret_file()?.display()))
     }
 
     /// Starts `count` more web bots.

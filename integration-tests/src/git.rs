@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    process::{Program, system_binary},
+    process::{Program, system_binary, workspace_binary},
     scratch::Scratch,
 };
 
@@ -65,19 +65,17 @@ impl Origin {
         &self.work
     }
 
-    /// Lets every push tell `host:port` by `POST /push`, as a forge's webhook does. No program but bash is needed.
+    /// Lets every push tell `host:port` by `POST /push`, signed with the secret in a file, as a forge's webhook does.
     ///
     /// # Errors
     /// If the hook cannot be written.
-    pub fn notify(&self, address: &str) -> Result<()> {
+    pub fn notify(&self, address: &str, secret_file: &Path) -> Result<()> {
         use std::os::unix::fs::PermissionsExt;
-        let (host, port) = address.rsplit_once(':').context("read an address")?;
-        let request = format!(
-            "POST /push HTTP/1.1\\r\\nHost: {address}\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n"
-        );
+        let (announce, secret_file) = (workspace_binary("announce")?, secret_file.display());
         let hook = format!(
-            "#!/bin/bash\n# Tells the content bot at once; if it is away, it finds the commit at its next poll.\n\
-             {{ exec 3<>/dev/tcp/{host}/{port} && printf '{request}' >&3 && read -r -t 5 _ <&3; }} 2>/dev/null || true\n"
+            "#!/bin/sh\n# Tells the content bot at once; if it is away, it finds the commit at its next poll.\n\
+             exec '{}' '{address}' '{secret_file}'\n",
+            announce.display()
         );
         let path = self.bare.join("hooks/post-receive");
         fs::write(&path, hook).context("write the hook")?;

@@ -105,9 +105,24 @@ impl Http {
     /// # Errors
     /// If there is no complete answer in time.
     pub async fn send(&self, method: Method, url: &str, content_type: Option<&str>, body: Bytes) -> Result<Answer> {
+        let content_type = content_type.map(|value| (header::CONTENT_TYPE.as_str(), value));
+        self.send_with(method, url, content_type, body).await
+    }
+
+    /// Sends a request with headers.
+    ///
+    /// # Errors
+    /// If there is no complete answer in time.
+    pub async fn send_with<'h>(
+        &self,
+        method: Method,
+        url: &str,
+        headers: impl IntoIterator<Item = (&'h str, &'h str)>,
+        body: Bytes,
+    ) -> Result<Answer> {
         let mut request = Request::builder().method(method).uri(url);
-        if let Some(content_type) = content_type {
-            request = request.header(header::CONTENT_TYPE, content_type);
+        for (name, value) in headers {
+            request = request.header(name, value);
         }
         let request = request.body(Full::new(body)).with_context(|| format!("use the address {url}"))?;
         let exchange = async {

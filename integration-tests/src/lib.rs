@@ -22,6 +22,7 @@ pub mod process;
 pub mod program;
 mod random;
 pub mod scratch;
+pub mod skips;
 pub mod sql;
 pub mod steps;
 pub mod store;
@@ -29,6 +30,7 @@ pub mod torture;
 pub mod usage;
 pub mod varnish;
 pub mod wait;
+pub mod webhook;
 pub mod writers;
 
 pub use bots_core::shell::testing::free_port;

@@ -87,7 +87,7 @@ async fn a_killed_bot_keeps_the_routes(fleet: &Fleet, edge: &mut EdgeBot, primar
     let report = edge.bot.report().await?;
     ensure!(report.doing.contains("adopted"), "it has adopted the proxy: {report:?}");
     ensure!(edge.proxy() == Some(proxy), "the proxy is the same process");
-    let commands = edge.metric("edge_proxy_commands_total").await?;
+    let commands = edge.bot.metric("edge_proxy_commands_total").await?;
     ensure!(commands == 0, "a restarted bot has sent {commands} commands to a proxy that was in order");
     let (gap, refused) = (writer.longest_gap_since(killed), writer.refused());
     println!("edge bot killed and restarted: {gap} ms without a write, {refused} attempts broken, {commands} commands");
@@ -113,22 +113,30 @@ async fn checks_find_the_primary_without_the_bot(fleet: &Fleet, edge: &mut EdgeB
     Ok(new)
 }
 
-/// etcd stops: the bot changes nothing, and says so.
+/// etcd stops: the bot changes nothing, and says so; replicas answer through it. No primary may write for longer than its lease.
 async fn etcd_stops_and_the_routes_stay(fleet: &Fleet, edge: &EdgeBot) -> Result<()> {
     settled(edge).await?;
-    let before = edge.metric("edge_proxy_commands_total").await?;
+    let before = edge.bot.metric("edge_proxy_commands_total").await?;
     fleet.etcd.freeze();
-    until("the bot keeps its routes", STEP, || async {
-        let report = edge.bot.report().await.map_err(|e| format!("{e:#}"))?;
-        if report.role == "keeping" { Ok(()) } else { Err(format!("{report:?}")) }
-    })
-    .await?;
-    let after = edge.metric("edge_proxy_commands_total").await?;
+    keeps(edge).await?;
+    tokio::time::sleep(Duration::from_secs(2 * fleet.ttl_s)).await;
+    let replicas = fleet.superuser().at(edge.replicas);
+    ensure!(replicas.ask("SELECT word FROM kept LIMIT 1").await? == "first", "a replica answers through the edge");
+    let after = edge.bot.metric("edge_proxy_commands_total").await?;
     ensure!(before == after, "{} commands without etcd", after - before);
     fleet.etcd.thaw();
     let login = fleet.superuser().at(edge.primary);
     until("writes go on once etcd is back", STEP, || async {
         login.execute("INSERT INTO kept VALUES ('after etcd')").await.map_err(|e| format!("{e:#}"))
+    })
+    .await
+}
+
+/// Waits until the bot says that it keeps its routes, for etcd is gone.
+async fn keeps(edge: &EdgeBot) -> Result<()> {
+    until("the bot keeps its routes", STEP, || async {
+        let report = edge.bot.report().await.map_err(|e| format!("{e:#}"))?;
+        if report.role == "keeping" { Ok(()) } else { Err(format!("{report:?}")) }
     })
     .await
 }
@@ -161,17 +169,83 @@ async fn loses_the_primarys_node(fleet: &mut Fleet, edge: &EdgeBot, old: &str) -
 /// Waits until the bot has found nothing to do for as long as it takes the proxy's checks to come to a result.
 async fn settled(edge: &EdgeBot) -> Result<()> {
     const QUIET: Duration = Duration::from_secs(5);
-    let mut last = (edge.metric("edge_proxy_commands_total").await?, Instant::now());
+    let mut last = (edge.bot.metric("edge_proxy_commands_total").await?, Instant::now());
     let began = Instant::now();
     while last.1.elapsed() < QUIET {
         ensure!(began.elapsed() < STEP, "the bot never comes to rest");
-        let commands = edge.metric("edge_proxy_commands_total").await?;
+        let commands = edge.bot.metric("edge_proxy_commands_total").await?;
         if commands != last.0 {
             last = (commands, Instant::now());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Ok(())
+}
+
+/// etcd is gone for several leases, and through the edge pages are read, a replica is asked, and, in failsafe mode, rows are
+/// written, all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_etcd_the_edge_serves_pages_and_sql() -> Result<()> {
+    let mut fleet = Fleet::with_etcd(1).await?;
+    fleet.dcs = String::from("    failsafe_mode: true\n");
+    fleet.store.put(WEB, "config", r#"{"scaling":{"min":2,"max":2}}"#).await?;
+    fleet.add_postgres(2)?;
+    fleet.add_edge()?;
+    let seed = fleet.scratch.dir("seed", None)?;
+    plain_site(&seed, "words without etcd")?;
+    fleet.add_content(&seed).await?;
+    fleet.add_web(2, &Serves::Files)?;
+    let primary = fleet.postgres_up(Duration::from_secs(90)).await?;
+    let vouchers = fleet.postgres.len();
+    until("every member is on the failsafe roll", STEP, || async {
+        let now = fleet.store.look(MAIN).await?;
+        let roll = now.value("failsafe").map_or(0, |roll| roll.matches("pg-").count());
+        if roll == vouchers { Ok(()) } else { Err(format!("{roll} members")) }
+    })
+    .await?;
+    fleet.serving(2, STEP).await?;
+    fleet.acknowledged(STEP).await?;
+    let edge = fleet.edge()?;
+    let page = format!("http://127.0.0.1:{}/", edge.web);
+    until("pages come through the edge", STEP, || async {
+        Http::new().page(&page).await.map(drop).map_err(|e| format!("{e:#}"))
+    })
+    .await?;
+    settled(edge).await?;
+    let writer = Writer::start(&fleet.superuser().at(edge.primary)).await?;
+    let replicas = fleet.superuser().at(edge.replicas);
+    replicas.wait_for("SELECT count(*) > 0 FROM fleet_writes", "t", STEP).await?;
+    let commands = edge.bot.metric("edge_proxy_commands_total").await?;
+    let refused = writer.refused();
+
+    fleet.etcd.freeze();
+    let visitors = Load::start(2, Duration::from_millis(20), vec![page.clone()]);
+    keeps(edge).await?;
+    tokio::time::sleep(Duration::from_secs(3 * fleet.ttl_s)).await;
+    // Every lease has ended by now, and etcd has not said a word.
+    let alone = Instant::now();
+    ensure!(fleet.store.look(MAIN).await.is_err(), "etcd answers");
+    ensure!(Http::new().page(&page).await?.text.contains("words without etcd"), "a page through the edge");
+    ensure!(replicas.ask("SELECT pg_is_in_recovery()").await? == "t", "the port for replicas leads to one");
+    let written = writer.writes_after(alone, STEP).await?;
+    println!("three leases without etcd: a row is written through the edge after {written} ms");
+    // What was just written has come to the replica, too.
+    let last = fleet.superuser().at(edge.primary).ask("SELECT max(id) FROM fleet_writes").await?;
+    replicas.wait_for(&format!("SELECT max(id) >= {last} FROM fleet_writes"), "t", STEP).await?;
+    let tally = visitors.finish().await;
+    ensure!(tally.answered > 0 && tally.failed == 0, "visitors without etcd: {tally:?}");
+    ensure!(writer.refused() == refused, "a write was refused: {}", writer.last_error());
+    let sent = edge.bot.metric("edge_proxy_commands_total").await? - commands;
+    ensure!(sent == 0, "{sent} commands without etcd");
+
+    fleet.etcd.thaw();
+    // The leases have ended meanwhile: for a moment etcd shows no leader.
+    let now = fleet.acknowledged(STEP).await?;
+    ensure!(now == primary, "{now} leads, and {primary} did all the time");
+    let edge = fleet.edge()?;
+    settled(edge).await?;
+    ensure!(writer.finish().await?.lost == 0, "nothing is lost");
+    fleet.stop().await
 }
 
 /// Clients that know of the edge alone and retry nothing lose no transaction in planned switchovers; pools lose none to speak

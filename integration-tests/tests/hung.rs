@@ -16,6 +16,7 @@ use fleet::{
     bots::PostgresBot,
     disk::Disk,
     fleet::MAIN,
+    skips::skipped,
     wait::until,
     writers::{Writers, two_writable},
 };
@@ -74,7 +75,7 @@ async fn a_primary_whose_disk_is_full_is_replaced() -> Result<()> {
     let mut first = PostgresBot::new(&fleet.place(), MAIN, "pg-1", &fleet.passwords)?;
     let folder = first.data_dir.parent().context("a folder")?.to_owned();
     let Some(disk) = SmallDisk::mount(&folder)? else {
-        eprintln!("SKIPPED a_primary_whose_disk_is_full_is_replaced: a tmpfs can be mounted by root only");
+        skipped("a_primary_whose_disk_is_full_is_replaced", "a tmpfs can be mounted by root only");
         return Ok(());
     };
     first.bot.start()?;
@@ -102,7 +103,7 @@ async fn a_primary_whose_pg_wal_is_on_a_disk_that_stalls_is_replaced() -> Result
     let disk = match Disk::mount(&fleet.scratch.path().join("wal.disk"), &folder) {
         Ok(disk) => disk,
         Err(error) => {
-            eprintln!("SKIPPED a_primary_whose_pg_wal_is_on_a_disk_that_stalls_is_replaced: {error:#}");
+            skipped("a_primary_whose_pg_wal_is_on_a_disk_that_stalls_is_replaced", error);
             return Ok(());
         }
     };
@@ -145,7 +146,7 @@ async fn a_primary_whose_disk_stalls_is_replaced_though_it_cannot_be_killed() ->
     let disk = match Disk::mount(&fleet.scratch.path().join("pg-1.disk"), &folder) {
         Ok(disk) => disk,
         Err(error) => {
-            eprintln!("SKIPPED a_primary_whose_disk_stalls_is_replaced_though_it_cannot_be_killed: {error:#}");
+            skipped("a_primary_whose_disk_stalls_is_replaced_though_it_cannot_be_killed", error);
             return Ok(());
         }
     };

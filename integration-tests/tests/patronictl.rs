@@ -16,6 +16,7 @@ use fleet::{
     http::{Answer, Http},
     patroni::Patroni,
     process::{Finished, Program},
+    skips::skipped,
     wait::until,
 };
 use hyper::Method;
@@ -30,7 +31,7 @@ async fn patronis_own_commands_work_on_a_cluster_of_ours() -> Result<()> {
     let patroni = match Patroni::install(&fleet.scratch, &logs).await {
         Ok(patroni) => patroni,
         Err(error) => {
-            eprintln!("\n!!! SKIPPED: Patroni cannot be installed, so patronictl is NOT tested: {error:#}\n");
+            skipped("patronis_own_commands_work_on_a_cluster_of_ours", error.context("Patroni cannot be installed"));
             return Ok(());
         }
     };

@@ -16,6 +16,7 @@ use fleet::{
     git::Origin,
     http::{Answer, Http},
     process::system_binary,
+    skips::skipped,
     varnish::Varnish,
     wait::{millis, until},
 };
@@ -71,7 +72,7 @@ struct Stand {
 impl Stand {
     async fn start() -> Result<Option<Self>> {
         if let Err(error) = system_binary("varnishd", &[PathBuf::from("/usr/sbin")]) {
-            eprintln!("\n!!! SKIPPED: purging is NOT tested with a real Varnish: {error:#}\n");
+            skipped("purging a real Varnish", error);
             return Ok(None);
         }
         let mut fleet = Fleet::with_etcd(1).await?;

@@ -222,6 +222,10 @@ pub(crate) mod samples {
                 "main/members/pg-3",
                 r#"{"conn_url":"postgres://127.0.0.1:5434/postgres","api_url":"http://127.0.0.1:8010/patroni","state":"creating replica","role":"replica","version":"4.1.4"}"#,
             ),
+            entry(
+                "main/members/pg-4",
+                r#"{"kind":"postgres","state":"creating replica","role":"replica","api_url":"http://127.0.0.1:8011/patroni","since_unix_ms":1800000088000,"copying":{"bytes_done":1288490188,"bytes_total":4294967296,"percent":30}}"#,
+            ),
             entry("site/leader", "content-1"),
             entry(
                 "site/revision/live",

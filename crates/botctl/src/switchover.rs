@@ -130,12 +130,13 @@ mod tests {
     #[test]
     fn what_cannot_end_well_is_refused_before_it_begins() {
         assert_eq!(refusal("main", &[], Some("pg-1")), "pg-1 leads main already");
-        assert_eq!(refusal("main", &[], Some("pg-9")), "main has no member pg-9: it has pg-1, pg-2, pg-3");
+        assert_eq!(refusal("main", &[], Some("pg-9")), "main has no member pg-9: it has pg-1, pg-2, pg-3, pg-4");
         assert_eq!(refusal("main", &[], Some("pg-3")), "pg-3 is not streaming, it is creating replica");
         assert_eq!(refusal("main", &[("leader", "")], None), "main has no leader: there is nobody to hand over from");
         assert_eq!(
             refusal("main", &[("members/pg-2", "")], None),
-            "no replica of main can take over from pg-1: pg-3 is not streaming, it is creating replica"
+            "no replica of main can take over from pg-1: pg-3 is not streaming, it is creating replica; \
+             pg-4 is not streaming, it is creating replica"
         );
         assert_eq!(
             refusal("main", &[("failover", r#"{"leader":"pg-1","member":"pg-2"}"#)], None),

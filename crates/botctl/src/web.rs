@@ -1,12 +1,10 @@
 //! `botctl web`: what an operator asks of a web fleet, as edits of its configuration. Pure; the bots watch that key.
 
+use bots_core::wire::SLOTS_MAX;
 use clap::Subcommand;
 use serde_json::Value;
 
 use crate::failure::Failure;
-
-/// The most bots that a scope can have serving (`SLOTS_MAX` of the web bot).
-const BOTS_MAX: u64 = 1_000;
 
 /// What to do with a web fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
@@ -37,14 +35,14 @@ pub(crate) enum Web {
         /// The scope
         scope: String,
     },
-    /// Let a bot finish its requests and rest; another takes its place if there is one
+    /// Let a bot finish its requests and rest until `wake`; another takes its place if there is one
     Drain {
         /// The scope
         scope: String,
         /// The bot
         name: String,
     },
-    /// Let a drained bot serve again when load calls for it
+    /// Take a drain back: the bot is idle, and serves again as soon as a place is free for it. It posts no place: `scale` does
     Wake {
         /// The scope
         scope: String,
@@ -90,7 +88,8 @@ pub(crate) fn edit(asked: Web, now_unix_ms: u64) -> Result<Edit, Failure> {
 pub(crate) fn fault(config: &Value) -> Option<String> {
     let scaling = config.get("scaling").filter(|scaling| !scaling.is_null())?;
     let Some(fields) = scaling.as_object() else { return Some(format!("scaling is {scaling}: it must be a mapping")) };
-    let bounds = [("min", 0, BOTS_MAX), ("max", 1, BOTS_MAX), ("target_in_flight", 1, u64::from(u32::MAX))];
+    let bots_max = u64::from(SLOTS_MAX);
+    let bounds = [("min", 0, bots_max), ("max", 1, bots_max), ("target_in_flight", 1, u64::from(u32::MAX))];
     let bounds = bounds.into_iter().chain([("stable_window_s", 0, u64::from(u32::MAX))]);
     for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
         let Some((_, least, most)) = bounds.clone().find(|(known, ..)| known == name) else {

@@ -24,6 +24,11 @@ struct World {
 const PRIMARY: &str = r#"{"kind":"postgres","state":"running","role":"primary","api_url":"http://127.0.0.1:1/patroni","timeline":1,"xlog_location":4096}"#;
 const REPLICA: &str = r#"{"kind":"postgres","state":"running","role":"replica","api_url":"http://127.0.0.1:1/patroni","timeline":1,"xlog_location":2048,"replication_state":"streaming"}"#;
 
+/// A replica whose base backup is under way.
+const COPYING: &str = r#"{"kind":"postgres","state":"creating replica","role":"replica","api_url":"http://127.0.0.1:1/patroni","copying":{"bytes_done":1073741824,"bytes_total":4294967296,"percent":25}}"#;
+/// What a bot answers that has begun one.
+const COPY_BEGINS: &str = "reinitialize started";
+
 impl World {
     fn new(keys: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -75,16 +80,19 @@ fn said(output: &Output) -> (Option<i32>, String, String) {
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// Answers every connection with `status`, as a bot's API does.
+/// Answers every connection with `status`, or with the beginning of a copy, as a bot's API does.
 fn bot_that_says(status: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            let mut line = String::new();
-            BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
-            let (code, body) = if line.starts_with("GET /status ") { (200, status) } else { (404, "") };
+            let line = request_line(&mut BufReader::new(stream.try_clone().unwrap()));
+            let (code, body) = match line.rsplit_once(' ').map(|(request, _)| request) {
+                Some("GET /status") => (200, status),
+                Some("POST /reinitialize") => (200, COPY_BEGINS),
+                _ => (404, ""),
+            };
             let _asker_gone = write!(
                 stream,
                 "HTTP/1.1 {code} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
@@ -93,6 +101,22 @@ fn bot_that_says(status: &'static str) -> String {
         }
     });
     url
+}
+
+/// Reads a request to its end: who closes before cuts off his own answer.
+fn request_line(request: &mut impl BufRead) -> String {
+    let (mut first, mut line, mut length) = (String::new(), String::new(), 0);
+    request.read_line(&mut first).unwrap();
+    loop {
+        line.clear();
+        if request.read_line(&mut line).unwrap() == 0 || line == "\r\n" {
+            break;
+        }
+        let header = line.to_ascii_lowercase();
+        length = header.strip_prefix("content-length:").map_or(length, |figure| figure.trim().parse().unwrap());
+    }
+    request.read_exact(&mut vec![0; length]).unwrap();
+    first
 }
 
 #[test]
@@ -113,6 +137,33 @@ fn list_shows_every_scope_and_knows_the_unknown() {
     assert_eq!((&rows[0]["leader"], &rows[1]["lag_bytes"]), (&true.into(), &2_048.into()));
     world.check(&["list", "mian"], 4, "", "botctl: no scope mian in /service: there is main, web\n");
     world.check(&["list", "a/b"], 2, "", "botctl: scope `a/b` has the character `/`: use letters, digits, `-`, `_` and `.`, and begin with a letter or digit\n");
+}
+
+#[test]
+fn reinit_shows_how_far_the_copy_is_until_it_is_done() {
+    let world = World::postgres();
+    let api = bot_that_says("{}");
+    let at = |member: &str| member.replace("http://127.0.0.1:1", &api);
+    world.put("main/members/pg-2", &at(COPYING));
+    world.check(
+        &["list", "main"],
+        0,
+        "SCOPE  NAME  KIND      ROLE              STATE                                        FOR  TL  LAG  LOAD  REVISION\n\
+         main   pg-1  postgres  primary (leader)  running                                            1\n\
+         main   pg-2  postgres  replica           creating replica, 25 % (1.0 GiB of 4.0 GiB)\n",
+        "",
+    );
+    let mut command = world.command(&["reinit", "pg-2", "--force"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(lines.next().as_deref(), Some(&*format!("main/pg-2: {COPY_BEGINS}")));
+    assert_eq!(lines.next().as_deref(), Some("main/pg-2: creating replica, 25 % (1.0 GiB of 4.0 GiB)"));
+    let further = COPYING.replace("1073741824", "3221225472").replace(r#""percent":25"#, r#""percent":75"#);
+    world.put("main/members/pg-2", &at(&further));
+    assert_eq!(lines.next().as_deref(), Some("main/pg-2: creating replica, 75 % (3.0 GiB of 4.0 GiB)"));
+    world.put("main/members/pg-2", &at(REPLICA));
+    assert_eq!(lines.next().as_deref(), Some("main/pg-2: running"));
+    assert_eq!((lines.next(), child.wait().unwrap().code()), (None, Some(0)));
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! `make bench-content`: from `git push` to the last of eight web bots that serves it, told by a webhook, and, in the same run,
-//! found by a poll of ten seconds.
+//! `make bench-content`: from `git push` to the last of eight web bots that serves it, told by a signed webhook, and, in the same
+//! run, found by a poll of ten seconds.
 //!
 //! The clock starts when `git push` is started, so that git's own work is in the figures; it stops when a client has read a
 //! page of the new commit from the last bot. Clients read every bot about every two milliseconds.
@@ -98,12 +98,14 @@ async fn main() -> ExitCode {
 async fn run(args: &Args) -> Result<()> {
     ensure!(args.pushes > 0 && args.polls > 0 && args.web > 0, "--pushes, --polls and --web: give at least 1");
     let fleet = start(args.web).await?;
-    print(&format!("  {} pushes, told by a webhook\n", args.pushes))?;
+    print(&format!("  {} pushes, told by a signed webhook\n", args.pushes))?;
     let mut told = Vec::new();
     for number in 0..args.pushes {
         tokio::time::sleep(PAUSE).await;
         told.push(push(&fleet, &format!("told {number}")).await?);
     }
+    let accepted = fleet.content.first().context("a content bot")?.bot.metric("content_pushes_total").await?;
+    ensure!(accepted >= u64::from(args.pushes), "{accepted} announcements were accepted, of {} pushes", args.pushes);
     fleet.origin()?.keep_quiet()?;
     print(&format!("  {} pushes, found by a poll every {POLL_INTERVAL_S} s\n", args.polls))?;
     let mut polled = Vec::new();
@@ -130,9 +132,10 @@ async fn start(web: usize) -> Result<Fleet> {
     let seed = fleet.scratch.dir("seed", None)?;
     plain_site(&seed, "the first words")?;
     let origin = Origin::new(&fleet.scratch, fleet.logs(), "site", &seed).await?;
-    let mut content = ContentBot::polling(&fleet.place(), (SITE, "content-1"), &origin.url(), POLL_INTERVAL_S, "")?;
+    let (place, signed) = (fleet.place(), fleet.signed_pushes()?);
+    let mut content = ContentBot::polling(&place, (SITE, "content-1"), &origin.url(), POLL_INTERVAL_S, &signed)?;
     content.bot.start()?;
-    origin.notify(content.bot.api_url.trim_start_matches("http://"))?;
+    origin.notify(content.bot.api_url.trim_start_matches("http://"), &fleet.push_secret_file()?)?;
     fleet.content.push(content);
     fleet.origin = Some(origin);
     fleet.add_web(web, &Serves::Files)?;
@@ -206,7 +209,7 @@ fn table(report: &Report) -> String {
     let Report { polls, poll_interval_s, poll_p50_ms, poll_max_ms, .. } = report;
     let all = format!("until the last of {web_bots} bots serves it");
     format!(
-        "\nTOLD BY A WEBHOOK ({pushes} pushes)\n  {all:<38}  p50 {p50_ms:.0} ms, p95 {p95_ms:.0} ms, max {max_ms:.0} ms\n  \
+        "\nTOLD BY A SIGNED WEBHOOK ({pushes} pushes)\n  {all:<38}  p50 {p50_ms:.0} ms, p95 {p95_ms:.0} ms, max {max_ms:.0} ms\n  \
          {:<38}  p50 {git_p50_ms:.0} ms\n  {:<38}  p50 {skew_p50_ms:.1} ms, p95 {skew_p95_ms:.1} ms\n\
          FOUND BY A POLL EVERY {poll_interval_s} S ({polls} pushes)\n  {all:<38}  p50 {poll_p50_ms:.0} ms, max {poll_max_ms:.0} ms\n\n",
         "of this, until `git push` has ended", "between the first and the last bot",

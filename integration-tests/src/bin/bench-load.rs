@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use bots_core::wire::ContentRevision;
+use bots_core::wire::{ACTIONS_PER_HOUR_MAX, ContentRevision};
 use clap::{Parser, Subcommand};
 use fleet::{
     bots::{Bot, Place},
@@ -82,8 +82,9 @@ struct Report {
     swing_seconds: u64,
     swing_starts: u64,
     swing_stops: u64,
-    /// At the pace of the swing; the scaler's budget ends it at 60 changes of the count within an hour.
-    swing_actions_per_hour: u64,
+    swing_actions_per_minute: f64,
+    /// The scaler's budget, which ends such a swing.
+    budget_per_hour: usize,
     steady_answered: u64,
     steady_failed: u64,
     steady_rps: f64,
@@ -159,7 +160,8 @@ async fn run(args: &Args) -> Result<()> {
         swing_seconds: args.swing_seconds,
         swing_starts,
         swing_stops,
-        swing_actions_per_hour: (swing_starts + swing_stops) * 3_600 / args.swing_seconds.max(1),
+        swing_actions_per_minute: round((swing_starts + swing_stops) as f64 * 60.0 / args.swing_seconds.max(1) as f64),
+        budget_per_hour: ACTIONS_PER_HOUR_MAX,
         steady_answered: tally.answered,
         steady_failed: tally.failed,
         steady_rps: round(tally.answered as f64 / seconds),

@@ -40,6 +40,10 @@ const BURN_FILE: u64 = 256 * 1024 * 1024;
 /// The lease, in seconds: our default.
 const TTL_S: u64 = 5;
 
+/// Cores and disks that had something to do for less of the time than this, in percent, were not busy: what did not happen then would
+/// not have happened at rest either.
+const BUSY_PERCENT_MIN: f64 = 95.0;
+
 /// Of the lease, a primary keeps this much for stopping its server: the fence.
 const FENCE: Duration = Duration::from_secs(TTL_S / 5);
 
@@ -154,6 +158,7 @@ async fn run(args: &Args) -> Result<()> {
     let json = serde_json::to_string_pretty(&figures).context("write the figures as JSON")?;
     fs::write(&args.report, json.clone() + "\n").with_context(|| format!("write {}", args.report.display()))?;
     print(&format!("{json}\n"))?;
+    figures.warning().map_or(Ok(()), |warning| print(&format!("{warning}\n")))?;
     fleet.stop().await?;
     figures.check()
 }
@@ -227,7 +232,22 @@ impl Figures {
         ensure!(errors.is_empty(), "errors were logged:\n{}", errors.join("\n"));
         ensure!(*renewals_of_the_primary > 0, "no renewal was seen: the figures are of nothing");
         ensure!(*lost == 0, "{lost} acknowledged writes are gone");
+        let busy = self.cpu_busy_percent;
+        ensure!(
+            busy >= BUSY_PERCENT_MIN,
+            "the cores were busy for {busy} % of the time, and it takes {BUSY_PERCENT_MIN} % to show anything: raise --cpu-burners"
+        );
         Ok(())
+    }
+
+    /// What the run does not show, though it held; one line.
+    fn warning(&self) -> Option<String> {
+        let busy = match self.disk_busy_percent {
+            Some(busy) if busy >= BUSY_PERCENT_MIN => return None,
+            Some(busy) => format!("the disk was busy for {busy} % of the time"),
+            None => String::from("the kernel does not say how busy the disk was"),
+        };
+        Some(format!("WARNING: {busy}: below {BUSY_PERCENT_MIN} % this run shows nothing of a busy disk"))
     }
 }
 

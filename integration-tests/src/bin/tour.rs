@@ -9,9 +9,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use bots_core::wire::PushHint;
 use clap::Parser;
 use fleet::{
     Fleet,
+    bots::ContentBot,
     cache::was_kept,
     clients::{Clients, Connects},
     demo::{SERVING_MIN, cache, serving_pages, shown_everywhere, sign, start},
@@ -36,6 +38,10 @@ const HEAVY_PAUSE: Duration = Duration::from_millis(1);
 
 /// Clients of the edge that retry nothing: enough for a transaction to be under way at any moment.
 const EDGE_CLIENTS: usize = 4;
+
+/// What a content bot counts of announcements.
+const PUSHES: &str = "content_pushes_total";
+const PUSHES_REFUSED: &str = "content_pushes_refused_total";
 
 /// Drives a fleet through crashes, losses, switchovers, pushes and load, and checks every outcome.
 #[derive(Debug, Parser)]
@@ -172,8 +178,11 @@ impl Tour {
         Ok(Seen { milliseconds, note: format!("shown by {count} bots") })
     }
 
-    /// Also what a cache has kept is new: the content bot has purged it.
+    /// Also what a cache has kept is new: the content bot has purged it. The push is announced by a signed webhook, whose delivery
+    /// is written down, so that nobody can play it back.
     async fn push_content(&mut self) -> Result<Seen> {
+        self.unsigned_is_refused().await?;
+        let told = self.content()?.bot.metric(PUSHES).await?;
         let page = format!("{}/", cache(&self.fleet)?.url);
         self.http.page(&page).await?;
         ensure!(was_kept(&self.http.page(&page).await?), "the cache keeps the page");
@@ -189,12 +198,37 @@ impl Tour {
         })
         .await?;
         let in_the_cache = millis(began.elapsed());
+        let accepted = self.content()?.bot.metric(PUSHES).await? - told;
+        ensure!(accepted == 1, "{accepted} announcements were accepted, of one signed push");
+        let store = &self.fleet.store;
+        until("the delivery is written down", STEP_DEADLINE, || async {
+            let now = store.look(SITE).await?;
+            let hint: PushHint = now.value("push").and_then(|v| serde_json::from_str(v).ok()).unwrap_or_default();
+            if hint.tip.as_ref() == Some(&sha) && !hint.deliveries.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{hint:?}"))
+            }
+        })
+        .await?;
         let tally = visitors.finish().await;
         ensure!(tally.failed == 0, "visitors met {} failures, the first: {:?}", tally.failed, tally.first_failure);
         let answered = tally.answered;
         let note =
             format!("{count} bots flipped; {answered} visits, none failed; purged from the cache: {in_the_cache} ms");
         Ok(Seen { milliseconds, note })
+    }
+
+    /// Who does not know the secret cannot make the content bot look.
+    async fn unsigned_is_refused(&self) -> Result<()> {
+        let bot = &self.content()?.bot;
+        let (accepted, refused) = (bot.metric(PUSHES).await?, bot.metric(PUSHES_REFUSED).await?);
+        let url = format!("{}/push", bot.api_url);
+        let answer = self.http.send(hyper::Method::POST, &url, None, bytes::Bytes::new()).await?;
+        ensure!(answer.status == 401, "an unsigned announcement is answered with {}: {}", answer.status, answer.text);
+        ensure!(bot.metric(PUSHES_REFUSED).await? == refused + 1, "it does not count as refused");
+        ensure!(bot.metric(PUSHES).await? == accepted, "it counts as accepted");
+        Ok(())
     }
 
     /// A link out of the site: nobody serves it, everybody can learn why, and the push that mends it goes live.
@@ -412,6 +446,10 @@ impl Tour {
     /// The login of the database at the edge's port for the primary.
     fn at_the_edge(&self) -> Result<Login> {
         Ok(self.fleet.guestbook().at(self.fleet.edge()?.primary))
+    }
+
+    fn content(&self) -> Result<&ContentBot> {
+        self.fleet.content.first().context("there is a content bot")
     }
 
     fn load(&self) -> Result<&Load> {

@@ -140,9 +140,11 @@ impl<'f> Deeds<'f> {
             | Fault::ServerFrozen
             | Fault::NodeLost
             | Fault::NodeFrozen => self.befall_processes(planned, member)?.then(|| format!("{name}{lasting}")),
-            Fault::EtcdKilled | Fault::EtcdFrozen | Fault::EtcdQuorumLost | Fault::EtcdSlow => {
-                self.befall_etcd(planned).map(|who| format!("{who}{lasting}"))
-            }
+            Fault::EtcdKilled
+            | Fault::EtcdFrozen
+            | Fault::EtcdMemberFrozen
+            | Fault::EtcdQuorumLost
+            | Fault::EtcdSlow => self.befall_etcd(planned).map(|who| format!("{who}{lasting}")),
             Fault::NodeCutOff
             | Fault::NodeCutFromEtcd
             | Fault::NodeCutFromNodes
@@ -229,6 +231,10 @@ impl<'f> Deeds<'f> {
                     }
                 });
                 (String::from("all of it"), Mend::QuickenEtcd(slowing.abort_handle()))
+            }
+            Fault::EtcdMemberFrozen => {
+                etcd.freeze_member(one);
+                (member_name(one), Mend::ThawEtcd)
             }
             _frozen => {
                 etcd.freeze();

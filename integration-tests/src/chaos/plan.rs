@@ -42,6 +42,8 @@ pub enum Fault {
     EtcdKilled,
     /// All of etcd stands still for a while
     EtcdFrozen,
+    /// A member of etcd stands still for a while: its connections stay open, and the others go on
+    EtcdMemberFrozen,
     /// All but one of etcd's members are killed, and started again
     EtcdQuorumLost,
     /// All of etcd answers slowly for a while: it stands still most of the time
@@ -108,7 +110,7 @@ impl Fault {
             Self::BotFrozen | Self::NodeLost => (200, 15_000),
             Self::BotRestarted => (10, 3_000),
             Self::GuardFrozen | Self::ServerFrozen | Self::EtcdKilled | Self::EtcdSlow => (50, 8_000),
-            Self::EtcdFrozen | Self::EtcdQuorumLost | Self::EtcdMemberCutOff => (50, 9_000),
+            Self::EtcdFrozen | Self::EtcdMemberFrozen | Self::EtcdQuorumLost | Self::EtcdMemberCutOff => (50, 9_000),
             Self::NodeFrozen | Self::NodeCutOff | Self::NodeCutFromEtcd | Self::NodeCutFromNodes => (200, 15_000),
             Self::OneWayCut | Self::NodeLossy | Self::DiskFull | Self::DiskSlow => (200, 12_000),
             Self::DiskStalled => (50, 10_000),
@@ -171,6 +173,7 @@ impl Fault {
             | Self::NodeFrozen
             | Self::EtcdKilled
             | Self::EtcdFrozen
+            | Self::EtcdMemberFrozen
             | Self::EtcdQuorumLost
             | Self::EtcdSlow
             | Self::Switchover

@@ -36,6 +36,7 @@ use crate::{
     process::{Program, system_binary},
     store::Store,
     wait::{millis, until},
+    webhook::{self, Moved},
 };
 
 /// How long the fleet may take to come up.
@@ -62,6 +63,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// How long a stage is waited for: a publication may be held up by the round before.
 const STAGE_DEADLINE: Duration = Duration::from_secs(4);
+
+/// In so many rounds somebody must have been killed at each stage: a run that missed one has shown less than it says.
+const ROUNDS_FOR_EVERY_STAGE: usize = 500;
 
 /// How long git may take to read a repository through.
 const GIT_DEADLINE: Duration = Duration::from_secs(60);
@@ -123,6 +127,10 @@ impl Outcome {
         ensure!(*responses_checked > 0, "no response was checked");
         let killed: u64 = kills.values().sum();
         ensure!(killed >= u64::try_from(*rounds).unwrap_or(u64::MAX), "{killed} kills in {rounds} rounds");
+        let missed = Stage::BEFORE_THE_END.into_iter().filter(|stage| !self.kills_by_stage.contains_key(stage));
+        let missed: Vec<Stage> = missed.collect();
+        let enough = *rounds < ROUNDS_FOR_EVERY_STAGE || missed.is_empty();
+        ensure!(enough, "nobody was killed at {missed:?}, in {rounds} rounds");
         Ok(())
     }
 }
@@ -199,8 +207,9 @@ async fn start(fleet: &mut Fleet, board: &Board) -> Result<()> {
     tree.write(&origin)?;
     let sha = origin.push("commit 1").await?;
     board.publish(&sha, 1);
+    let signed = fleet.signed_pushes()?;
     for name in ["content-1", "content-2"] {
-        let mut bot = ContentBot::new(&fleet.place(), SITE, name, &origin.url(), "")?;
+        let mut bot = ContentBot::new(&fleet.place(), SITE, name, &origin.url(), &signed)?;
         bot.bot.start()?;
         fleet.content.push(bot);
     }
@@ -227,7 +236,7 @@ impl Rack<'_> {
         for _ in 0..REHEARSALS {
             let sha = self.commit().await?;
             let began = Instant::now();
-            push(self.fleet.origin()?, &self.doors()).await?;
+            push(self.fleet.origin()?, &self.doors(), &sha, &self.fleet.push_secret).await?;
             self.converge(&sha, CONVERGE_DEADLINE).await?;
             spans.push(began.elapsed());
         }
@@ -256,8 +265,9 @@ impl Rack<'_> {
     async fn round(&mut self, round: &Round) -> Result<(String, String)> {
         let sha = self.commit().await?;
         let (doors, span) = (self.doors(), self.span);
-        let Fleet { content, web, store, origin, .. } = &mut *self.fleet;
+        let Fleet { content, web, store, origin, push_secret, .. } = &mut *self.fleet;
         let (origin, store) = (origin.as_ref().context("a repository")?, &*store);
+        let pushing = push(origin, &doors, &sha, push_secret);
         let killing = async {
             let leader = store.scope(SITE).await?.leader().map(str::to_owned);
             let at = wait(store, &sha, round.moment, span).await;
@@ -282,7 +292,7 @@ impl Rack<'_> {
             }
             Ok::<_, anyhow::Error>(at)
         };
-        let ((), at) = tokio::try_join!(push(origin, &doors), killing)?;
+        let ((), at) = tokio::try_join!(pushing, killing)?;
         for victim in &round.victims {
             let victim = victim.label();
             *self.outcome.kills.entry(victim).or_default() += 1;
@@ -310,11 +320,17 @@ impl Rack<'_> {
     }
 }
 
-/// `git push`, and the webhook to every content bot that lives.
-async fn push(origin: &Origin, doors: &[String]) -> Result<()> {
+/// `git push`, and the signed webhook to every content bot that lives.
+async fn push(origin: &Origin, doors: &[String], sha: &str, secret: &str) -> Result<()> {
     origin.push_branch().await?;
     for door in doors {
-        let _killed = Http::new().send(hyper::Method::POST, door, None, bytes::Bytes::new()).await;
+        let said = webhook::announcement(&Moved::to(sha), secret);
+        let sending = Http::new();
+        match sending.send_with(hyper::Method::POST, door, said.headers(), said.body.clone().into()).await {
+            // A bot that takes no signed word would be found out by its poll alone, and nobody would notice.
+            Ok(answer) => ensure!(answer.status == 202, "{door} answers {}: {}", answer.status, answer.text),
+            Err(_killed) => {}
+        }
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use fleet::{
     Fleet,
     bots::PostgresBot,
     fleet::MAIN,
+    skips::skipped,
     wait::{millis, until},
     writers::{Writers, longest_gap, two_writable},
 };
@@ -27,7 +28,7 @@ const STEP: Duration = Duration::from_secs(60);
 async fn a_machine_that_stands_still_is_reset_before_another_leads() -> Result<()> {
     let mut fleet = Fleet::with_etcd(1).await?;
     let Some(device) = Device::new(&fleet.scratch.path().join("watchdog"))? else {
-        eprintln!("SKIPPED a_machine_that_stands_still_is_reset_before_another_leads: only root can mount a device");
+        skipped("a_machine_that_stands_still_is_reset_before_another_leads", "only root can mount a device");
         return fleet.stop().await;
     };
     add(&mut fleet, "pg-1", "required", device.path())?;
@@ -122,7 +123,7 @@ async fn who_must_have_a_device_and_has_none_does_not_lead() -> Result<()> {
 async fn a_device_that_waits_too_long_is_closed_again() -> Result<()> {
     let mut fleet = Fleet::with_etcd(1).await?;
     let Some(device) = Device::new(&fleet.scratch.path().join("watchdog"))? else {
-        eprintln!("SKIPPED a_device_that_waits_too_long_is_closed_again: only root can mount a device");
+        skipped("a_device_that_waits_too_long_is_closed_again", "only root can mount a device");
         return fleet.stop().await;
     };
     device.insist(4);

@@ -24,4 +24,7 @@ pub use postgres::{
 };
 pub use sync::SyncRecord;
 pub use time::{rfc3339_from_unix_ms, unix_ms_from_rfc3339};
-pub use web::{DATABASE_FAILS_OVER, LoadChange, LoadHistory, LoadMessage, Refused, WebFacts, WebLoad};
+pub use web::{
+    ACTIONS_PER_HOUR_MAX, DATABASE_FAILS_OVER, LoadChange, LoadHistory, LoadMessage, Refused, SLOTS_MAX, WebFacts,
+    WebLoad,
+};

@@ -2,6 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The most load messages that a scope can have, and so the most bots that serve: the keys count with four digits, and more bots
+/// than this in one scope would crowd the store with figures.
+pub const SLOTS_MAX: u32 = 1_000;
+
+/// How many changes of the number of load messages may be made within an hour. Whatever the figures say, a scaler that wants more
+/// than one a minute is swinging, or somebody works against it: it stops and says so.
+pub const ACTIONS_PER_HOUR_MAX: usize = 60;
+
 /// A `load/<slot>` key: one place in the serving set that wants a bot.
 ///
 /// The scope's leader writes it when load asks for one more bot and deletes it when load is gone. An idle bot claims it

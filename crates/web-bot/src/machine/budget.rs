@@ -4,17 +4,14 @@
 //! Its times are wall time, the only one that leaders share. A clock that is wrong by so much that an action seems to lie
 //! more than an hour ahead or behind renews the budget; nothing else depends on it.
 
+pub use bots_core::wire::ACTIONS_PER_HOUR_MAX;
 use bots_core::{
     dcs::{Compare, Revision, Scope, View, Write},
     machine::Span,
     wire::{LoadChange, LoadHistory},
 };
 
-/// How many changes may be made within an hour. Whatever the figures say, a scaler that wants more than one a minute is
-/// swinging, or somebody works against it: it stops and says so.
-pub const ACTIONS_PER_HOUR_MAX: usize = 60;
-
-/// How many of them may lower the count. Every rise beyond the maximum needs a fall before it, so bounding the falls
+/// How many of the changes within an hour may lower the count. Every rise beyond the maximum needs a fall before it, so bounding the falls
 /// bounds the swing, and a rise is never refused for want of budget that falls have used up.
 pub const SCALE_INS_PER_HOUR_MAX: usize = 30;
 

@@ -3,15 +3,12 @@
 
 use std::collections::BTreeMap;
 
+pub use bots_core::wire::SLOTS_MAX;
 use bots_core::{
     dcs::{Scope, View},
     machine::Span,
 };
 use serde::{Deserialize, Serialize};
-
-/// The most load messages that a scope can have: the keys count with four digits, and more bots than this in one scope
-/// would crowd the store with figures.
-pub const SLOTS_MAX: u32 = 1_000;
 
 /// How a bot answers requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -29,8 +29,9 @@ const ATTEMPT_DEADLINE: Duration = Duration::from_secs(2);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections at once: a database has few to give, and visitors wait for one rather than making more.
-const CONNECTIONS_MAX: usize = 6;
+/// Connections at once: a database has few to give, and visitors wait for one rather than making more. Web bots are told the same by
+/// `database.connections_per_bot`.
+const CONNECTIONS_MAX: usize = 5;
 
 /// How many entries the page shows.
 const SHOWN_MAX: i64 = 100;
