@@ -18,7 +18,7 @@ fn good() -> Value {
         "web": {
             "listen": "127.0.0.1:8080", "connect_url": "http://127.0.0.1:8080", "mode": "app", "command": ["/bin/true"],
             "app_start_timeout_s": 30, "drain_timeout_s": 30, "health_path": "/health", "health_interval_s": 5,
-            "app_answer_timeout_s": 9, "trusted_proxies": ["10.0.0.0/8"],
+            "app_answer_timeout_s": 9, "hold_timeout_s": 9, "hold_max": 9, "body_max_bytes": 999, "trusted_proxies": ["10.0.0.0/8"],
         },
         "content": {"scope": "site", "path_in_repo": "public", "size_max_bytes": 1000},
         "database": {"scope": "main", "dbname": "d", "username": "u", "password_file": FILE,

@@ -56,7 +56,16 @@ pub(crate) struct Recipe {
 pub(crate) struct DatabaseLogin {
     pub(crate) dbname: String,
     pub(crate) username: String,
-    pub(crate) password: Option<Secret>,
+    pub(crate) password: Password,
+}
+
+/// What the account shows of itself.
+#[derive(Debug, Clone)]
+pub(crate) enum Password {
+    None,
+    Given(Secret),
+    /// Read at each start of an instance: one that is rotated reaches the next.
+    File(PathBuf),
 }
 
 /// What differs from instance to instance.
@@ -150,7 +159,8 @@ impl Apps {
             .env("CONTENT_DIR", &launch.content_dir)
             .env("CDN_URL", launch.cdn_url.as_deref().unwrap_or_default());
         if let Some(login) = &self.recipe.database {
-            program = program.env("DATABASE_URL", database_url(login, &launch.database_hosts));
+            let url = database_url(login, &launch.database_hosts).map_err(std::io::Error::other)?;
+            program = program.env("DATABASE_URL", url);
         }
         let backend = Backend { port, sha: launch.sha.clone(), meter: Meter::new() };
         Ok((program.spawn()?, Arc::new(backend)))
@@ -261,14 +271,24 @@ async fn ask(url: &str) -> Result<(), String> {
 }
 
 /// One URL for all hosts: clients try them in turn until one takes writes.
-fn database_url(login: &DatabaseLogin, hosts: &[String]) -> String {
-    let password = login.password.as_ref().map_or_else(String::new, |p| format!(":{}", encoded(p.expose())));
-    format!(
+///
+/// # Errors
+/// One line: the file with the password cannot be read.
+fn database_url(login: &DatabaseLogin, hosts: &[String]) -> Result<String, String> {
+    let shown = |password: &Secret| format!(":{}", encoded(password.expose()));
+    let password = match &login.password {
+        Password::None => String::new(),
+        Password::Given(password) => shown(password),
+        Password::File(path) => {
+            shown(&Secret::from_file(path).map_err(|error| format!("database.password_file: {error}"))?)
+        }
+    };
+    Ok(format!(
         "postgresql://{}{password}@{}/{}?target_session_attrs=read-write&connect_timeout={CONNECT_TIMEOUT_S}",
         encoded(&login.username),
         hosts.join(","),
         encoded(&login.dbname),
-    )
+    ))
 }
 
 fn encoded(text: &str) -> String {
@@ -288,13 +308,48 @@ mod tests {
         let login = DatabaseLogin {
             dbname: String::from("guest book"),
             username: String::from("web"),
-            password: Some(Secret::new("p@ss:/?#é")),
+            password: Password::Given(Secret::new("p@ss:/?#é")),
         };
         let hosts = [String::from("10.0.0.1:5432"), String::from("10.0.0.2:5433")];
         assert_eq!(
-            database_url(&login, &hosts),
-            "postgresql://web:p%40ss%3A%2F%3F%23%C3%A9@10.0.0.1:5432,10.0.0.2:5433/guest%20book\
-             ?target_session_attrs=read-write&connect_timeout=2"
+            database_url(&login, &hosts).as_deref(),
+            Ok("postgresql://web:p%40ss%3A%2F%3F%23%C3%A9@10.0.0.1:5432,10.0.0.2:5433/guest%20book\
+             ?target_session_attrs=read-write&connect_timeout=2")
         );
+    }
+
+    #[tokio::test]
+    async fn a_rotated_password_reaches_the_next_instance() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (secret, seen) = (dir.path().join("secret"), dir.path().join("seen"));
+        let login = DatabaseLogin {
+            dbname: String::from("d"),
+            username: String::from("u"),
+            password: Password::File(secret.clone()),
+        };
+        let recipe = Recipe {
+            command: ["/bin/sh", "-c", "printf %s \"$DATABASE_URL\" >\"$CONTENT_DIR/seen\""].map(String::from).to_vec(),
+            health_path: String::from("/"),
+            health_interval: HEALTH_INTERVAL,
+            database: Some(login),
+        };
+        let apps = Apps::new(recipe, bots_core::shell::runtime::queue().0);
+        let launch = Launch {
+            instance: 1,
+            sha: String::from("aaaa"),
+            content_dir: dir.path().to_owned(),
+            database_hosts: vec![String::from("h:1")],
+            cdn_url: None,
+        };
+        for password in ["first", "second"] {
+            std::fs::write(&secret, format!("{password}\n")).expect("write");
+            let (mut running, _backend) = apps.spawn(&launch).expect("started");
+            running.ended().await.expect("its end");
+            let url = std::fs::read_to_string(&seen).expect("what it saw");
+            assert!(url.starts_with(&format!("postgresql://u:{password}@h:1/d?")), "{url}");
+        }
+        std::fs::remove_file(&secret).expect("remove");
+        let error = apps.spawn(&launch).err().expect("not started").to_string();
+        assert!(error.contains("database.password_file") && !error.contains('\n'), "{error}");
     }
 }

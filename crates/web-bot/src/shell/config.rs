@@ -72,6 +72,15 @@ pub struct Web {
     /// How long the app may take to begin an answer.
     #[serde(default = "app_answer_timeout_s")]
     pub app_answer_timeout_s: u64,
+    /// How long a request waits for an app that is about to be there.
+    #[serde(default = "hold_timeout_s")]
+    pub hold_timeout_s: u64,
+    /// How many requests wait so at once.
+    #[serde(default = "hold_max")]
+    pub hold_max: u32,
+    /// The largest body of a request that is passed to the app.
+    #[serde(default = "body_max_bytes")]
+    pub body_max_bytes: u64,
     /// Whose word about the client, its host and its protocol is believed (`X-Forwarded-For`, `-Host`, `-Proto`).
     #[serde(default = "Networks::loopback")]
     pub trusted_proxies: Networks,
@@ -167,6 +176,7 @@ impl WebConfig {
             ));
         }
         self.tls_listen()?;
+        // Read again at each start of the app; what cannot be read now is said now.
         self.database_password()?;
         self.site_path()?;
         let scope =
@@ -189,6 +199,11 @@ impl WebConfig {
         if !self.web.health_path.starts_with('/') {
             return Err(format!("web.health_path is `{}`: begin it with a slash", self.web.health_path));
         }
+        if self.web.hold_max == 0 {
+            return Err(String::from(
+                "web.hold_max is 0: use 1 or more, or web.hold_timeout_s: 0 if no request shall wait",
+            ));
+        }
         if let Some(fault) = self.scaling.fault() {
             return Err(fault);
         }
@@ -198,6 +213,7 @@ impl WebConfig {
             ("web.app_start_timeout_s", self.web.app_start_timeout_s, 1),
             ("web.app_answer_timeout_s", self.web.app_answer_timeout_s, 1),
             ("web.drain_timeout_s", self.web.drain_timeout_s, 0),
+            ("web.hold_timeout_s", self.web.hold_timeout_s, 0),
         ];
         for (field, value, min) in bounded {
             if !(min..=TIMEOUT_S_MAX).contains(&value) {
@@ -315,6 +331,20 @@ const fn app_answer_timeout_s() -> u64 {
     60
 }
 
+/// As long as a restart of a quick app takes; clients and proxies give up after more.
+const fn hold_timeout_s() -> u64 {
+    10
+}
+
+/// Each that waits costs a connection and some kilobytes.
+const fn hold_max() -> u32 {
+    1_024
+}
+
+const fn body_max_bytes() -> u64 {
+    64 * 1024 * 1024
+}
+
 const fn memory_max_bytes() -> u64 {
     256 * 1024 * 1024
 }
@@ -356,6 +386,8 @@ mod tests {
         };
         check("mode: static", "mode: app", "web.command");
         check("mode: static", "mode: fast", "web.mode");
+        check("mode: static", "mode: static, hold_max: 0", "web.hold_max");
+        check("mode: static", "mode: static, hold_timeout_s: 10000", "web.hold_timeout_s");
         check("localhost:0", "nowhere", "web.listen");
         check("localhost:0", "0.0.0.0:8080", "web.connect_url");
         check("localhost:0", "*:8080", "web.connect_url");

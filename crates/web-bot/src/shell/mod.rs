@@ -22,9 +22,9 @@ use bots_core::{
 
 pub use self::config::WebConfig;
 use self::{
-    app::{Apps, DatabaseLogin, Launch, Recipe},
+    app::{Apps, DatabaseLogin, Launch, Password, Recipe},
     content::{ContentError, Library, Shelving, Wanted},
-    plane::{Doors, Plane, Target, TlsFiles},
+    plane::{Doors, Hold, Plane, Target, TlsFiles},
 };
 use crate::machine::{Action, Event, Role, Route, State, WebMachine};
 
@@ -80,7 +80,7 @@ impl Bot for WebBot {
             command: config.web.command.clone(),
             health_path: config.web.health_path.clone(),
             health_interval: Duration::from_secs(config.web.health_interval_s),
-            database: login(&config).map_err(Exit::usage)?,
+            database: login(&config),
         };
         let apps = Apps::new(recipe, events.clone());
         let stalls = context
@@ -106,7 +106,12 @@ fn doors(config: &WebConfig) -> Result<Doors, Exit> {
     };
     let app_answer_timeout = Duration::from_secs(config.web.app_answer_timeout_s);
     let (access_log, trusted) = (config.web.access_log.clone(), config.web.trusted_proxies.clone());
-    Ok(Doors { plain, tls, access_log, app_answer_timeout, trusted, patience: CLIENT_PATIENCE })
+    let hold = Hold {
+        timeout: Duration::from_secs(config.web.hold_timeout_s),
+        requests_max: usize::try_from(config.web.hold_max).unwrap_or(usize::MAX),
+    };
+    let body_max = usize::try_from(config.web.body_max_bytes).unwrap_or(usize::MAX);
+    Ok(Doors { plain, tls, access_log, app_answer_timeout, trusted, patience: CLIENT_PATIENCE, hold, body_max })
 }
 
 fn bind(field: &str, listen: SocketAddr) -> Result<TcpListener, Exit> {
@@ -118,13 +123,16 @@ fn bind(field: &str, listen: SocketAddr) -> Result<TcpListener, Exit> {
     })
 }
 
-fn login(config: &WebConfig) -> Result<Option<DatabaseLogin>, String> {
-    let password = config.database_password()?;
-    Ok(config.database.as_ref().map(|database| DatabaseLogin {
+fn login(config: &WebConfig) -> Option<DatabaseLogin> {
+    config.database.as_ref().map(|database| DatabaseLogin {
         dbname: database.dbname.clone(),
         username: database.username.clone(),
-        password,
-    }))
+        password: match (&database.password, &database.password_file) {
+            (_, Some(file)) => Password::File(file.clone()),
+            (Some(password), None) => Password::Given(password.clone()),
+            (None, None) => Password::None,
+        },
+    })
 }
 
 /// `GET /load`: how busy the bot is.

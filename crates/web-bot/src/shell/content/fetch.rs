@@ -2,16 +2,21 @@
 
 use std::{cell::Cell, fs, io::Write, path::Path, time::Duration};
 
-use bots_core::{
-    machine::Span,
-    shell::{Clock, http},
-};
+use bots_core::{machine::Span, shell::Clock};
+use bytes::Bytes;
 use git2::{FetchOptions, Indexer, Oid, RemoteCallbacks, Repository};
+use http_body_util::{BodyExt, Empty};
+use hyper::{StatusCode, Uri};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use tokio::sync::mpsc;
 
 use super::{ContentError, blocking, store};
 
 /// How long one source may take. A content bot is near; an origin that is slower than this is tried again later.
 const SOURCE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Parts of a pack between the network and the disk: a few, for who is slower has the other one wait.
+const PARTS_MAX: usize = 16;
 
 /// A commit to get, and where.
 #[derive(Debug, Clone)]
@@ -52,25 +57,53 @@ async fn from_pack(
     size_max: u64,
     site: &[String],
 ) -> Result<(), ContentError> {
-    let limit = usize::try_from(size_max).unwrap_or(usize::MAX);
-    let (method, headers) = (hyper::Method::GET, hyper::HeaderMap::new());
-    let answer = http::request(method, url, headers, bytes::Bytes::new(), SOURCE_DEADLINE, limit).await;
-    let answer = answer.map_err(|e| ContentError::Fetch(anyhow::Error::new(e).root_cause().to_string()))?;
-    if answer.status != 200 {
-        return Err(ContentError::Fetch(format!("it answers {}", answer.status)));
-    }
+    let (sender, mut parts) = mpsc::channel::<Bytes>(PARTS_MAX);
+    let downloading = tokio::time::timeout(SOURCE_DEADLINE, download(url, size_max, sender));
     let (draft, sha, site) = (draft.to_owned(), wanted.sha.clone(), site.to_vec());
-    blocking(move || {
+    let indexing = blocking(move || {
         let repository = fresh(&draft)?;
         let packs = repository.path().join("objects/pack");
         fs::create_dir_all(&packs).map_err(ContentError::disk("make the folder", &packs))?;
         // No check of connectivity: the commit's parents are not in the pack. The tree is walked instead.
         let mut indexer = Indexer::new(None, &packs, 0, false)?;
-        indexer.write_all(&answer.body).map_err(|e| ContentError::Unsound(format!("the pack is damaged: {e}")))?;
+        while let Some(part) = parts.blocking_recv() {
+            indexer.write_all(&part).map_err(|e| ContentError::Unsound(format!("the pack is damaged: {e}")))?;
+        }
         indexer.commit()?;
         store::verify(repository.path(), &sha, &site, size_max)
-    })
-    .await
+    });
+    let (downloaded, indexed) = tokio::join!(downloading, indexing);
+    // What breaks off on its way does not come whole either: the cause is told.
+    downloaded.map_err(|_elapsed| ContentError::Fetch(format!("no pack within {SOURCE_DEADLINE:?}")))??;
+    indexed
+}
+
+/// Hands a pack over as it comes, so that it is never in memory as a whole.
+async fn download(url: &str, size_max: u64, parts: mpsc::Sender<Bytes>) -> Result<(), ContentError> {
+    let url = url.parse::<Uri>().map_err(failed)?;
+    let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let answer = client.get(url).await.map_err(failed)?;
+    if answer.status() != StatusCode::OK {
+        return Err(ContentError::Fetch(format!("it answers {}", answer.status().as_u16())));
+    }
+    let (mut body, mut left) = (answer.into_body(), size_max);
+    while let Some(frame) = body.frame().await {
+        let Ok(part) = frame.map_err(failed)?.into_data() else { continue };
+        left = left.checked_sub(u64::try_from(part.len()).unwrap_or(u64::MAX)).ok_or_else(|| {
+            ContentError::Fetch(String::from(
+                "the pack is larger than content.size_max_bytes: raise it or shrink the site",
+            ))
+        })?;
+        if parts.send(part).await.is_err() {
+            // Whoever takes it has had enough, and says why.
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn failed(error: impl Into<anyhow::Error>) -> ContentError {
+    ContentError::Fetch(error.into().root_cause().to_string())
 }
 
 async fn from_origin(wanted: Wanted, draft: &Path, size_max: u64, site: &[String]) -> Result<(), ContentError> {
@@ -81,15 +114,9 @@ async fn from_origin(wanted: Wanted, draft: &Path, size_max: u64, site: &[String
     blocking(move || {
         let repository = fresh(&draft)?;
         let reference = &wanted.reference;
-        // The commit itself, if the server gives it by its name; else all that the branch or tag leads to.
-        let refspecs = [
-            (format!("+{}:refs/bots/wanted", wanted.sha), 1),
-            (format!("+refs/heads/{reference}:refs/bots/wanted"), 0),
-            (format!("+refs/tags/{reference}:refs/bots/wanted"), 0),
-        ];
         let id = Oid::from_str(&wanted.sha)?;
         let mut last = None;
-        for (refspec, depth) in refspecs {
+        for (refspec, depth) in refspecs(&wanted.sha, reference) {
             match pull(&repository, &wanted.origin, &refspec, depth, size_max) {
                 Ok(()) if repository.find_commit(id).is_ok() => {
                     return store::verify_alone(repository.path(), &wanted.sha, &site, size_max);
@@ -104,6 +131,22 @@ async fn from_origin(wanted: Wanted, draft: &Path, size_max: u64, site: &[String
         ))
     })
     .await
+}
+
+/// What the origin is asked for, and how deep: the commit itself, if the server gives it by its name; else all that its reference
+/// leads to, which is whatever the content bot's `git.ref` may be.
+fn refspecs(sha: &str, reference: &str) -> Vec<(String, i32)> {
+    let by_reference = match reference {
+        full if full == "HEAD" || full.starts_with("refs/") => vec![format!("+{full}:refs/bots/wanted")],
+        // Which tag fits is the content bot's to know.
+        range if range.starts_with("semver:") => vec![String::from("+refs/tags/*:refs/bots/tags/*")],
+        pinned if Oid::from_str(pinned).is_ok() && pinned.len() == sha.len() => {
+            vec![String::from("+refs/heads/*:refs/bots/heads/*"), String::from("+refs/tags/*:refs/bots/tags/*")]
+        }
+        name => vec![format!("+refs/heads/{name}:refs/bots/wanted"), format!("+refs/tags/{name}:refs/bots/wanted")],
+    };
+    let whole = by_reference.into_iter().map(|refspec| (refspec, 0));
+    [(format!("+{sha}:refs/bots/wanted"), 1)].into_iter().chain(whole).collect()
 }
 
 fn pull(repository: &Repository, origin: &str, refspec: &str, depth: i32, size_max: u64) -> Result<(), git2::Error> {

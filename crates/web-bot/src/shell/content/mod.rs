@@ -5,6 +5,7 @@
 //! files, for apps. Both appear under their name by one rename, whole and verified, or not at all.
 
 mod fetch;
+mod links;
 mod store;
 
 use std::{

@@ -136,6 +136,150 @@ async fn apps_get_files_and_no_links() {
     assert_eq!(fs::metadata(files.join("run.sh")).expect("program").permissions().mode() & 0o111, 0o111);
 }
 
+/// Writes files, links and folders, named by their paths, into a tree.
+fn tree(repository: &Repository, files: &[(&str, &str, i32)]) -> Oid {
+    let mut update = git2::build::TreeUpdateBuilder::new();
+    for (path, text, mode) in files {
+        let mode = if *mode == LINK { git2::FileMode::Link } else { git2::FileMode::Blob };
+        update.upsert(path.as_bytes(), repository.blob(text.as_bytes()).expect("blob"), mode);
+    }
+    let empty = repository.treebuilder(None).expect("tree").write().expect("write");
+    update.create_updated(repository, &repository.find_tree(empty).expect("tree")).expect("a tree")
+}
+
+const FILE: i32 = 0o100_644;
+const LINK: i32 = 0o120_000;
+
+#[tokio::test]
+async fn a_link_is_what_it_leads_to_in_the_site_and_nothing_else() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let repository = Repository::init_bare(dir.path()).expect("init");
+    let id = tree(
+        &repository,
+        &[
+            ("secret.txt", "secret", FILE),
+            ("site/page.txt", "page", FILE),
+            ("site/a/b/deep.txt", "deep", FILE),
+            ("site/a/b/up.txt", "../../page.txt", LINK),
+            ("site/near.txt", "./page.txt", LINK),
+            ("site/twice.txt", "near.txt", LINK),
+            ("site/folder", "a/b", LINK),
+            ("site/through.txt", "folder/deep.txt", LINK),
+            // As the kernel sees it: above the folder that the link leads to.
+            ("site/above.txt", "folder/../../page.txt", LINK),
+            ("site/a/again", "../c", LINK),
+            ("site/c/file.txt", "c", FILE),
+            ("site/c/circle", "../a", LINK),
+            ("site/out.txt", "../secret.txt", LINK),
+            ("site/far.txt", "/etc/passwd", LINK),
+            ("site/nowhere.txt", "missing.txt", LINK),
+            ("site/below.txt", "page.txt/x", LINK),
+            ("site/one.txt", "other.txt", LINK),
+            ("site/other.txt", "one.txt", LINK),
+            ("site/self", ".", LINK),
+            ("site/a/root", "..", LINK),
+        ],
+    );
+    let who = Signature::new("a", "a@example.org", &git2::Time::new(0, 0)).expect("signature");
+    let id = repository.find_tree(id).expect("tree");
+    let sha = repository.commit(Some("refs/heads/main"), &who, &who, "words", &id, &[]).expect("commit").to_string();
+    let origin = Origin { dir, sha };
+    let there = [
+        ("page.txt", "page"),
+        ("near.txt", "page"),
+        ("twice.txt", "page"),
+        ("through.txt", "deep"),
+        ("above.txt", "page"),
+        ("folder/deep.txt", "deep"),
+        ("folder/up.txt", "page"),
+        ("a/b/up.txt", "page"),
+        ("a/again/file.txt", "c"),
+        ("c/circle/b/deep.txt", "deep"),
+    ];
+    let not_there = [
+        "out.txt",
+        "far.txt",
+        "nowhere.txt",
+        "below.txt",
+        "one.txt",
+        "self",
+        "a/root",
+        "a/again/circle",
+        "c/circle/again",
+    ];
+    let data = tempfile::tempdir().expect("a folder");
+    for mode in [Mode::Static, Mode::App] {
+        let library = Library::open(data.path(), shelving(mode, &["site"], 1 << 20)).expect("open");
+        library.prepare(origin.wanted()).await.expect("prepared");
+        let blob = |text: &str| repository.blob(text.as_bytes()).expect("blob").to_string();
+        // The entity tag is the blob's id.
+        let found = |path: &str| match mode {
+            Mode::App => fs::read_to_string(library.files_of(&origin.sha).join(path)).ok().map(|text| blob(&text)),
+            Mode::Static => {
+                let site = library.site_of(&origin.sha).expect("in memory");
+                let path = format!("/{path}").parse().expect("a path");
+                let answer = site.answer(&hyper::Method::GET, &path, &hyper::HeaderMap::new());
+                let tag = answer.headers().get("etag").filter(|_| answer.status() == 200);
+                tag.map(|tag| tag.to_str().expect("ascii").trim_matches('"').to_owned())
+            }
+        };
+        for (path, text) in there {
+            assert_eq!(found(path), Some(blob(text)), "{mode:?} {path}");
+        }
+        for path in not_there {
+            assert_eq!(found(path), None, "{mode:?} {path}");
+        }
+    }
+    let work = data.path().join("work").join(&origin.sha);
+    assert!(fs::symlink_metadata(work.join("folder")).expect("there").is_dir(), "an app sees files and folders only");
+    for path in not_there {
+        assert!(fs::symlink_metadata(work.join(path)).is_err(), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn folders_without_end_are_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let repository = Repository::init_bare(dir.path()).expect("init");
+    // Ten folders in ten folders in ten, and so on, of a few hundred bytes each, and no file at all.
+    let mut id = repository.treebuilder(None).expect("tree").write().expect("write");
+    for _level in 0..20 {
+        let mut builder = repository.treebuilder(None).expect("tree");
+        for name in 0..10 {
+            builder.insert(name.to_string(), id, 0o040_000).expect("insert");
+        }
+        id = builder.write().expect("write");
+    }
+    let who = Signature::new("a", "a@example.org", &git2::Time::new(0, 0)).expect("signature");
+    let id = repository.find_tree(id).expect("tree");
+    let sha = repository.commit(Some("refs/heads/main"), &who, &who, "words", &id, &[]).expect("commit").to_string();
+    let (origin, data) = (Origin { dir, sha }, tempfile::tempdir().expect("a folder"));
+    let error = library(data.path(), Mode::App).prepare(origin.wanted()).await.expect_err("refused");
+    assert!(matches!(&error, ContentError::Refused(why) if why.contains("folders and links")), "{error:?}");
+}
+
+/// The origin here gives no commit by its name: the reference has to lead to it.
+#[tokio::test]
+async fn the_origin_is_asked_for_whatever_the_reference_may_be() {
+    let origin = origin();
+    let repository = Repository::open_bare(origin.dir.path()).expect("open");
+    repository.set_head("refs/heads/main").expect("set");
+    let commit = repository.find_commit(origin.sha.parse().expect("sha")).expect("commit");
+    let who = commit.author();
+    repository.tag("v1.2.3", commit.as_object(), &who, "words", false).expect("tag");
+    for reference in
+        ["main", "HEAD", "refs/heads/main", "refs/tags/v1.2.3", "v1.2.3", "semver:^1.2", origin.sha.as_str()]
+    {
+        let dir = tempfile::tempdir().expect("a folder");
+        let library = library(dir.path(), Mode::Static);
+        let wanted = Wanted { reference: reference.to_owned(), ..origin.wanted() };
+        library.prepare(wanted).await.unwrap_or_else(|error| panic!("{reference}: {error}"));
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let wanted = Wanted { reference: String::from("other"), ..origin.wanted() };
+    assert!(library(dir.path(), Mode::Static).prepare(wanted).await.is_err(), "nothing else leads to it");
+}
+
 #[tokio::test]
 async fn submodules_come_in_the_pack_or_the_commit_does_not_come() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -36,7 +36,7 @@ use self::{
     log::{AccessLog, MaybeLog},
     serve::Counters,
     tls::Keys,
-    workers::Workers,
+    workers::{Workers, ask_silent_peers},
 };
 pub(crate) use self::{
     meter::{InFlight, Meter},
@@ -99,6 +99,8 @@ struct Shared {
     log: MaybeLog,
     trusted: Networks,
     patience: Duration,
+    hold: Hold,
+    body_max: usize,
     /// Requests that wait for a route.
     held: AtomicUsize,
     /// Open connections, to be closed when the last answers are sent.
@@ -119,6 +121,17 @@ pub(crate) struct Doors {
     pub(crate) trusted: Networks,
     /// How long a client may take to send the head of its next request, and to read something of what is sent to it.
     pub(crate) patience: Duration,
+    /// What waits for an app that is about to be there.
+    pub(crate) hold: Hold,
+    /// The largest body that is passed to the app, in bytes.
+    pub(crate) body_max: usize,
+}
+
+/// How long a request waits for an app that is about to be there, and how many may wait.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hold {
+    pub(crate) timeout: Duration,
+    pub(crate) requests_max: usize,
 }
 
 impl Plane {
@@ -156,6 +169,8 @@ impl Plane {
             log,
             trusted: doors.trusted,
             patience: doors.patience,
+            hold: doors.hold,
+            body_max: doors.body_max,
             held: AtomicUsize::new(0),
             connections: Mutex::new(watch::Sender::new(())),
         });
@@ -167,6 +182,7 @@ impl Plane {
         for (listener, secure) in [(Some(doors.plain), false), (secure, true)] {
             let Some(listener) = listener else { continue };
             listener.set_nonblocking(true).map_err(failed)?;
+            ask_silent_peers(&listener).map_err(failed)?;
             let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
             runtime.spawn(Arc::clone(&workers).accept(listener, secure));
         }

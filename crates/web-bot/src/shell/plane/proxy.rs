@@ -19,7 +19,7 @@ use hyper_util::{
 };
 
 use super::{
-    Backend, InFlight,
+    Backend, InFlight, Shared,
     answer::Answer,
     serve::Entered,
     upload::{Awaited, BrokenOff, Progress, Upload},
@@ -28,9 +28,6 @@ use super::{
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
-
-/// The largest body that is passed to the app.
-const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The app is on this machine: a connection takes microseconds, or nobody listens.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -161,6 +158,9 @@ impl Worker {
         if head.method == Method::CONNECT {
             return self.trouble(StatusCode::METHOD_NOT_ALLOWED, "this is not a forward proxy\n", in_flight);
         }
+        if is_ambiguous(&head.headers) {
+            return self.trouble(StatusCode::BAD_REQUEST, "the request has two lengths or two hosts\n", in_flight);
+        }
         if let Some((to, client_end)) = upgrade {
             return self.tunnel(head, body, client, (to, client_end), in_flight, first).await;
         }
@@ -173,7 +173,7 @@ impl Worker {
             let body = if safe { None } else { body.take() };
             let progress = Progress::begin();
             let body = body.map(|body| Upload::new(body, progress.clone()));
-            let Some(outgoing) = outgoing(&head, body, &backend, client, &self.shared.trusted) else {
+            let Some(outgoing) = outgoing(&head, body, &backend, client, &self.shared) else {
                 return self.trouble(StatusCode::BAD_REQUEST, "the address of the request cannot be used\n", in_flight);
             };
             match self.proxy.send(outgoing, progress).await {
@@ -219,7 +219,7 @@ impl Worker {
     ) -> Response<Answer> {
         let (version, progress) = (head.version, Progress::begin());
         let body = Upload::new(body, progress.clone());
-        let Some(mut outgoing) = outgoing(&head, Some(body), &backend, client, &self.shared.trusted) else {
+        let Some(mut outgoing) = outgoing(&head, Some(body), &backend, client, &self.shared) else {
             return self.trouble(StatusCode::BAD_REQUEST, "the address of the request cannot be used\n", in_flight);
         };
         outgoing.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -272,7 +272,7 @@ impl Failure {
             }
             Self::BrokenOff => (StatusCode::BAD_REQUEST, "the request broke off\n"),
             Self::Stalled => (StatusCode::REQUEST_TIMEOUT, "the request did not go on in time\n"),
-            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the request is larger than 64 MiB\n"),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the body of the request is too large\n"),
             Self::Late => (StatusCode::GATEWAY_TIMEOUT, "the app did not answer in time: it may have acted or not\n"),
         }
     }
@@ -284,20 +284,26 @@ fn outgoing(
     body: Option<Upload>,
     backend: &Backend,
     client: Asker,
-    trusted: &Networks,
+    shared: &Shared,
 ) -> Option<Request<RequestBody>> {
     let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let uri = Uri::builder().scheme("http").authority(format!("127.0.0.1:{}", backend.port)).path_and_query(path);
     let body = match body {
-        Some(body) => Limited::new(body, BODY_BYTES_MAX).boxed_unsync(),
+        Some(body) => Limited::new(body, shared.body_max).boxed_unsync(),
         None => Empty::new().map_err(|never| match never {}).boxed_unsync(),
     };
     let mut request = Request::new(body);
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = uri.build().ok()?;
     *request.version_mut() = Version::HTTP_11;
-    *request.headers_mut() = outgoing_headers(&head.headers, &head.uri, client, trusted);
+    *request.headers_mut() = outgoing_headers(&head.headers, &head.uri, client, &shared.trusted);
     Some(request)
+}
+
+/// Two lengths or two hosts, of which the app might see the other one. HTTP/2 knows where a request ends without its length, and
+/// the host from elsewhere: there, nobody has looked at the second.
+fn is_ambiguous(headers: &HeaderMap) -> bool {
+    [header::CONTENT_LENGTH, header::HOST].iter().any(|name| headers.get_all(name).iter().nth(1).is_some())
 }
 
 fn outgoing_headers(received: &HeaderMap, uri: &Uri, client: Asker, trusted: &Networks) -> HeaderMap {

@@ -1,9 +1,6 @@
 //! Requests: follow the route, mark every answer with commit and name.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use bots_core::shell::Metrics;
 use bytes::Bytes;
@@ -23,10 +20,6 @@ use super::{
     site,
     workers::{Client, HEAD_BYTES_MAX, Worker},
 };
-
-/// How long a request waits for an app that is about to be there, and how many may wait.
-const HOLD_MAX: Duration = Duration::from_secs(10);
-const HELD_MAX: usize = 1_024;
 
 /// Says which commit an answer is from.
 pub(super) const REVISION_HEADER: HeaderName = HeaderName::from_static("x-bots-revision");
@@ -126,12 +119,12 @@ impl Worker {
     /// Follows the route, waiting while it says so.
     pub(super) async fn enter(&self) -> Entered {
         let waking = || Entered::Refused { state: String::from("waking") };
-        let held = Held::begin(&self.shared);
-        if held.others >= HELD_MAX {
+        let (hold, held) = (self.shared.hold, Held::begin(&self.shared));
+        if held.others >= hold.requests_max {
             return waking();
         }
         let mut route = self.shared.route.subscribe();
-        let waited = tokio::time::timeout(HOLD_MAX, route.wait_for(|target| !matches!(target, Target::Hold))).await;
+        let waited = tokio::time::timeout(hold.timeout, route.wait_for(|target| !matches!(target, Target::Hold))).await;
         match waited {
             // The lock of the route is held: when a new one is set, whoever follows the old one is counted already.
             Ok(Ok(target)) => follow(&target).unwrap_or_else(waking),

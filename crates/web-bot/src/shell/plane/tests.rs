@@ -2,7 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener as StdListener},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::{Backend, Doors, Meter, Plane, SiteBuilder, Target, TlsFiles, Vault};
+use super::{Backend, Doors, Hold, Meter, Plane, SiteBuilder, Target, TlsFiles, Vault};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -28,8 +28,20 @@ fn stand(app_answer_timeout: Duration) -> Stand {
 }
 
 fn stand_with(app_answer_timeout: Duration, patience: Duration, tls: Option<(StdListener, TlsFiles)>) -> Stand {
-    let trusted = Networks::loopback();
-    stand_behind(|plain| Doors { plain, tls, access_log: None, app_answer_timeout, trusted, patience })
+    stand_behind(|plain| Doors { tls, app_answer_timeout, patience, ..doors(plain) })
+}
+
+fn doors(plain: StdListener) -> Doors {
+    Doors {
+        plain,
+        tls: None,
+        access_log: None,
+        app_answer_timeout: PATIENCE,
+        trusted: Networks::loopback(),
+        patience: PATIENCE,
+        hold: Hold { timeout: PATIENCE, requests_max: 1_024 },
+        body_max: 64 << 20,
+    }
 }
 
 fn stand_behind(doors: impl FnOnce(StdListener) -> Doors) -> Stand {
@@ -92,6 +104,7 @@ const HELLO: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nx-app: yes\r\nkeep-
                      x-bots-revision: forged\r\nconnection: close\r\n\r\nhello";
 
 mod hostile;
+mod http2;
 mod lane;
 mod streams;
 mod uploads;
@@ -165,14 +178,8 @@ async fn who_waits_for_the_last_byte_waits_for_slow_readers_too() {
 async fn a_connection_that_has_said_nothing_does_not_hold_up_a_drain() {
     let folder = tempfile::tempdir().expect("a folder");
     for access_log in [None, Some(folder.path().join("access.log"))] {
-        let stand = stand_behind(|plain| Doors {
-            plain,
-            tls: None,
-            access_log,
-            app_answer_timeout: PATIENCE,
-            trusted: Networks::loopback(),
-            patience: PATIENCE.saturating_mul(100),
-        });
+        let patience = PATIENCE.saturating_mul(100);
+        let stand = stand_behind(|plain| Doors { access_log, patience, ..doors(plain) });
         stand.plane.set_target(files("aaaa"));
         let mut silent = TcpStream::connect(stand.address).await.expect("connect");
         let open = || {
@@ -220,6 +227,46 @@ async fn a_request_waits_for_an_app_that_is_about_to_be_there() {
     };
     let (answer, ()) = tokio::join!(stand.get("/"), later);
     assert_eq!((answer.status, text(&answer)), (200, "hello"));
+}
+
+#[tokio::test]
+async fn the_one_too_many_does_not_wait_and_the_others_go_on() {
+    let hold = Hold { timeout: PATIENCE, requests_max: 2 };
+    let stand = stand_behind(|plain| Doors { hold, ..doors(plain) });
+    stand.plane.set_target(Target::Hold);
+    let (backend, _seen) = app(HELLO, Duration::ZERO).await;
+    let wait_for = async |waiting: usize| {
+        while stand.plane.shared.held.load(Ordering::Relaxed) != waiting {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let later = async {
+        wait_for(2).await;
+        let answer = stand.get("/").await;
+        assert_eq!((answer.status, header(&answer, "retry-after")), (503, "1"));
+        assert!(text(&answer).contains("\"waking\""), "{}", text(&answer));
+        wait_for(2).await;
+        stand.plane.set_target(Target::App { backend, closing: false });
+    };
+    let (one, other, ()) = tokio::join!(stand.get("/"), stand.get("/"), later);
+    assert_eq!([text(&one), text(&other)], ["hello"; 2]);
+    wait_for(0).await;
+}
+
+#[tokio::test]
+async fn the_one_too_late_is_told_so() {
+    let hold = Hold { timeout: Duration::from_millis(200), requests_max: 2 };
+    let stand = stand_behind(|plain| Doors { hold, ..doors(plain) });
+    stand.plane.set_target(Target::Hold);
+    let began = bots_core::shell::Clock::now();
+    let answer = stand.get("/").await;
+    assert_eq!((answer.status, header(&answer, "retry-after")), (503, "1"));
+    assert!(bots_core::shell::Clock::now().since(began).to_std() >= hold.timeout, "it has waited");
+    assert_eq!((stand.plane.shared.held.load(Ordering::Relaxed), stand.plane.meter().counts().0), (0, 0));
+    // Its place is free.
+    let (backend, _seen) = app(HELLO, Duration::ZERO).await;
+    stand.plane.set_target(Target::App { backend, closing: false });
+    assert_eq!(stand.get("/").await.status, 200);
 }
 
 #[tokio::test]

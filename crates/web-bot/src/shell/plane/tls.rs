@@ -40,7 +40,7 @@ pub(super) struct Keys {
 }
 
 /// What tells one version of a file from the next.
-type Mark = Option<(u64, i64, i64, u64)>;
+pub(super) type Mark = Option<(u64, i64, i64, u64)>;
 
 impl Keys {
     /// Reads the files.
@@ -72,22 +72,33 @@ impl Keys {
         let mut seen = self.mark();
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
-            let now = self.mark();
-            if now == seen {
-                continue;
-            }
-            seen = now;
-            match load(&self.files, &self.provider) {
-                Ok(key) => {
-                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
-                    tracing::info!(certificate = %self.files.certificate.display(), "a new certificate is used");
-                }
-                Err(error) => tracing::warn!(error, "the changed certificate is not used: the one before goes on"),
-            }
+            self.look(&mut seen);
         }
     }
 
-    fn mark(&self) -> [Mark; 2] {
+    /// Reads the files again if they are others than those that were seen.
+    pub(super) fn look(&self, seen: &mut [Mark; 2]) {
+        let now = self.mark();
+        if now == *seen {
+            return;
+        }
+        *seen = now;
+        match load(&self.files, &self.provider) {
+            Ok(key) => {
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+                tracing::info!(certificate = %self.files.certificate.display(), "a new certificate is used");
+            }
+            Err(error) => tracing::warn!(error, "the changed certificate is not used: the one before goes on"),
+        }
+    }
+
+    /// The pair of the moment.
+    pub(super) fn current(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What the files look like now.
+    pub(super) fn mark(&self) -> [Mark; 2] {
         use std::os::unix::fs::MetadataExt;
         let of = |path: &Path| fs::metadata(path).ok().map(|m| (m.ino(), m.mtime(), m.mtime_nsec(), m.len()));
         [of(&self.files.certificate), of(&self.files.key)]
@@ -96,7 +107,7 @@ impl Keys {
 
 impl ResolvesServerCert for Keys {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
+        Some(self.current())
     }
 }
 

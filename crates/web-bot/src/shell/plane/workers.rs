@@ -4,7 +4,7 @@
 use std::{
     convert::Infallible,
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener as StdListener},
     pin::{Pin, pin},
     sync::{
         Arc, PoisonError,
@@ -17,6 +17,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustix::net::sockopt;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -26,7 +27,13 @@ use tokio::{
 
 use tokio_rustls::TlsAcceptor;
 
-use super::{Shared, activity::Activity, lane::Left, proxy::Proxy, tls::is_http2};
+use super::{
+    Shared,
+    activity::{Activity, Quiet},
+    lane::Left,
+    proxy::Proxy,
+    tls::is_http2,
+};
 
 /// Connections at once. Each costs a few kilobytes; more clients than this belong behind a proxy.
 const CONNECTIONS_MAX: usize = 8_192;
@@ -47,6 +54,13 @@ const STREAMS_MAX: u32 = 128;
 /// How often a silent HTTP/2 connection is asked whether it lives, and how long the answer may take. One that lives and asks for
 /// nothing is closed all the same, as over HTTP/1.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// A peer that is silent is asked by the kernel whether it is there, and a connection to one that does not say so is given up:
+/// two minutes after it has vanished without a word. Nobody else notices it of a WebSocket, on which silence is no fault. Middle
+/// boxes that forget silent connections do so after five minutes and more.
+const ALIVE_AFTER: Duration = Duration::from_secs(60);
+const ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const ALIVE_QUESTIONS: u32 = 4;
 
 /// What is read before it is known what a connection speaks.
 const FIRST_BYTES_MAX: usize = 1_024;
@@ -144,6 +158,16 @@ impl Workers {
             let _gone = queue.send(accepted).await;
         }
     }
+}
+
+/// Has the kernel ask silent peers whether they are there: a connection is like the listener that it comes from. Connections to the
+/// app need none of that: it is on this machine, and the kernel knows when it has ended.
+pub(super) fn ask_silent_peers(listener: &StdListener) -> io::Result<()> {
+    sockopt::set_socket_keepalive(listener, true)?;
+    sockopt::set_tcp_keepidle(listener, ALIVE_AFTER)?;
+    sockopt::set_tcp_keepintvl(listener, ALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(listener, ALIVE_QUESTIONS)?;
+    Ok(())
 }
 
 impl Worker {
@@ -244,17 +268,21 @@ impl Worker {
             // A client that breaks off is its own business.
             _ended = connection.as_mut() => return,
             _asked = closing.changed() => connection.as_mut().graceful_shutdown(),
-            () = activity.ends_for(self.shared.patience) => connection.as_mut().graceful_shutdown(),
+            quiet = activity.quiet_for(self.shared.patience) => match quiet {
+                Quiet::Idle => connection.as_mut().graceful_shutdown(),
+                // Who takes no answer takes no farewell.
+                Quiet::Stalled => return,
+            },
         }
         let left_alone = async {
             // What was idle for long has just been told to end.
             tokio::time::sleep(self.shared.patience).await;
-            activity.ends_for(self.shared.patience).await;
+            activity.quiet_for(self.shared.patience).await
         };
         tokio::select! {
             _ended = connection => {}
             // One that takes leave of nobody is left.
-            () = left_alone => {}
+            _quiet = left_alone => {}
         }
     }
 
@@ -376,5 +404,26 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Patient<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    use rustix::net::sockopt;
+
+    use super::{ALIVE_AFTER, ALIVE_INTERVAL, ALIVE_QUESTIONS, ask_silent_peers};
+
+    #[test]
+    fn an_accepted_connection_is_asked_whether_it_lives() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
+        ask_silent_peers(&listener).expect("set");
+        let _client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+        let (accepted, _) = listener.accept().expect("accept");
+        assert!(sockopt::socket_keepalive(&accepted).expect("read"));
+        assert_eq!(sockopt::tcp_keepidle(&accepted).expect("read"), ALIVE_AFTER);
+        assert_eq!(sockopt::tcp_keepintvl(&accepted).expect("read"), ALIVE_INTERVAL);
+        assert_eq!(sockopt::tcp_keepcnt(&accepted).expect("read"), ALIVE_QUESTIONS);
     }
 }

@@ -34,19 +34,66 @@ async fn a_huge_head_is_refused() {
     assert_eq!(stand.get("/").await.status, 200);
 }
 
-#[tokio::test]
-async fn who_sends_nothing_or_drop_by_drop_is_shown_the_door() {
-    let stand = stand_with(PATIENCE, Duration::from_millis(300), None);
-    stand.plane.set_target(files("aaaa"));
-    for first in [&b""[..], b"G", b"GET / HTTP/1.1\r\nhost: x\r\n", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"] {
-        let mut stream = TcpStream::connect(stand.address).await.expect("connect");
-        stream.write_all(first).await.expect("write");
-        let ended = async {
-            let mut read = Vec::new();
-            let _reset = stream.read_to_end(&mut read).await;
-        };
-        tokio::time::timeout(PATIENCE, ended).await.expect("the connection is closed");
+/// As it would be with an access log, which knows the long way only, and without.
+async fn on_both_ways(patience: Duration, check: impl AsyncFn(&Stand)) {
+    let folder = tempfile::tempdir().expect("a folder");
+    for access_log in [None, Some(folder.path().join("access.log"))] {
+        let stand = stand_behind(|plain| Doors { access_log, patience, ..doors(plain) });
+        stand.plane.set_target(files("aaaa"));
+        check(&stand).await;
     }
+}
+
+const WHOLE: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+
+#[tokio::test]
+async fn who_sends_nothing_more_is_shown_the_door() {
+    on_both_ways(Duration::from_millis(300), async |stand| {
+        for first in [&b""[..], b"G", b"GET / HTTP/1.1\r\nhost: x\r\n", WHOLE] {
+            let mut stream = TcpStream::connect(stand.address).await.expect("connect");
+            stream.write_all(first).await.expect("write");
+            let ended = async {
+                let mut read = Vec::new();
+                let _reset = stream.read_to_end(&mut read).await;
+            };
+            tokio::time::timeout(PATIENCE, ended).await.expect("the connection is closed");
+        }
+    })
+    .await;
+}
+
+/// A drop comes sooner than patience ends, but the head never does.
+#[tokio::test]
+async fn who_sends_a_head_drop_by_drop_is_shown_the_door() {
+    let patience = Duration::from_millis(300);
+    on_both_ways(patience, async |stand| {
+        let line = b"GET / HTTP/1.1\r\n";
+        for (first, drops) in [(&b""[..], &line[..]), (line, b"x: "), (WHOLE, line)] {
+            let mut stream = TcpStream::connect(stand.address).await.expect("connect");
+            stream.write_all(first).await.expect("write");
+            let (mut reads, mut writes) = stream.split();
+            let dripping = async {
+                for drop in drops.iter().chain(std::iter::repeat(&b'a')) {
+                    if writes.write_all(&[*drop]).await.is_err() {
+                        break;
+                    }
+                    tokio::time::sleep(patience / 10).await;
+                }
+            };
+            let ended = async {
+                let mut read = Vec::new();
+                let _reset = reads.read_to_end(&mut read).await;
+            };
+            let shown = async {
+                tokio::select! {
+                    () = ended => {}
+                    () = dripping => {}
+                }
+            };
+            tokio::time::timeout(PATIENCE, shown).await.expect("the connection is closed");
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::{path::Path, process::Command};
 
 use super::*;
+use crate::shell::plane::Keys;
 
 /// Asks with the real curl; yields what it prints.
 fn curl(args: &[&str]) -> String {
@@ -55,28 +56,6 @@ async fn an_app_sees_the_host_and_the_cookies_of_http2_as_those_of_http1() {
     assert!(request.contains("\r\ncookie: a=1; b=2\r\n"), "{request}");
 }
 
-/// Whoever answers pings lives, and is shown the door all the same when it has asked for nothing for long; not while an answer is
-/// under way.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_http2_connection_that_asks_for_nothing_is_closed() {
-    let stand = stand_with(PATIENCE, Duration::from_millis(300), None);
-    let (backend, _seen) = app(HELLO, Duration::from_secs(2)).await;
-    stand.plane.set_target(Target::App { backend, closing: false });
-    let stream = TcpStream::connect(stand.address).await.expect("connect");
-    let io = hyper_util::rt::TokioIo::new(stream);
-    let executor = hyper_util::rt::TokioExecutor::new();
-    let (mut client, connection) = hyper::client::conn::http2::handshake(executor, io).await.expect("HTTP/2");
-    let connection = tokio::spawn(connection);
-    let request = hyper::Request::get(format!("http://{}/", stand.address));
-    let request = request.body(http_body_util::Empty::<Bytes>::new()).expect("a request");
-    let answer = client.send_request(request).await.expect("the slow answer comes");
-    assert_eq!(answer.status(), 200);
-    drop(answer);
-    let closed = tokio::time::timeout(PATIENCE, connection).await.expect("it is closed in time");
-    let _goodbye = closed.expect("no panic");
-    drop(client);
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_speaks_both_and_takes_a_new_certificate() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -90,8 +69,6 @@ async fn tls_speaks_both_and_takes_a_new_certificate() {
     let ask = |version: &str| curl(&["--cacert", &ca, version, "--write-out", " %{http_version}", &url]);
     assert_eq!(ask("--http2"), "page of aaaa 2");
     assert_eq!(ask("--http1.1"), "page of aaaa 1.1");
-    // Half of a new pair is not used: the old one goes on.
-    let old = std::fs::read(&tls.key).expect("read");
     certificate(dir.path(), "second");
     let until = bots_core::shell::Clock::now() + bots_core::machine::Span::from_secs(30);
     loop {
@@ -102,8 +79,20 @@ async fn tls_speaks_both_and_takes_a_new_certificate() {
         assert!(bots_core::shell::Clock::now() < until, "the new certificate is served");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    std::fs::write(&tls.key, old).expect("write");
-    assert_eq!(ask("--http1.1"), "page of aaaa 1.1");
+}
+
+#[test]
+fn half_of_a_new_pair_is_not_used() {
+    let (dir, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let (files, new) = (certificate(dir.path(), "first"), certificate(other.path(), "second"));
+    let keys = Keys::read(files.clone()).expect("a pair");
+    let (first, mut seen) = (keys.current(), keys.mark());
+    std::fs::copy(&new.key, &files.key).expect("copy");
+    keys.look(&mut seen);
+    assert!(Arc::ptr_eq(&keys.current(), &first), "the old one goes on");
+    std::fs::copy(&new.certificate, &files.certificate).expect("copy");
+    keys.look(&mut seen);
+    assert!(keys.current().cert != first.cert, "the whole pair is used");
 }
 
 #[tokio::test]
@@ -112,14 +101,7 @@ async fn a_key_that_does_not_fit_is_named() {
     let (mine, theirs) = (certificate(one.path(), "one"), certificate(other.path(), "other"));
     let check = |files: TlsFiles, expected: &str| {
         let listener = || StdListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
-        let doors = Doors {
-            plain: listener(),
-            tls: Some((listener(), files)),
-            access_log: None,
-            app_answer_timeout: PATIENCE,
-            trusted: Networks::loopback(),
-            patience: PATIENCE,
-        };
+        let doors = Doors { tls: Some((listener(), files)), ..doors(listener()) };
         let error = Plane::start(doors, "web-1", runtime::queue().0, &Metrics::new()).err().expect("refused");
         assert!(error.contains(expected) && !error.contains('\n'), "{error}");
     };

@@ -101,3 +101,22 @@ async fn an_app_that_takes_nothing_of_an_upload_is_late() {
     upload.abort();
     drop(listener);
 }
+
+#[tokio::test]
+async fn a_body_up_to_the_limit_is_passed_on_and_a_larger_one_is_not() {
+    let stand = stand_behind(|plain| Doors { body_max: 3, ..doors(plain) });
+    stand.plane.set_target(Target::App { backend: reader().await, closing: false });
+    let chunked = "POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+    let whole =
+        |length: usize| format!("POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+    for (head, body, expected) in [
+        (whole(3), "end", "HTTP/1.1 200"),
+        (whole(4), "end.", "HTTP/1.1 413"),
+        (chunked.to_owned(), "3\r\nend\r\n0\r\n\r\n", "HTTP/1.1 200"),
+        (chunked.to_owned(), "1\r\n.\r\n3\r\nend\r\n0\r\n\r\n", "HTTP/1.1 413"),
+    ] {
+        let (answer, errors) = send(&stand, &[&head, body], Duration::ZERO).await;
+        assert!(answer.starts_with(expected), "{head}{body}: {answer}");
+        assert_eq!(errors, 0, "it is no error of the commit: {answer}");
+    }
+}
