@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bots_core::{
     dcs::{Change, Revision},
     machine::{Machine, Span},
-    wire::{ContentRevision, Purged, Quarantined, Refused, WebFacts},
+    wire::{ContentRevision, Pin, Purged, Quarantined, Refused, WebFacts},
 };
 use content_bot::machine::{
     Announcement, CanarySettings, ContentMachine, Event, ExportSettings, FetchResult, PURGE_ROUNDS, PollResult,
@@ -68,6 +68,7 @@ struct Explorer {
     reachable: BTreeSet<String>,
     seen: Revision,
     live: Option<ContentRevision>,
+    pinned: Option<String>,
     slots: BTreeSet<&'static str>,
 }
 
@@ -81,6 +82,7 @@ impl Explorer {
             reachable: BTreeSet::new(),
             seen: Revision(1),
             live: None,
+            pinned: None,
             slots: BTreeSet::new(),
         }
     }
@@ -124,7 +126,7 @@ impl Explorer {
 
     fn disturb(&mut self) {
         let name = self.pick(&BOTS);
-        match self.roll(100) {
+        match self.roll(102) {
             0..45 => {
                 for _ in 0..=self.roll(6) {
                     self.world.deliver(name);
@@ -152,6 +154,8 @@ impl Explorer {
             96 => self.damage(name),
             97 => self.world.delete(&site().leader()),
             98 => self.lift_quarantine(),
+            99 => self.pin(),
+            100 => self.world.delete(&site().revision_pin()),
             _ => {
                 self.world.namesake = Some(String::from("another")).filter(|_| self.roll(2) == 0);
             }
@@ -283,15 +287,36 @@ impl Explorer {
         }
     }
 
-    /// What went live since the last look: pinned commits, fit, one after the other, each once a candidate.
+    fn pin(&mut self) {
+        let known: Vec<String> = self.commits.keys().cloned().collect();
+        if !known.is_empty() {
+            let at = self.roll(u64::try_from(known.len()).expect("small"));
+            let sha = known[usize::try_from(at).expect("small")].clone();
+            let pin = Pin { sha, since_unix_ms: 0 };
+            self.world.put(&site().revision_pin(), &serde_json::to_string(&pin).expect("JSON"));
+        }
+    }
+
+    /// What went live since the last look: fit, one after the other, and nothing but what was pinned then.
     fn check_publications(&mut self) {
         let changes = self.world.changes(self.seen);
         self.seen = self.world.dcs.revision();
         for change in changes {
+            match &change {
+                Change::Put(kv) if kv.key == site().revision_pin() => {
+                    self.pinned = Some(serde_json::from_str::<Pin>(&kv.value).expect("a pin").sha);
+                }
+                Change::Deleted { key, revision: _ } if *key == site().revision_pin() => self.pinned = None,
+                Change::Put(_) | Change::Deleted { .. } => {}
+            }
             let Change::Put(kv) = change else { continue };
             if kv.key == site().revision_live() {
                 let live: ContentRevision = serde_json::from_str(&kv.value).expect("a revision");
                 assert_eq!(self.commits.get(&live.sha), Some(&Quality::Good), "only a good commit goes live");
+                assert!(
+                    self.pinned.as_ref().is_none_or(|pin| *pin == live.sha),
+                    "nothing but the pinned commit goes live"
+                );
                 let before = self.live.as_ref().map_or(0, |l| l.generation);
                 assert!(live.generation > before, "generations grow: {before}, {}", live.generation);
                 self.live = Some(live);
@@ -321,6 +346,7 @@ impl Explorer {
     fn heal(&mut self) {
         self.world.fate = Fate::Answered;
         self.world.namesake = None;
+        self.world.delete(&site().revision_pin());
         for name in BOTS {
             if self.world.bot(name).exited.is_some() {
                 self.restart(name);

@@ -276,6 +276,60 @@ fn pointers_of_lfs_are_not_published_unless_they_are_allowed() {
     bench.check_pack(&mirror, &bad, &held_whole);
 }
 
+/// A tree may have a link and a directory of one name, as far as libgit2 is concerned; whoever writes it out follows the link.
+#[test]
+fn a_name_that_is_there_twice_is_refused() {
+    let bench = Bench::new();
+    let mirror = bench.mirror();
+    let (here, up) = (bench.repo.blob(b"."), bench.repo.blob(b"../../../.."));
+    let file = bench.repo.blob(b"written outside");
+    let outside = bench.repo.tree(&[("100644", "escaped", &file)]);
+    let mut tree = bench.repo.tree(&[("120000", "l", &up), ("40000", "l", &outside)]);
+    for _folder in 0..4 {
+        tree = bench.repo.tree(&[("120000", "a", &here), ("40000", "a", &tree)]);
+    }
+    check_unfit(&mirror.fetch(&bench.repo.push_tree(&tree)), "the site has two entries of the name a: remove one");
+    let folder = bench.repo.tree(&[("120000", "l", &here), ("100644", "m", &file), ("40000", "l", &outside)]);
+    let nested = bench.repo.tree(&[("40000", "css", &folder)]);
+    check_unfit(&mirror.fetch(&bench.repo.push_tree(&nested)), "css has two entries of the name l");
+    for second in [("160000", file.as_str()), ("100644", file.as_str())] {
+        let twice = bench.repo.tree(&[("100644", "x", &file), (second.0, "x", second.1)]);
+        check_unfit(&mirror.fetch(&bench.repo.push_tree(&twice)), "two entries of the name x");
+    }
+    // In different directories, or in different case, it is another one.
+    let good = bench.repo.tree(&[
+        ("100644", "A", &file),
+        ("100644", "a", &file),
+        ("40000", "b", &outside),
+        ("40000", "c", &outside),
+    ]);
+    let good = bench.repo.push_tree(&good);
+    assert_eq!(mirror.fetch(&good), FetchResult::Complete);
+    assert_eq!(held(&mirror), [good]);
+}
+
+/// They have no file and no size, and whoever goes through all of them has no end.
+#[test]
+fn directories_are_counted() {
+    let bench = Bench::new();
+    let mirror = bench.mirror();
+    let empty = bench.repo.tree(&[]);
+    let many = bench.repo.many_trees(&empty, 40);
+    check_unfit(
+        &mirror.fetch(&bench.repo.push_tree(&many)),
+        "more than 100 directories: remove some or raise git.files_max",
+    );
+    let deep = (0..70).fold(empty, |below, _| bench.repo.tree(&[("40000", "d", &below)]));
+    check_unfit(&mirror.fetch(&bench.repo.push_tree(&deep)), "directories are more than 64 deep");
+    // The places of submodules are directories, too.
+    let names: Vec<String> = (0..120).map(|n| format!("{n:03}")).collect();
+    let commit = "1234567890123456789012345678901234567890";
+    let places: Vec<_> = names.iter().map(|name| ("160000", name.as_str(), commit)).collect();
+    check_unfit(&mirror.fetch(&bench.repo.push_tree(&bench.repo.tree(&places))), "more than 100 directories");
+    let good = bench.repo.tree(&places[..80]);
+    assert_eq!(mirror.fetch(&bench.repo.push_tree(&good)), FetchResult::Complete);
+}
+
 #[test]
 fn a_commit_survives_its_force_push() {
     let bench = Bench::new();

@@ -148,6 +148,48 @@ fn perform(world: &mut World, case: &TestCase) -> String {
     String::new()
 }
 
+/// etcd shows a key late. Whatever a leader does meanwhile carries what it has seen of it, and is refused.
+#[test]
+fn what_a_leader_has_not_seen_yet_stops_what_it_does() {
+    let pin = (site().revision_pin(), format!(r#"{{"sha":"{}"}}"#, sha("c")));
+    let trial = (site().revision_canary(), format!(r#"{{"sha":"{}","member":"web/w2"}}"#, sha("a")));
+    let check = |canary: bool, is_posted: bool, (key, value): &(String, String), does: &str| {
+        let mut world = World::new();
+        let (observe, timeout) = (Span::from_secs(2), Span::from_secs(20));
+        world.canary = canary.then_some(CanarySettings { observe, timeout, failures_percent_max: 10 });
+        for (name, prepared) in [("w1", Some(sha("a"))), ("w2", None)] {
+            world.web_says(name, &WebFacts { slot: Some(0), prepared, ..WebFacts::default() });
+        }
+        world.start("one", "main", Vec::new());
+        world.settle();
+        world.end_poll("one", PollResult::Found { sha: sha("a") });
+        world.settle();
+        if is_posted {
+            world.end_fetch("one", FetchResult::Complete);
+            // Almost as long as the web bots may take.
+            world.advance(Span::from_millis(9_900));
+            world.now += Span::from_millis(200);
+        }
+        world.log.clear();
+        world.put(key, value);
+        match is_posted {
+            true => world.step("one", Event::TimerFired),
+            false => world.end_fetch("one", FetchResult::Complete),
+        }
+        let done: Vec<&String> = world.log.iter().filter(|line| line.contains(" > revision/")).collect();
+        let refused = done.len() == 1 && done[0].contains(does) && done[0].ends_with("(refused)");
+        assert!(refused, "{does} must be refused: {:?}", world.log);
+        world.settle();
+        assert_eq!(world.live(), None, "{does}");
+        assert_eq!(world.dcs.get(key).map(|kv| kv.value.as_str()), Some(value.as_str()), "{does}");
+    };
+    check(false, false, &pin, "revision/candidate = ");
+    check(false, true, &pin, "revision/live = ");
+    check(true, true, &pin, "revision/canary = ");
+    check(true, true, &trial, "revision/canary = ");
+    check(true, false, &trial, "revision/candidate = ");
+}
+
 fn why(world: &mut World, bot: &str) -> String {
     let report = world.report(bot);
     let mut out = format!("{}: {}\nwaits for {}\n", report.role, report.doing, report.waiting_for);

@@ -166,3 +166,22 @@ fn a_submodule_that_is_not_given_out_yet_leaves_a_doubt_and_is_asked_for_again()
     bench.link(&bench.site, "parts/theme", "../../nowhere.git", "1234567890123456789012345678901234567890");
     doubtful(&bench.site.push(&[("index.html", b"another page")]));
 }
+
+/// Submodules are looked for before the commit has passed the rules for content, and this must end, too.
+#[test]
+fn trees_without_end_are_unfit_before_submodules_are_fetched() {
+    let bench = Bench::new();
+    let mirror = bench.mirror(Submodules::Recursive);
+    let many = bench.site.many_trees(&bench.site.tree(&[]), 60);
+    unfit(mirror.fetch(&bench.site.push_tree(&many)), "more than 10 directories: remove some or raise git.files_max");
+    // One submodule in a quintillion of places.
+    let theme = bench.theme.head();
+    let many = bench.site.many_trees(&bench.site.tree(&[("160000", "theme", &theme)]), 60);
+    unfit(mirror.fetch(&bench.site.push_tree(&many)), "more than 64 submodules");
+    let deep = (0..70).fold(bench.site.tree(&[]), |below, _| bench.site.tree(&[("40000", "d", &below)]));
+    unfit(mirror.fetch(&bench.site.push_tree(&deep)), "directories are more than 64 deep");
+    // A good one after all of these.
+    let sha = bench.site.push(&[("index.html", b"a page")]);
+    assert_eq!(mirror.fetch(&sha), FetchResult::Complete);
+    assert_eq!(bench.exported(&mirror, &sha), [true, true, true]);
+}

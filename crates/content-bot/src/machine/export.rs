@@ -109,9 +109,10 @@ impl Export {
         for until in self.old.values_mut() {
             until.get_or_insert(now + grace);
         }
-        let busy = self.job.as_ref().map(|(_, sha)| sha);
+        // A program that is told of a tree works in it.
+        let busy = [&self.job, &self.telling].map(|work| work.as_ref().map(|(_, sha)| sha));
         let over = |(sha, until): (&String, &Option<Time>)| {
-            (until.is_some_and(|until| until <= now) && Some(sha) != busy).then(|| sha.clone())
+            (until.is_some_and(|until| until <= now) && !busy.contains(&Some(sha))).then(|| sha.clone())
         };
         let sha = self.old.iter().find_map(over)?;
         self.old.remove(&sha);

@@ -2,7 +2,7 @@
 //!
 //! Level-triggered: nothing here remembers an event. Every change is one transaction that carries the lock's revision
 //! and both pointers' revisions, so that a stale leader and a late write are refused; none brings a commit forward that is
-//! quarantined by then.
+//! quarantined or pinned away by then.
 
 use std::collections::BTreeSet;
 
@@ -189,14 +189,19 @@ pub(super) fn held<'s>(state: &State, pointers: &'s Pointers, now: Time) -> Opti
     (!readiness.can_be_served).then_some((candidate, readiness))
 }
 
-/// Whether a candidate can or need not go live any more.
+/// Whether a candidate can, may or need not go live any more.
 fn is_obsolete(state: &State, pointers: &Pointers, candidate: &ContentRevision) -> bool {
+    let pinned_away = state.pin.as_ref().is_some_and(|pin| pin.sha != candidate.sha);
     let tip = state.goal().map(|tip| tip.sha.as_str());
     let back_to_live = tip.is_some_and(|tip| pointers.live_is(tip));
     let unobtainable = state.mirror.has_vanished(&candidate.sha)
         && tip != Some(candidate.sha.as_str())
         && (tip.is_some() || state.origin.is_missing());
-    pointers.live_is(&candidate.sha) || back_to_live || is_quarantined(state, &candidate.sha) || unobtainable
+    pinned_away
+        || pointers.live_is(&candidate.sha)
+        || back_to_live
+        || is_quarantined(state, &candidate.sha)
+        || unobtainable
 }
 
 fn post(state: &State, tip: &Tip, pointers: &Pointers) -> Move {
@@ -204,7 +209,7 @@ fn post(state: &State, tip: &Tip, pointers: &Pointers) -> Move {
     Move::Post {
         revision: ContentRevision {
             sha: tip.sha.clone(),
-            generation: pointers.generation_next(),
+            generation: pointers.generation_next(&state.settings.scope, &state.view),
             reference: state.settings.reference.as_str().to_owned(),
             origin: state.settings.origin.clone(),
             subject,
@@ -217,14 +222,13 @@ fn begin(state: &mut State, now: Time, fence: Fence, pointers: &Pointers, change
     let scope = state.membership.scope();
     let mut compare = state.leadership.guard(fence).to_vec();
     compare.extend(pointers.unchanged(scope));
-    compare.extend(change.shows().map(|sha| Compare::Absent(scope.quarantine(sha))));
-    if matches!(change, Move::Publish { .. }) {
-        // A late one, decided on when there was no bot to try it on, must not overtake a trial that has begun since.
-        let canary = scope.revision_canary();
-        compare.push(match state.view.get(&canary) {
-            Some(kv) => Compare::ModifiedAt(canary, kv.modified),
-            None => Compare::Absent(canary),
-        });
+    if let Some(sha) = change.shows() {
+        compare.push(Compare::Absent(scope.quarantine(sha)));
+        // A late one must not overtake a trial that has begun since, nor what an operator has pinned since.
+        compare.extend([scope.revision_canary(), scope.revision_pin()].map(|key| match state.view.get(&key) {
+            Some(kv) => Compare::ModifiedAt(key, kv.modified),
+            None => Compare::Absent(key),
+        }));
     }
     let then = change.writes(scope, &state.view, state.unix_ms(now));
     let id = state.membership.next_request();

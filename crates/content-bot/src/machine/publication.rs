@@ -61,9 +61,13 @@ impl Pointers {
         self.live().is_some_and(|r| r.sha == sha)
     }
 
-    pub(super) fn generation_next(&self) -> u64 {
-        let of = |r: Option<&ContentRevision>| r.map_or(0, |r| r.generation);
-        of(self.live()).max(of(self.candidate())).saturating_add(1)
+    /// The number of the next publication. What was published counts where no pointer tells of it any more: web bots remember
+    /// the number that they serve, and follow none that is less.
+    pub(super) fn generation_next(&self, scope: &Scope, view: &View) -> u64 {
+        let history: PublicationHistory = view.json(&scope.revision_history()).unwrap_or_default();
+        let published = history.0.iter().map(|published| published.generation);
+        let pointed_at = [self.live(), self.candidate()].into_iter().flatten().map(|revision| revision.generation);
+        published.chain(pointed_at).max().unwrap_or(0).saturating_add(1)
     }
 
     /// The condition that both stand as they were seen: a late or stale step is refused.

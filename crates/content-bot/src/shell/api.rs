@@ -230,6 +230,9 @@ async fn pack(State(doors): State<Arc<Doors>>, Path(sha): Path<String>) -> Respo
         Ok(Ok(None)) => refusal(StatusCode::NOT_FOUND, "this bot does not hold the commit"),
         Ok(Err(fault)) => {
             tracing::warn!(site = doors.front.site, %fault, sha, "a commit of the mirror cannot be packed");
+            if !fault.is_damage() {
+                return refusal(StatusCode::SERVICE_UNAVAILABLE, "the commit cannot be packed now: try again");
+            }
             doors.events.send(Event::CommitDamaged { sha }).await;
             refusal(StatusCode::SERVICE_UNAVAILABLE, "the commit is damaged and will be fetched again")
         }

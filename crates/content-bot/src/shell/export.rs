@@ -190,7 +190,7 @@ impl Exporter {
     fn put_tree(&self, repository: &Repository, commit: Oid, guard: &Guard) -> Result<(), Fault> {
         let tree = self.trees.join(commit.to_string());
         let mut sound = tree.is_dir() && is_sound(repository, commit, &tree, guard)?;
-        for place in submodules::places(repository, commit)? {
+        for place in submodules::places(repository, commit, guard)? {
             sound = sound && is_sound(repository, place.commit, &tree.join(place.path), guard)?;
         }
         if sound {
@@ -198,7 +198,7 @@ impl Exporter {
         }
         let half = self.half(&commit.to_string());
         remove(&half).map_err(|e| failed("clear", &half, &e))?;
-        check_out(repository, commit, &half)?;
+        check_out(repository, commit, &half, guard)?;
         // The names must not become durable before the files.
         File::open(&half).and_then(|dir| Ok(syncfs(dir)?)).map_err(|e| failed("write", &half, &e))?;
         if tree.exists() {

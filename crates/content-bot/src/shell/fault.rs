@@ -29,6 +29,12 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Whether objects are broken or gone, so that to try again is in vain as long as they are not fetched again.
+    #[must_use]
+    pub const fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged(_) | Self::Incomplete(_))
+    }
+
     /// An error of an operation that touches nothing but the mirror.
     #[must_use]
     pub fn local(error: &git2::Error) -> Self {
@@ -70,4 +76,23 @@ pub fn is_remote(error: &git2::Error) -> bool {
             | ErrorClass::Thread
     );
     by_code || by_class
+}
+
+#[cfg(test)]
+mod tests {
+    use git2::{Error, ErrorClass, ErrorCode};
+
+    use super::Fault;
+
+    #[test]
+    fn a_full_disk_is_no_damage() {
+        let local = |class, code| Fault::local(&Error::new(code, class, "it does not work"));
+        for class in [ErrorClass::Os, ErrorClass::Filesystem, ErrorClass::NoMemory] {
+            assert!(!local(class, ErrorCode::GenericError).is_damage(), "{class:?}");
+        }
+        assert!(local(ErrorClass::Odb, ErrorCode::NotFound).is_damage());
+        assert!(local(ErrorClass::Zlib, ErrorCode::GenericError).is_damage());
+        assert!(Fault::Incomplete(String::from("a tree is missing")).is_damage());
+        assert!(!Fault::Failed(String::from("not done within 5 s")).is_damage());
+    }
 }

@@ -84,7 +84,7 @@ impl Check {
     fn accept(&self, repository: &Repository, commit: Oid, scratch: &Path, guard: &Guard) -> Result<(), Fault> {
         let Some((program, arguments)) = self.command.split_first() else { return Ok(()) };
         let tree = scratch.join("tree");
-        check_out(repository, commit, &tree)?;
+        check_out(repository, commit, &tree, guard)?;
         let program = Program::new("verify", program)
             .args(arguments)
             .dir(&tree)
@@ -107,10 +107,12 @@ impl Check {
 /// Writes the files of a commit and of its submodules, as they are in git, into a new directory.
 ///
 /// # Errors
-/// If they cannot be read or written.
-pub(super) fn check_out(repository: &Repository, commit: Oid, target: &Path) -> Result<(), Fault> {
+/// If they cannot be read or written, or the directory is there.
+pub(super) fn check_out(repository: &Repository, commit: Oid, target: &Path, guard: &Guard) -> Result<(), Fault> {
+    fs::create_dir(target).map_err(|e| Fault::Failed(format!("cannot make {}: {e}", target.display())))?;
     check_out_one(repository, commit, target)?;
-    for place in submodules::places(repository, commit)? {
+    for place in submodules::places(repository, commit, guard)? {
+        // Its place was made with the folder around it.
         check_out_one(repository, place.commit, &target.join(place.path))?;
     }
     Ok(())
@@ -122,18 +124,19 @@ fn check_out_one(repository: &Repository, commit: Oid, target: &Path) -> Result<
 }
 
 /// libgit2's own way out of a bare repository stumbles over submodules. The tree has passed the rules for content, so that no
-/// name leaves its folder, and the folder is new.
+/// name leaves its folder or is there twice, and the folder is new. Should two names be one after all, because the rules were
+/// others or the disk makes no difference between them, the second cannot be made: nothing is ever written through a link.
 fn write_tree(repository: &Repository, tree: &Tree<'_>, target: &Path) -> Result<(), Fault> {
     let disk = |path: &Path| {
         let path = path.display().to_string();
         move |e: io::Error| Fault::Failed(format!("cannot write {path}: {e}"))
     };
-    fs::create_dir_all(target).map_err(disk(target))?;
     for entry in tree {
         let path = target.join(OsStr::from_bytes(entry.name_bytes()));
         match entry.kind() {
             Some(ObjectType::Tree) => {
                 let below = repository.find_tree(entry.id()).map_err(|e| Fault::local(&e))?;
+                fs::create_dir(&path).map_err(disk(&path))?;
                 write_tree(repository, &below, &path)?;
             }
             Some(ObjectType::Blob) => {
@@ -141,7 +144,7 @@ fn write_tree(repository: &Repository, tree: &Tree<'_>, target: &Path) -> Result
                 write_file(&path, entry.filemode(), blob.content()).map_err(disk(&path))?;
             }
             // The place of a submodule, as git leaves it.
-            Some(ObjectType::Commit) => fs::create_dir_all(&path).map_err(disk(&path))?,
+            Some(ObjectType::Commit) => fs::create_dir(&path).map_err(disk(&path))?,
             Some(ObjectType::Any | ObjectType::Tag) | None => {}
         }
     }
@@ -161,5 +164,59 @@ fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use git2::{ObjectType, Oid, Repository, Signature};
+    use tempfile::TempDir;
+
+    use super::{check_out, fs};
+    use crate::shell::guard::{Guard, Stop};
+
+    /// A tree as it is, though neither git nor we would make it.
+    fn tree(repository: &Repository, entries: &[(&str, &str, Oid)]) -> Oid {
+        let entry =
+            |(mode, name, id): &(&str, &str, Oid)| [format!("{mode} {name}\0").as_bytes(), id.as_bytes()].concat();
+        let raw: Vec<u8> = entries.iter().flat_map(entry).collect();
+        repository.odb().expect("an odb").write(ObjectType::Tree, &raw).expect("written")
+    }
+
+    fn commit(repository: &Repository, tree: Oid) -> Oid {
+        let somebody = Signature::now("t", "t@t").expect("somebody");
+        let tree = repository.find_tree(tree).expect("a tree");
+        repository.commit(None, &somebody, &somebody, "a change", &tree, &[]).expect("a commit")
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link_that_has_the_name_of_a_directory() {
+        let scratch = TempDir::new().expect("scratch");
+        let repository = Repository::init_bare(scratch.path().join("git")).expect("a repository");
+        let [up, text] = ["..", "text"].map(|content| repository.blob(content.as_bytes()).expect("a blob"));
+        let guard = Guard::new(Stop::default(), Duration::from_secs(20), u64::MAX);
+        let below = tree(&repository, &[("100644", "escaped", text)]);
+        let link = ("120000", "l", up);
+        let place = ("160000", "l", up);
+        for (name, entries) in [
+            ("directory", [link, ("40000", "l", below)]),
+            ("submodule", [link, place]),
+            ("place", [place, ("40000", "l", below)]),
+        ] {
+            let commit = commit(&repository, tree(&repository, &entries));
+            let refused = check_out(&repository, commit, &scratch.path().join(name), &guard);
+            assert!(
+                refused.as_ref().is_err_and(|fault| fault.to_string().contains("File exists")),
+                "{name}: {refused:?}"
+            );
+            assert!(!scratch.path().join("escaped").exists(), "{name}");
+        }
+        let whole = commit(&repository, tree(&repository, &[link, ("40000", "m", below)]));
+        let target = scratch.path().join("whole");
+        check_out(&repository, whole, &target, &guard).expect("two names");
+        assert_eq!(fs::read_to_string(target.join("m/escaped")).expect("written"), "text");
+        check_out(&repository, whole, &target, &guard).expect_err("it is there");
     }
 }

@@ -19,7 +19,6 @@ use tracing::Instrument;
 use super::{
     callers::{self, Purging},
     export::Exporter,
-    fault::Fault,
     guard::Stop,
     metrics::ContentMetrics,
     mirror::Mirror,
@@ -109,7 +108,7 @@ impl Hands {
         spawn(async move {
             let (damaged, result) = match put.await {
                 Ok(Ok(())) => (false, Ok(())),
-                Ok(Err(fault)) => (matches!(fault, Fault::Damaged(_)), Err(fault.to_string())),
+                Ok(Err(fault)) => (fault.is_damage(), Err(fault.to_string())),
                 Err(why) => (false, Err(why)),
             };
             let result = result.map_err(|why| format!("cannot export {}: {why}", sha.get(..8).unwrap_or(&sha)));

@@ -3,14 +3,16 @@
 //! It can be lost at any time: whatever is broken is made anew beside it and swapped in. Everything here blocks.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError, RwLock, TryLockError},
+    sync::{Mutex, PoisonError, RwLock, RwLockWriteGuard, TryLockError},
 };
 
 use bots_core::shell::Exit;
 use git2::{Oid, Repository};
+use rustix::fs::syncfs;
 
 use super::{
     callers,
@@ -19,6 +21,7 @@ use super::{
     guard::{Guard, Stop},
     origin::{Limits, Origin},
     packs::Packs,
+    prune,
     submodules::{self, Submodules},
     tidy,
     verify::{LfsPointers, verify},
@@ -88,7 +91,11 @@ impl Mirror {
             tidying: Mutex::new(()),
             _lock: lock,
         };
-        for left_over in [mirror.fresh(), mirror.worn(), mirror.checking()] {
+        if !mirror.path().exists() && mirror.worn().exists() {
+            // Killed between the two steps of a change of places.
+            fs::rename(mirror.worn(), mirror.path()).map_err(unusable)?;
+        }
+        for left_over in [mirror.fresh(), mirror.worn(), mirror.lean(), mirror.checking()] {
             remove(&left_over).map_err(unusable)?;
         }
         clear_left_overs(&mirror.path()).map_err(unusable)?;
@@ -183,24 +190,103 @@ impl Mirror {
         self.packs.ensure(&repository, commit, &guard).map(Some)
     }
 
-    /// Makes one pack of many small ones, if there are many. Fetches go on meanwhile.
+    /// Makes one pack of many small ones, if there are many, and drops what nothing kept leads to, if it may be much. Fetches
+    /// and readers go on meanwhile.
     pub fn tidy(&self) {
         let Ok(_tidying) = self.tidying.try_lock() else { return };
+        self.merge_packs();
+        self.prune();
+    }
+
+    fn merge_packs(&self) {
         let Some(packs) = tidy::crowd(&self.path()) else { return };
         let guard = Guard::new(self.stop.clone(), self.limits.fetch, u64::MAX);
         let merged = {
             let _using = self.swap.read().unwrap_or_else(PoisonError::into_inner);
             let repository = self.repository().map_err(|e| Fault::local(&e));
-            repository.and_then(|repository| tidy::merge(&repository, &packs, &guard))
+            repository.and_then(|repository| tidy::merge(&repository, packs, &guard))
         };
-        if let Err(fault) = merged {
-            tracing::warn!(%fault, "the mirror could not be tidied up; it works as it is");
-            return;
-        }
-        // Nobody reads meanwhile: who has the repository open looks for packs that it has seen.
-        let _swapping = self.swap.write().unwrap_or_else(PoisonError::into_inner);
+        let packs = match merged {
+            Ok(packs) => packs,
+            Err(fault) => {
+                tracing::warn!(%fault, "the mirror could not be tidied up; it works as it is");
+                return;
+            }
+        };
+        // Nobody reads meanwhile: who has the repository open looks for packs that it has seen. Where somebody does, nobody is
+        // kept waiting for him: the packs go another time.
+        let Some(_swapping) = self.try_swap() else { return };
         if let Err(error) = tidy::remove(&packs) {
             tracing::warn!(%error, "old packs of the mirror cannot be removed");
+        }
+    }
+
+    fn prune(&self) {
+        let kept = self.repository().and_then(|repository| kept(&repository)).unwrap_or_default();
+        if !prune::is_due(&self.path(), kept.len()) {
+            return;
+        }
+        let pruned = self.change_to_lean();
+        if let Err(error) = remove(&self.lean()) {
+            tracing::warn!(%error, "a copy of the mirror cannot be removed");
+        }
+        match pruned {
+            Ok(true) => {
+                prune::note(&self.path());
+                tracing::info!("the mirror is pruned");
+            }
+            // Another time.
+            Ok(false) => {}
+            Err(fault) => {
+                if self.guard().allows() {
+                    // It is not the end of the bot: not before it has grown again as much.
+                    prune::note(&self.path());
+                }
+                tracing::warn!(%fault, "the mirror could not be pruned; it works as it is");
+            }
+        }
+    }
+
+    /// Copies what is kept, without keeping anybody from anything, and puts the copy in the mirror's place; `false` if that is
+    /// not possible at this moment.
+    fn change_to_lean(&self) -> Result<bool, Fault> {
+        let disk = |e: io::Error| Fault::Failed(format!("cannot write to data_dir {}: {e}", self.dir.display()));
+        let local = |e: git2::Error| Fault::local(&e);
+        remove(&self.lean()).map_err(disk)?;
+        let lean = open_or_create(&self.lean()).map_err(local)?;
+        let old = self.repository().map_err(local)?;
+        let copied = references(&old).map_err(local)?;
+        let commits: Vec<Oid> = copied.iter().map(|(_, commit)| *commit).collect();
+        prune::copy(&old, &commits, &lean, &self.guard())?;
+        drop(old);
+        for (name, commit) in &copied {
+            lean.reference(name, *commit, true, "kept").map_err(local)?;
+        }
+        // A power cut must not find the old one gone and the new one not there.
+        File::open(lean.path()).and_then(|dir| Ok(syncfs(dir)?)).map_err(disk)?;
+        let Some(_swapping) = self.try_swap() else { return Ok(false) };
+        // A fetch that goes on without reading the mirror makes it anew; one that begins now waits for us.
+        if matches!(self.fetching.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Ok(false);
+        }
+        let now = self.repository().and_then(|repository| references(&repository)).map_err(local)?;
+        if !now.is_subset(&copied) {
+            return Ok(false);
+        }
+        for (name, _forgotten) in copied.difference(&now) {
+            lean.find_reference(name).and_then(|mut reference| reference.delete()).map_err(local)?;
+        }
+        drop(lean);
+        self.put_in_place(&self.lean()).map_err(disk)?;
+        Ok(true)
+    }
+
+    /// The right to swap, if nobody reads: who waits for it would keep new readers waiting, too.
+    fn try_swap(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        match self.swap.try_write() {
+            Ok(held) => Some(held),
+            Err(TryLockError::Poisoned(held)) => Some(held.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 
@@ -302,15 +388,33 @@ impl Mirror {
         let disk = |e: io::Error| Fault::Failed(format!("cannot write to data_dir {}: {e}", self.dir.display()));
         remove(&self.fresh()).map_err(disk)?;
         let fresh = open_or_create(&self.fresh()).map_err(|e| Fault::local(&e))?;
-        fill(&fresh)?;
+        let filled = fill(&fresh);
         drop(fresh);
-        let _swapping = self.swap.write().unwrap_or_else(PoisonError::into_inner);
-        remove(&self.worn()).map_err(disk)?;
-        if self.path().exists() {
-            fs::rename(self.path(), self.worn()).map_err(disk)?;
+        if filled.is_err() {
+            // It may be what fills the disk.
+            remove(&self.fresh()).map_err(disk)?;
         }
-        fs::rename(self.fresh(), self.path()).map_err(disk)?;
-        remove(&self.worn()).map_err(disk)
+        filled?;
+        let _swapping = self.swap.write().unwrap_or_else(PoisonError::into_inner);
+        self.put_in_place(&self.fresh()).map_err(disk)
+    }
+
+    /// Puts another repository in the mirror's place, for who has the right to swap.
+    fn put_in_place(&self, other: &Path) -> io::Result<()> {
+        remove(&self.worn())?;
+        if self.path().exists() {
+            fs::rename(self.path(), self.worn())?;
+        }
+        if let Err(error) = fs::rename(other, self.path()) {
+            let _back = fs::rename(self.worn(), self.path());
+            return Err(error);
+        }
+        remove(&self.worn())
+    }
+
+    /// Limits for work with what is here already.
+    fn guard(&self) -> Guard {
+        Guard::new(self.stop.clone(), self.limits.fetch, u64::MAX)
     }
 
     fn repository(&self) -> Result<Repository, git2::Error> {
@@ -329,6 +433,10 @@ impl Mirror {
         self.dir.join("mirror.new")
     }
 
+    fn lean(&self) -> PathBuf {
+        self.dir.join("mirror.lean")
+    }
+
     fn worn(&self) -> PathBuf {
         self.dir.join("mirror.old")
     }
@@ -336,6 +444,20 @@ impl Mirror {
 
 fn open_or_create(path: &Path) -> Result<Repository, git2::Error> {
     if path.exists() { Repository::open_bare(path) } else { Repository::init_bare(path) }
+}
+
+/// Everything that keeps a commit, of the site or of a submodule.
+fn references(repository: &Repository) -> Result<BTreeSet<(String, Oid)>, git2::Error> {
+    let mut found = BTreeSet::new();
+    for glob in [format!("{KEPT}/*"), submodules::glob("*")] {
+        for reference in repository.references_glob(&glob)? {
+            let reference = reference?;
+            if let (Ok(name), Some(commit)) = (reference.name(), reference.target()) {
+                found.insert((name.to_owned(), commit));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The kept commits with their numbers, oldest first.

@@ -15,6 +15,7 @@ mod metrics;
 pub mod mirror;
 pub mod origin;
 mod packs;
+mod prune;
 mod signature;
 mod signers;
 pub mod source;

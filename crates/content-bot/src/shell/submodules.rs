@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use git2::{ObjectType, Oid, Repository, TreeWalkMode, TreeWalkResult};
+use git2::{ObjectType, Oid, Repository, Tree};
 use serde::Deserialize;
 
 use super::{
@@ -11,6 +11,7 @@ use super::{
     guard::Guard,
     origin::Origin,
     source::{Source, Transport},
+    verify::{self, missing, too_deep},
 };
 
 /// What keeps a submodule's commit: `refs/bots-sub/<commit>/<submodule's commit>`.
@@ -21,6 +22,9 @@ const SUBMODULES_MAX: usize = 64;
 
 /// Submodules inside one another.
 const DEPTH_MAX: usize = 8;
+
+/// Directories in which submodules are looked for: ten times as many as a site may have files unless it is told otherwise.
+const DIRECTORIES_MAX: usize = 1_000_000;
 
 /// The largest `.gitmodules`, in bytes.
 const GITMODULES_LEN_MAX: usize = 64 * 1024;
@@ -101,7 +105,7 @@ struct Fetching<'f> {
 
 impl Fetching<'_> {
     fn all_of(&mut self, origin: &Origin, commit: Oid, above: &str, depth: usize) -> Result<(), Fault> {
-        let links = links(self.repository, commit)?;
+        let links = links(self.repository, commit, SUBMODULES_MAX, self.guard)?;
         if links.is_empty() {
             return Ok(());
         }
@@ -113,7 +117,7 @@ impl Fetching<'_> {
             let shown = if above.is_empty() { path.clone() } else { format!("{above}/{path}") };
             self.fetched += 1;
             if self.fetched > SUBMODULES_MAX {
-                return Err(Fault::Unfit(format!("it has more than {SUBMODULES_MAX} submodules: remove some")));
+                return Err(too_many());
             }
             let words = |why: String| format!("the submodule {shown} cannot be had: {why}");
             let unfit = |why: String| Fault::Unfit(words(why));
@@ -151,13 +155,13 @@ pub(super) fn kept(repository: &Repository, commit: Oid) -> Result<BTreeSet<Oid>
 }
 
 /// Where the submodules are that are kept for a commit; those of others come after them.
-pub(super) fn places(repository: &Repository, commit: Oid) -> Result<Vec<Place>, Fault> {
+pub(super) fn places(repository: &Repository, commit: Oid, guard: &Guard) -> Result<Vec<Place>, Fault> {
     let kept = kept(repository, commit).map_err(|e| Fault::local(&e))?;
     let mut found: Vec<Place> = Vec::new();
     let mut above = vec![(String::new(), commit)];
     // Bounded, for a kept commit is within the bounds.
     while let Some((folder, commit)) = above.pop() {
-        for Place { path, commit } in links(repository, commit)? {
+        for Place { path, commit } in links(repository, commit, usize::MAX, guard)? {
             if kept.contains(&commit) && found.len() < SUBMODULES_MAX {
                 let place = Place { path: format!("{folder}{path}"), commit };
                 above.push((format!("{}/", place.path), commit));
@@ -173,19 +177,64 @@ pub(super) fn glob(commit: &str) -> String {
     format!("{KEPT}/{commit}/*")
 }
 
+fn too_many() -> Fault {
+    Fault::Unfit(format!("it has more than {SUBMODULES_MAX} submodules: remove some"))
+}
+
 /// The places of the tree that are other repositories' commits.
-fn links(repository: &Repository, commit: Oid) -> Result<Vec<Place>, Fault> {
+fn links(repository: &Repository, commit: Oid, most: usize, guard: &Guard) -> Result<Vec<Place>, Fault> {
     let tree = repository.find_commit(commit).and_then(|commit| commit.tree()).map_err(|e| Fault::local(&e))?;
-    let mut links = Vec::new();
-    let walked = tree.walk(TreeWalkMode::PreOrder, |parent, entry| {
-        if entry.kind() == Some(ObjectType::Commit)
-            && let Ok(name) = entry.name()
-        {
-            links.push(Place { path: format!("{parent}{name}"), commit: entry.id() });
+    let mut search = Search { repository, guard, most, barren: BTreeSet::new(), directories: 0, found: Vec::new() };
+    search.tree(&tree, "", 0)?;
+    Ok(search.found)
+}
+
+/// A search through trees that have perhaps not passed the rules for content yet: libgit2's own would go as deep as they are,
+/// and through each as often as it is named.
+struct Search<'s> {
+    repository: &'s Repository,
+    guard: &'s Guard,
+    /// So many are found at most.
+    most: usize,
+    /// Trees without any.
+    barren: BTreeSet<Oid>,
+    directories: usize,
+    found: Vec<Place>,
+}
+
+impl Search<'_> {
+    fn tree(&mut self, tree: &Tree<'_>, path: &str, depth: usize) -> Result<(), Fault> {
+        if depth > verify::DEPTH_MAX {
+            return Err(too_deep(path));
         }
-        TreeWalkResult::Ok
-    });
-    walked.map(|()| links).map_err(|e| Fault::local(&e))
+        self.directories += 1;
+        if self.directories > DIRECTORIES_MAX {
+            return Err(Fault::Unfit(format!("it has more than {DIRECTORIES_MAX} directories: remove some")));
+        }
+        if !self.guard.allows() {
+            return Err(self.guard.breach().unwrap_or(Fault::Vanished));
+        }
+        let found_before = self.found.len();
+        for entry in tree {
+            // A name that is no text breaks a rule, which is said elsewhere.
+            let Ok(name) = entry.name() else { continue };
+            let path = || if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
+            match entry.kind() {
+                Some(ObjectType::Commit) if self.found.len() >= self.most => return Err(too_many()),
+                Some(ObjectType::Commit) => self.found.push(Place { path: path(), commit: entry.id() }),
+                Some(ObjectType::Tree) if !self.barren.contains(&entry.id()) => {
+                    let path = path();
+                    let below = self.repository.find_tree(entry.id()).map_err(|e| missing(&e, entry.id(), &path))?;
+                    self.tree(&below, &path, depth + 1)?;
+                }
+                Some(ObjectType::Tree | ObjectType::Blob | ObjectType::Any | ObjectType::Tag) | None => {}
+            }
+        }
+        if self.found.len() == found_before {
+            self.barren.insert(tree.id());
+        }
+        Ok(())
+    }
 }
 
 /// The addresses that `.gitmodules` gives, by path.

@@ -2,12 +2,13 @@
 //! packs: what is large is never packed again, so that the work does not grow with the history.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write,
     path::{Path, PathBuf},
 };
 
-use git2::{Oid, Repository};
+use git2::{Oid, PackBuilder, Repository};
 
 use super::{fault::Fault, guard::Guard};
 
@@ -32,17 +33,33 @@ pub(super) fn crowd(repository: &Path) -> Option<Vec<PathBuf>> {
     (packs.len() > SMALL_PACKS_MAX).then_some(packs)
 }
 
-/// Makes one pack of all objects of these; they stay as they are.
-pub(super) fn merge(repository: &Repository, packs: &[PathBuf], guard: &Guard) -> Result<(), Fault> {
+/// Makes one pack of all objects of these, and yields those that need not stay any more.
+pub(super) fn merge(repository: &Repository, mut packs: Vec<PathBuf>, guard: &Guard) -> Result<Vec<PathBuf>, Fault> {
+    let (mut all, mut lens) = (BTreeSet::new(), Vec::new());
+    for pack in &packs {
+        let names = names(&pack.with_extension("idx"))?;
+        lens.push(names.len());
+        all.extend(names);
+    }
+    if let Some(whole) = lens.iter().position(|len| *len == all.len()) {
+        // It was made of the others before they could go. Made again it would have the same name, and go with them.
+        packs.remove(whole);
+        return Ok(packs);
+    }
     let local = |e: git2::Error| guard.breach().unwrap_or_else(|| Fault::local(&e));
     let mut builder = repository.packbuilder().map_err(local)?;
     builder.set_progress_callback(|_stage, _done, _all| guard.allows()).map_err(local)?;
-    for pack in packs {
-        for name in names(&pack.with_extension("idx"))? {
-            builder.insert_object(name, None).map_err(local)?;
-        }
+    for name in all {
+        builder.insert_object(name, None).map_err(local)?;
     }
-    let odb = repository.odb().map_err(local)?;
+    write(&mut builder, repository, guard)?;
+    Ok(packs)
+}
+
+/// Writes what was gathered into a repository, as one pack.
+pub(super) fn write(builder: &mut PackBuilder<'_>, into: &Repository, guard: &Guard) -> Result<(), Fault> {
+    let local = |e: git2::Error| guard.breach().unwrap_or_else(|| Fault::local(&e));
+    let odb = into.odb().map_err(local)?;
     let mut writer = odb.packwriter().map_err(local)?;
     let mut failed = None;
     let built = builder.foreach(|chunk| {

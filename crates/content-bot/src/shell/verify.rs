@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{fault::Fault, gates::FILE_MODE_LINK, guard::Guard, origin::Limits, submodules};
 
 /// Directories inside one another. The deepest real sites have a dozen.
-const DEPTH_MAX: usize = 64;
+pub(super) const DEPTH_MAX: usize = 64;
 
 /// The longest path, in bytes; what Linux takes is 4096.
 const PATH_LEN_MAX: usize = 1024;
@@ -50,8 +50,18 @@ pub(super) fn verify(
     }
     let tree = repository.find_commit(commit).and_then(|c| c.tree()).map_err(|e| missing(&e, commit, "the commit"))?;
     let submodules = submodules::kept(repository, commit).map_err(|e| Fault::local(&e))?;
-    let mut walk =
-        Walk { repository, odb, submodules, limits, pointers, guard, files: 0, bytes: 0, read: BTreeSet::new() };
+    let mut walk = Walk {
+        repository,
+        odb,
+        submodules,
+        limits,
+        pointers,
+        guard,
+        files: 0,
+        directories: 0,
+        bytes: 0,
+        read: BTreeSet::new(),
+    };
     walk.tree(&tree, "", 0)
 }
 
@@ -64,6 +74,7 @@ struct Walk<'r> {
     pointers: LfsPointers,
     guard: &'r Guard,
     files: u64,
+    directories: u64,
     bytes: u64,
     read: BTreeSet<Oid>,
 }
@@ -71,13 +82,21 @@ struct Walk<'r> {
 impl Walk<'_> {
     fn tree(&mut self, tree: &git2::Tree<'_>, path: &str, depth: usize) -> Result<(), Fault> {
         if depth > DEPTH_MAX {
-            return Err(Fault::Unfit(format!("directories are more than {DEPTH_MAX} deep at {path}: make it flatter")));
+            return Err(too_deep(path));
         }
+        self.directory()?;
         if !self.guard.allows() {
             return Err(self.guard.breach().unwrap_or(Fault::Vanished));
         }
+        let mut names = BTreeSet::new();
         for entry in tree {
             let name = checked_name(&entry, path)?;
+            // libgit2 takes a link and a directory of one name, and whoever writes both out follows the link. Names that differ
+            // in their case alone are two names here; where a disk takes them for one, writing them out fails.
+            if !names.insert(name.clone()) {
+                let folder = if path.is_empty() { "the site" } else { path };
+                return Err(Fault::Unfit(format!("{folder} has two entries of the name {name}: remove one")));
+            }
             let path = if path.is_empty() { name } else { format!("{path}/{name}") };
             if path.len() > PATH_LEN_MAX {
                 return Err(Fault::Unfit(format!("a path is longer than {PATH_LEN_MAX} bytes: {path}")));
@@ -93,12 +112,24 @@ impl Walk<'_> {
                     let tree = commit.and_then(|commit| commit.tree());
                     self.tree(&tree.map_err(|e| missing(&e, entry.id(), &path))?, &path, depth + 1)?;
                 }
-                // A submodule that is not part of this site.
-                Some(ObjectType::Commit) => {}
+                // A submodule that is not part of this site; its place is an empty directory.
+                Some(ObjectType::Commit) => self.directory()?,
                 Some(ObjectType::Any | ObjectType::Tag) | None => {
                     return Err(Fault::Unfit(format!("{path} is neither file, link nor directory")));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Counts one more: trees without files cost time as well, and a few of them inside one another can be billions.
+    fn directory(&mut self) -> Result<(), Fault> {
+        self.directories += 1;
+        if self.directories > self.limits.files_max {
+            let max = self.limits.files_max;
+            return Err(Fault::Unfit(format!(
+                "it has more than {max} directories: remove some or raise git.files_max"
+            )));
         }
         Ok(())
     }
@@ -137,6 +168,10 @@ impl Walk<'_> {
             LfsPointers::Refuse | LfsPointers::Allow => Ok(()),
         }
     }
+}
+
+pub(super) fn too_deep(path: &str) -> Fault {
+    Fault::Unfit(format!("directories are more than {DEPTH_MAX} deep at {path}: make it flatter"))
 }
 
 fn checked_name(entry: &TreeEntry<'_>, path: &str) -> Result<String, Fault> {
@@ -181,7 +216,8 @@ fn is_pointer(content: &[u8]) -> bool {
     content.len() < LFS_POINTER_LEN_MAX && content.strip_prefix(LFS_POINTER).is_some_and(|rest| rest.starts_with(b"\n"))
 }
 
-fn missing(error: &git2::Error, id: Oid, what: &str) -> Fault {
+/// What it means that an object cannot be read.
+pub(super) fn missing(error: &git2::Error, id: Oid, what: &str) -> Fault {
     match (Fault::local(error), error.code()) {
         // The machine is at fault, not the commit.
         (failed @ Fault::Failed(_), _) => failed,

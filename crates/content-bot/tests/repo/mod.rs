@@ -49,13 +49,39 @@ impl Repo {
         git(&self.work, &["rev-parse", "HEAD"])
     }
 
+    /// Writes a file's content, or a link's target.
+    pub fn blob(&self, content: &[u8]) -> String {
+        git_in(&self.work, &["hash-object", "-w", "--stdin"], content)
+    }
+
+    /// Writes a tree with these entries (mode, name, object), which no work tree need be able to hold.
+    pub fn tree(&self, entries: &[(&str, &str, &str)]) -> String {
+        let entry = |(mode, name, id): &(&str, &str, &str)| {
+            let id = git2::Oid::from_str(id).expect("an object's name");
+            [format!("{mode} {name}\0").as_bytes(), id.as_bytes()].concat()
+        };
+        self.raw_tree(&entries.iter().flat_map(entry).collect::<Vec<u8>>())
+    }
+
+    fn raw_tree(&self, raw: &[u8]) -> String {
+        git_in(&self.work, &["hash-object", "-w", "-t", "tree", "--literally", "--stdin"], raw)
+    }
+
     /// Pushes a commit with this one tree entry, which no work tree could hold.
     pub fn push_raw_tree(&self, entry: &[u8]) -> String {
-        let write = ["hash-object", "-w", "-t", "tree", "--literally", "--stdin"];
-        let tree = git_in(&self.work, &write, entry);
-        let sha = git(&self.work, &["commit-tree", "-m", "raw", &tree]);
-        git(&self.work, &["push", "--quiet", "--force", "origin", &format!("{sha}:main")]);
+        self.push_tree(&self.raw_tree(entry))
+    }
+
+    /// Pushes a commit with this tree.
+    pub fn push_tree(&self, tree: &str) -> String {
+        let sha = git(&self.work, &["commit-tree", "-m", "raw", tree]);
+        git(&self.work, &["push", "--quiet", "--force", "origin", &format!("{sha}:refs/heads/main")]);
         sha
+    }
+
+    /// Writes trees inside one another, each with the last one twice: two to the power of `depth` directories.
+    pub fn many_trees(&self, last: &str, depth: usize) -> String {
+        (0..depth).fold(last.to_owned(), |below, _| self.tree(&[("40000", "a", &below), ("40000", "b", &below)]))
     }
 
     /// Forgets everything that no branch or tag reaches.
