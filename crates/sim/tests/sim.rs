@@ -33,8 +33,6 @@ const TIRED_GUARDS_SEEDS: u64 = 300;
 /// changes the machines may move that, and `sim --plant NAME --seeds 6000` finds where to.
 const fn first_seed(plant: Plant) -> u64 {
     match plant {
-        Plant::NamesGoBeforeKey => 3_800,
-        Plant::PromiseNotKept => 1_400,
         Plant::OthersUnseen => 1_500,
         _shows_sooner => 0,
     }
