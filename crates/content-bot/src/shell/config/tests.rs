@@ -103,5 +103,4 @@ fn every_mistake_names_its_field() {
     check("git: {url: /a}, push: {secrets: [a, b, c, d, e, f, g, h, i]}", "push.secrets");
     check("git: {url: /a}, push: {secret_files: [/does/not/exist]}", "push.secret_files");
     check("git: {url: /a}, push: {secret: x, secret_file: /y}", "push.secret");
-    check("git: {url: /a}, restapi: {listen: '0.0.0.0:8008'}", "restapi.connect_address");
 }
