@@ -51,6 +51,11 @@ impl Origin {
         self.push(rng, true);
     }
 
+    /// All commits that were ever pushed.
+    pub(crate) fn commits(&self) -> Vec<String> {
+        self.commits.keys().cloned().collect()
+    }
+
     /// The commit that the branch points at.
     #[must_use]
     pub fn head(&self) -> &str {

@@ -54,6 +54,9 @@ struct Arguments {
     /// Postgres clusters alone, whose guards stand still when their bots come back.
     #[arg(long)]
     tired_guards: bool,
+    /// Sites alone, of which an operator pins one commit after the other.
+    #[arg(long)]
+    pins: bool,
     /// Print the mistakes that can be made on purpose.
     #[arg(long)]
     list_plants: bool,
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         synchronous: arguments.synchronous,
         changing: arguments.changing,
         tired_guards: arguments.tired_guards,
+        pins: arguments.pins,
         ..Options::default()
     };
     match arguments.seed {
@@ -169,7 +173,8 @@ fn report(tally: &Tally, arguments: &Arguments, options: Options) -> ExitCode {
     let synchronous = if arguments.synchronous { " --synchronous" } else { "" };
     let changing = if arguments.changing { " --changing" } else { "" };
     let tired = if arguments.tired_guards { " --tired-guards" } else { "" };
-    println!("again: sim --seed {seed} --trace{plant}{synchronous}{changing}{tired}");
+    let pins = if arguments.pins { " --pins" } else { "" };
+    println!("again: sim --seed {seed} --trace{plant}{synchronous}{changing}{tired}{pins}");
     ExitCode::from(ending.code())
 }
 

@@ -56,6 +56,8 @@ pub enum Fault {
     StarveContent,
     /// An operator changes the `synchronous_mode` of the Postgres cluster, or how strict it is, or how many standbys it asks for.
     ChangeMode,
+    /// An operator pins a commit of the site, or takes the pin away.
+    Pin,
 }
 
 /// All faults, in the order of their declaration.
@@ -281,6 +283,17 @@ impl Plan {
         (self.tired_guards, self.device) = (true, false);
         self.faults.insert(Fault::KillBot, Span::from_secs(4));
         self.faults.insert(Fault::CutLeader, Span::from_secs(6));
+        self
+    }
+
+    /// The same with a site and nothing else, of which an operator pins one commit after the other.
+    #[must_use]
+    pub fn made_with_pins(mut self) -> Self {
+        self.cast = Cast { postgres: 0, content: self.cast.content.max(1), web: self.cast.web.max(2) };
+        (self.sync, self.takeover, self.failsafe) = (None, false, false);
+        let of_postgres = [Fault::CutLeader, Fault::SilenceServer, Fault::StallDisk, Fault::ChangeMode];
+        self.faults.retain(|fault, _| !of_postgres.contains(fault));
+        self.faults.insert(Fault::Pin, Span::from_secs(3));
         self
     }
 

@@ -76,6 +76,8 @@ pub enum Plant {
     RefusalIsReadiness,
     /// A content bot that lists the store does not hear which commits are quarantined, and none asks when it acts.
     QuarantineUnheard,
+    /// A content bot goes by the pin that it has seen last, and none asks when it acts.
+    PinUncompared,
     /// Postgres is said to wait for whom it shall wait for before it does.
     NamesInForceAtOnce,
     /// A new synchronous standby counts before it has what was acknowledged earlier.
@@ -107,7 +109,7 @@ pub enum Plant {
 }
 
 /// All that are known to be caught, with their names on the command line.
-pub const PLANTS: [(Plant, &str); 43] = [
+pub const PLANTS: [(Plant, &str); 44] = [
     (Plant::LeaseFromReply, "lease-from-reply"),
     (Plant::LockWithoutCompare, "lock-without-compare"),
     (Plant::PromoteWithoutLock, "promote-without-lock"),
@@ -137,6 +139,7 @@ pub const PLANTS: [(Plant, &str); 43] = [
     (Plant::CanaryAlwaysWell, "canary-always-well"),
     (Plant::RefusalIsReadiness, "refusal-is-readiness"),
     (Plant::QuarantineUnheard, "quarantine-unheard"),
+    (Plant::PinUncompared, "pin-uncompared"),
     (Plant::NamesInForceAtOnce, "names-in-force-at-once"),
     (Plant::CountedBeforeCaughtUp, "counted-before-caught-up"),
     (Plant::EveryVoteCounts, "every-vote-counts"),
@@ -170,6 +173,12 @@ impl Plant {
     #[must_use]
     pub const fn wants_tired_guards(self) -> bool {
         matches!(self, Self::EarlierFenceUnknown)
+    }
+
+    /// Whether it can do harm only where commits are pinned: it is made in no other world.
+    #[must_use]
+    pub const fn wants_pins(self) -> bool {
+        matches!(self, Self::PinUncompared)
     }
 
     /// Whether it can do harm in a synchronous cluster only, and seldom there: it is made in no other.
@@ -270,6 +279,7 @@ pub(crate) fn alter_request(plant: Option<Plant>, action: DcsAction) -> DcsActio
             Compare::Absent(_) | Compare::Present(_) | Compare::ValueIs(..) | Compare::ModifiedAt(..) => true,
         }),
         Some(Plant::QuarantineUnheard) => transaction.compare.retain(|compare| !is_mark(compare.key())),
+        Some(Plant::PinUncompared) => transaction.compare.retain(|compare| !compare.key().ends_with("/revision/pin")),
         Some(Plant::PromiseUncompared)
             if transaction.then.iter().any(|write| matches!(write, Write::Delete { .. })) =>
         {

@@ -29,6 +29,9 @@ const CHANGING_SEEDS: u64 = 300;
 /// And so many whose guards stand still when their bots come back.
 const TIRED_GUARDS_SEEDS: u64 = 300;
 
+/// And so many sites whose commits are pinned.
+const PINS_SEEDS: u64 = 300;
+
 /// Where the search for a mistake begins. One that shows in a world of a thousand or fewer is looked for where it is known to show; what
 /// changes the machines may move that, and `sim --plant NAME --seeds 6000` finds where to.
 const fn first_seed(plant: Plant) -> u64 {
@@ -103,6 +106,11 @@ fn clusters_hold_while_an_operator_changes_the_mode() {
 #[test]
 fn clusters_hold_while_guards_stand_still_as_their_bots_come_back() {
     all_hold(TIRED_GUARDS_SEEDS, Options { tired_guards: true, ..Options::default() }, "--tired-guards");
+}
+
+#[test]
+fn sites_hold_while_an_operator_pins_their_commits() {
+    all_hold(PINS_SEEDS, Options { pins: true, ..Options::default() }, "--pins");
 }
 
 #[test]

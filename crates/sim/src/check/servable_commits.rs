@@ -1,12 +1,12 @@
-//! A commit that no web bot can serve is not published while a web bot is there to say so, and a quarantined one is neither
-//! posted nor tried nor published.
+//! A commit that no web bot can serve is not published while a web bot is there to say so, and one that is quarantined, or is not
+//! the one that is pinned, is neither posted nor tried nor published.
 //!
 //! Where no web bot is, or has been for so short a time that the leader may not have heard of it, nobody can say it.
 
 use bots_core::{
     dcs::{Outcome, Write},
     machine::{Span, Time},
-    wire::{Canary, ContentRevision, Kind},
+    wire::{Canary, ContentRevision, Kind, Pin},
 };
 
 use super::{Check, Seen};
@@ -25,7 +25,7 @@ pub(super) struct ServableCommits {
 
 impl Check for ServableCommits {
     fn requirement(&self) -> &'static str {
-        "S4 what no web bot can serve, or is quarantined, is never published"
+        "S4 what no web bot can serve, or is quarantined or pinned away, is never published"
     }
 
     fn see(&mut self, world: &World, seen: &Seen<'_>) -> Result<(), String> {
@@ -57,6 +57,11 @@ impl ServableCommits {
             let Some((deed, sha)) = deed(key, value) else { continue };
             if world.store.value(&scope.quarantine(&sha)).is_some() {
                 return Err(format!("{sha} is {deed}, and it is quarantined"));
+            }
+            let pin = world.store.value(&scope.revision_pin());
+            let pin = pin.and_then(|text| serde_json::from_str::<Pin>(text).ok()).map(|pin| pin.sha);
+            if let Some(pin) = pin.filter(|pin| *pin != sha) {
+                return Err(format!("{sha} is {deed}, and {pin} is pinned"));
             }
             let known = Span::from_secs(world.plan.ttl_s) + MARGIN;
             // What shows only when an app is started can only be known where one serves.

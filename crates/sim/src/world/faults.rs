@@ -94,6 +94,7 @@ impl World {
             Fault::Switchover => self.ask_for_switchover(),
             Fault::Operator => self.operate(),
             Fault::ChangeMode => self.change_mode(),
+            Fault::Pin => self.pin(),
             Fault::ForcePush => {
                 self.origin.force_push(&mut self.rng);
                 self.call_webhook();
@@ -330,6 +331,7 @@ impl World {
             }
         }
         if self.plan.cast.content > 0 {
+            self.unpin();
             self.push(true);
             self.change_load();
         }

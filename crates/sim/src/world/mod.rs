@@ -153,6 +153,8 @@ pub struct Options {
     pub changing: bool,
     /// Whatever the seed says, there is a Postgres cluster and nothing else, and guards stand still when their bots come back.
     pub tired_guards: bool,
+    /// Whatever the seed says, there is a site and nothing else, and an operator pins its commits.
+    pub pins: bool,
     /// Do not look at the requirements that begin with this: to see what else would catch a mistake.
     pub skip: Option<&'static str>,
 }
@@ -206,6 +208,8 @@ impl World {
         let plan = if changing { plan.made_changing() } else { plan };
         let tired = options.tired_guards || options.plant.is_some_and(Plant::wants_tired_guards);
         let plan = if tired { plan.made_with_tired_guards() } else { plan };
+        let pins = options.pins || options.plant.is_some_and(Plant::wants_pins);
+        let plan = if pins { plan.made_with_pins() } else { plan };
         let nodes = node::cast(&plan, &mut rng.fork());
         let mut world = Self {
             now: Time::ZERO,

@@ -202,9 +202,19 @@ impl World {
 
     /// An operator's write, which needs no network of its own.
     pub(crate) fn write_by_hand(&mut self, key: String, value: String) {
-        let now = self.store.clock(self.now);
         self.say(format_args!("operator: {key} = {value}"));
-        let transaction = Transaction::new(Vec::new(), vec![Write::put(key, value)]);
+        self.by_hand(Write::put(key, value));
+    }
+
+    /// The same, of a removal.
+    pub(crate) fn remove_by_hand(&mut self, key: String) {
+        self.say(format_args!("operator: {key} is removed"));
+        self.by_hand(Write::delete(key));
+    }
+
+    fn by_hand(&mut self, write: Write) {
+        let now = self.store.clock(self.now);
+        let transaction = Transaction::new(Vec::new(), vec![write]);
         let _done = self.store.dcs.transact(now, &transaction);
         self.show_changes(Some(&transaction));
     }

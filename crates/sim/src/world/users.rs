@@ -1,9 +1,12 @@
 //! Everybody outside the fleet: clients that write, readers, and people who push.
 
-use bots_core::{machine::Span, wire::Kind};
+use bots_core::{
+    machine::Span,
+    wire::{Kind, Pin},
+};
 use content_bot::machine::{Announcement, Event};
 
-use super::{BotEvent, Frozen, Item, NodeId, World};
+use super::{BotEvent, Frozen, Item, NodeId, World, node::Node};
 use crate::ledger::Ack;
 
 /// How often somebody reads a page.
@@ -97,6 +100,29 @@ impl World {
             let delay = self.rng.span(1, 200);
             let announcement = Announcement { delivery: Some(head.clone()), tip: Some(head) };
             self.tell(node, delay, BotEvent::Content(Event::PushReceived(announcement)));
+        }
+    }
+
+    /// An operator pins some commit, whatever it is like, or takes the pin away.
+    pub(super) fn pin(&mut self) {
+        if !self.store.answers() {
+            return;
+        }
+        let known = self.origin.commits();
+        match self.rng.pick(&known).cloned() {
+            Some(sha) if self.rng.chance(600) => {
+                let pin = Pin { sha, since_unix_ms: 0 };
+                let key = Node::scope_of(Kind::Content).revision_pin();
+                self.write_by_hand(key, serde_json::to_string(&pin).unwrap_or_default());
+            }
+            Some(_) | None => self.unpin(),
+        }
+    }
+
+    pub(super) fn unpin(&mut self) {
+        let key = Node::scope_of(Kind::Content).revision_pin();
+        if self.store.get(&key).is_some() {
+            self.remove_by_hand(key);
         }
     }
 
