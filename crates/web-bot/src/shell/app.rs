@@ -349,7 +349,7 @@ mod tests {
             assert!(url.starts_with(&format!("postgresql://u:{password}@h:1/d?")), "{url}");
         }
         std::fs::remove_file(&secret).expect("remove");
-        let error = apps.spawn(&launch).err().expect("not started").to_string();
+        let error = apps.spawn(&launch).expect_err("not started").to_string();
         assert!(error.contains("database.password_file") && !error.contains('\n'), "{error}");
     }
 }
