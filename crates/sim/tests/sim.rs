@@ -13,10 +13,6 @@ use content_bot::machine::ContentMachine;
 use postgres_bot::machine::PostgresBot;
 use web_bot::machine::WebMachine;
 
-/// It was caught until replicas that replay, and members whose leader is lost, were treated better. Why it does no harm in 4 900 worlds
-/// since is not explained: known as a gap, not as a proof.
-const NOT_CAUGHT_ANY_MORE: Plant = Plant::EveryVoteCounts;
-
 /// The seeds that must hold here; `make sim` runs more.
 const SEEDS: u64 = 400;
 /// Within so many seeds each mistake must be caught; most are within 50, and the search ends with the first.
@@ -34,10 +30,11 @@ const CHANGING_SEEDS: u64 = 300;
 const TIRED_GUARDS_SEEDS: u64 = 300;
 
 /// Where the search for a mistake begins. One that shows in a world of a thousand or fewer is looked for where it is known to show; what
-/// changes the machines may move that, and `sim --plant NAME --seeds 6000` finds where to.
+/// changes the machines may move that, and `sim --plant NAME --seeds 15000` finds where to.
 const fn first_seed(plant: Plant) -> u64 {
     match plant {
         Plant::OthersUnseen => 1_500,
+        Plant::EveryVoteCounts => 13_000,
         _shows_sooner => 0,
     }
 }
@@ -122,9 +119,8 @@ fn the_same_seed_gives_the_same_bytes() {
 
 #[test]
 fn every_planted_mistake_is_caught() {
-    let looked_for = PLANTS.iter().filter(|(plant, _)| *plant != NOT_CAUGHT_ANY_MORE);
     let escaped: Vec<&str> =
-        looked_for.filter(|(plant, _)| first_caught(*plant, None).is_none()).map(|(_, name)| *name).collect();
+        PLANTS.iter().filter(|(plant, _)| first_caught(*plant, None).is_none()).map(|(_, name)| *name).collect();
     assert!(escaped.is_empty(), "not caught within {SEEDS_PER_PLANT} seeds, or {SEEDS_PER_RARE_PLANT}: {escaped:?}");
 }
 
