@@ -16,7 +16,7 @@ use bots_core::{
     dcs::Scope,
     machine::Span,
     shell::{
-        Clock, Etcd, http, probe_instance,
+        Clock, Etcd, Status, http, probe_instance,
         process::{Signal, send_signal},
         testing::{EtcdServer, free_port},
     },
@@ -196,7 +196,11 @@ async fn sites_of_one_process_have_nothing_to_do_with_each_other() {
         let facts: ContentFacts = member.facts().expect("facts");
         assert_eq!(facts.pack_url, bot.url(&format!("/sites/{site}")));
         assert_eq!(member.head.api_url, bot.url(&format!("/sites/{site}/status")));
-        assert_eq!(probe_instance(&member.head.api_url).await.as_deref(), Some(member.head.instance.as_str()));
+        let (_, status) = http::get(&member.head.api_url, DEADLINE).await.expect("its status");
+        let ours = serde_json::from_slice::<Status>(&status).expect("a status").identity;
+        assert_eq!(ours.scope, *site);
+        let instance = probe_instance(&member.head.api_url, &ours).await;
+        assert_eq!(instance.as_deref(), Some(member.head.instance.as_str()));
         assert_eq!(bot.get(&format!("/sites/{site}/pack/{first}")).await.0, 200);
         assert_eq!(bot.get(&format!("/sites/{site}/leader")).await.0, 200);
     }

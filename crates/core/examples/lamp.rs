@@ -234,8 +234,10 @@ impl Shell for Hands {
         match action {
             Action::Dcs(action) => self.dcs.perform(action),
             Action::ProbeName(api_url) => {
-                let events = self.events.clone();
-                tokio::spawn(async move { events.send(Event::NameProbed(probe_instance(&api_url).await)).await });
+                let (events, ours) = (self.events.clone(), self.dcs.identity().clone());
+                tokio::spawn(
+                    async move { events.send(Event::NameProbed(probe_instance(&api_url, &ours).await)).await },
+                );
             }
             Action::Exit(exit) => return ControlFlow::Break(exit),
         }

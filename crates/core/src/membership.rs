@@ -37,7 +37,7 @@ pub enum MembershipAction {
 pub enum MembershipEvent {
     /// From the store.
     Dcs(DcsEvent),
-    /// The instance that answered at the probed address, or `None` if nobody did.
+    /// The instance of our scope and name that answered at the probed address, or `None` if no such bot did.
     NameProbed {
         /// Its `instance`.
         instance: Option<String>,
@@ -88,6 +88,12 @@ pub const fn renewal_at_rest(ttl: Span) -> Span {
 #[must_use]
 pub const fn renewal_under_lock(ttl: Span) -> Span {
     ttl.times(3).divided_by(10)
+}
+
+/// Whether a lease that is renewed this often is one with a lock on it: no other has so short a pace.
+#[must_use]
+pub fn is_paced_for_lock(every: Span, ttl: Span) -> bool {
+    every < renewal(ttl)
 }
 
 /// The pace of a lease that shall run out: longer than any lease is.
@@ -236,7 +242,8 @@ impl Membership {
         matches!(self.session, Session::Held { resting: true, .. })
     }
 
-    /// Changes the length of the next lease; the present one keeps its own.
+    /// Changes the length of the next lease; the present one keeps its own. One with a lock on it keeps it until the lock changes
+    /// hands, which [`Self::trouble`] tells.
     pub const fn set_ttl(&mut self, ttl: Span) {
         self.ttl = ttl;
     }
@@ -467,6 +474,10 @@ impl Membership {
             (Session::Held { .. }, Registration::Probing { .. }) => {
                 Some(format!("a member key for {} exists: asking whether its writer lives", self.name))
             }
+            (Session::Held { ttl, resting: false, .. }, _) if self.holds_lock && *ttl != self.ttl => Some(format!(
+                "ttl is {} now: the lease of the lock keeps its {ttl} until the lock changes hands",
+                self.ttl
+            )),
             (
                 Session::Held { .. },
                 Registration::Absent { .. } | Registration::Writing { .. } | Registration::Registered { .. },

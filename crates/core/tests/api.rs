@@ -22,15 +22,19 @@ use hyper::{HeaderMap, Method, header};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-async fn serve(listen: &str, password: Option<&str>) -> Server {
-    let hub = StatusHub::new(Identity {
+fn identity() -> Identity {
+    Identity {
         name: "a".into(),
         scope: "s".into(),
         namespace: "service".into(),
         kind: "test".into(),
         instance: "i".into(),
         version: "0".into(),
-    });
+    }
+}
+
+async fn serve(listen: &str, password: Option<&str>) -> Server {
+    let hub = StatusHub::new(identity());
     let authentication = password.map(|password| Credentials {
         username: "me".into(),
         password: Some(Secret::new(password)),
@@ -122,7 +126,7 @@ async fn the_client_says_what_went_wrong() {
     assert!(matches!(http::get(&url, Duration::from_millis(100)).await, Err(HttpError::Deadline(_))));
     drop(silent);
     assert!(matches!(http::get(&url, DEADLINE).await, Err(HttpError::Connect { .. })));
-    assert_eq!(http::probe_instance(&url).await, None);
+    assert_eq!(http::probe_instance(&url, &identity()).await, None);
 }
 
 /// Twice what a head may have: hyper's limit is a soft one.

@@ -19,6 +19,7 @@ use bots_core::{
         Status, http, probe_instance,
         process::send_signal,
         replay,
+        status::Identity,
         testing::{EtcdServer, free_port},
     },
 };
@@ -117,7 +118,17 @@ async fn one_lamp_is_lit_and_another_lights_up_when_it_goes() {
     let metrics = String::from_utf8_lossy(&metrics);
     assert!(metrics.contains("bots_steps_total") && metrics.contains("op=\"range\"} 1\n"), "{metrics}");
     let status = first.status().await.expect("status");
-    assert_eq!(probe_instance(&format!("{}/any/path", first.api)).await, Some(status.identity.instance.clone()));
+    let there = format!("{}/any/path", first.api);
+    let ours = status.identity.clone();
+    assert_eq!(probe_instance(&there, &ours).await, Some(ours.instance.clone()));
+    // Whoever has been given the address since is not the bot that is asked for.
+    for other in [
+        Identity { name: "b".into(), ..ours.clone() },
+        Identity { scope: "others".into(), ..ours.clone() },
+        Identity { namespace: "others".into(), ..ours.clone() },
+    ] {
+        assert_eq!(probe_instance(&there, &other).await, None, "{other:?}");
+    }
 
     first.signal(Signal::TERM);
     let (code, text) = first.ended().await;
@@ -219,6 +230,9 @@ fn the_configuration_is_refused_in_one_line() {
         ("BOT_ETCD3_HOSTS", "", "etcd3.hosts is empty"),
         ("BOT_ETCD3_HOSTS", "a:b:c", "etcd3.hosts: `a:b:c` is not host:port"),
         ("BOT_ETCD3_USERNAME", "root", "etcd3.password is missing"),
+        ("BOT_RESTAPI_LISTEN", "0.0.0.0:8008", "restapi.connect_address: nobody can connect to 0.0.0.0:8008"),
+        ("BOT_RESTAPI_LISTEN", "[::]:8008", "restapi.connect_address: nobody can connect to [::]:8008"),
+        ("BOT_RESTAPI_CONNECT_ADDRESS", "0.0.0.0:8008", "restapi.connect_address: nobody can connect to 0.0.0.0:8008"),
         ("BOT_RESTAPI_LISTEN", "here", "field restapi.listen: `here` is not an IP address with a port"),
         ("BOT_LOG_LEVEL", "loud", "field log.level: `loud` is not one of"),
         ("BOT_RESTAPI_AUTHENTICATION_USERNAME", "a", "restapi.authentication.password is missing"),
@@ -264,4 +278,20 @@ async fn etcd_that_is_not_there_is_visible_and_a_bot_still_ends_when_asked() {
     lamp.signal(Signal::INT);
     let (code, text) = lamp.ended().await;
     assert_eq!(code, 0, "{text}");
+}
+
+#[tokio::test]
+async fn a_bot_whose_etcd_was_replaced_by_a_backup_ends_so_that_it_is_started_anew() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut etcd = EtcdServer::start(dir.path()).expect("etcd");
+    let snapshot = dir.path().join("snapshot");
+    etcd.ctl(&["snapshot", "save", snapshot.to_str().expect("UTF-8")]).expect("a snapshot");
+    let lamp = start(&etcd.endpoint(), "a", &[]);
+    lamp.is("lit").await;
+    etcd.set_back(&snapshot, "restored").expect("a restored etcd");
+    let (code, text) = lamp.ended().await;
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("etcd is another cluster than before"), "{text}");
+    let again = start(&etcd.endpoint(), "a", &[]);
+    again.is("lit").await;
 }

@@ -2,17 +2,18 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{path::Path, process::Command, time::Duration};
 
 use bots_core::{
     dcs::{DcsAction, DcsEvent, LeaseId, Outcome, RequestId, Transaction, View, Write},
     machine::{Span, Time},
     shell::{
-        Clock, Etcd, config,
+        Clock, Etcd, Secret, config,
         testing::{EtcdCluster, EtcdServer},
     },
 };
-use support::{Bench, eventually, ms_between, proxy::Proxy};
+use futures_util::StreamExt;
+use support::{Bench, PATIENCE, eventually, ms_between, proxy::Proxy};
 use tempfile::TempDir;
 
 const TTL: Span = Span::from_secs(3);
@@ -406,4 +407,143 @@ async fn one_lease_takes_the_place_of_another_while_both_are_renewed() {
     bench.until("the long one is renewed", of(long)).await;
     assert!(!server.client().keep_alive_once(short).await.expect("keep alive"), "the short one is gone");
     assert!(server.client().keep_alive_once(long).await.expect("keep alive"));
+}
+
+/// The way to `server` as a user whose password is `secret`.
+fn as_user(server: &EtcdServer, name: &str) -> config::Etcd {
+    let (username, password) = (Some(name.to_owned()), Some(Secret::new("secret")));
+    config::Etcd { username, password, ..config::Etcd::from_hosts(&server.endpoint()) }
+}
+
+fn enable_users(server: &EtcdServer) {
+    server.ctl(&["user", "add", "root:secret"]).expect("a first user");
+    server.ctl(&["auth", "enable"]).expect("authentication");
+}
+
+/// The arguments of an etcd that signs its tokens, with a key of its own.
+fn signed_tokens(dir: &Path) -> String {
+    let file = |name: &str| dir.join(name).display().to_string();
+    let (private, public) = (file("private.pem"), file("public.pem"));
+    for arguments in
+        [vec!["genrsa", "-out", &private, "2048"], vec!["rsa", "-in", &private, "-pubout", "-out", &public]]
+    {
+        let made = Command::new("openssl").args(arguments).output().expect("openssl");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+    format!("jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=10m")
+}
+
+#[tokio::test]
+async fn a_signed_token_of_before_a_change_of_users_is_replaced_at_once() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let tokens = signed_tokens(dir.path());
+    let server = EtcdServer::start_with(dir.path(), &["--auth-token", &tokens, "--bcrypt-cost", "4"]).expect("etcd");
+    enable_users(&server);
+    let client = Etcd::new(&as_user(&server, "root")).expect("a client");
+    must_put(&client, "a", "1").await;
+    for n in 0..2 {
+        let newcomer = format!("user{n}:secret");
+        server.ctl(&["--user", "root:secret", "user", "add", &newcomer]).expect("a change of users");
+        let outcome = client.transact(&put("a", "2")).await;
+        assert!(matches!(outcome, Outcome::Done(_)), "nothing was done with the old token: {outcome:?}");
+        server.ctl(&["--user", "root:secret", "user", "delete", &format!("user{n}")]).expect("another change");
+        client.list(PREFIX).await.expect("list");
+    }
+}
+
+#[tokio::test]
+async fn a_user_is_let_in_before_etcd_asks_for_one_and_after() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let server = EtcdServer::start_with(dir.path(), &["--bcrypt-cost", "4"]).expect("etcd");
+    let client = Etcd::new(&as_user(&server, "root")).expect("a client");
+    let outcome = client.transact(&put("a", "1")).await;
+    assert!(matches!(outcome, Outcome::Done(_)), "etcd asks nobody: {outcome:?}");
+    enable_users(&server);
+    let outcome = client.transact(&put("a", "2")).await;
+    assert!(matches!(outcome, Outcome::Done(_)), "etcd asks, and is told: {outcome:?}");
+    client.list(PREFIX).await.expect("list");
+    server.ctl(&["--user", "root:secret", "auth", "disable"]).expect("no authentication");
+    let outcome = client.transact(&put("a", "3")).await;
+    assert!(matches!(outcome, Outcome::Done(_)), "etcd asks nobody any more: {outcome:?}");
+}
+
+#[tokio::test]
+async fn a_list_that_etcd_refuses_is_named_in_the_status_until_it_is_allowed() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let server = EtcdServer::start_with(dir.path(), &["--bcrypt-cost", "4"]).expect("etcd");
+    for arguments in [
+        vec!["role", "add", "some"],
+        vec!["role", "grant-permission", "some", "--prefix=true", "readwrite", "/other/"],
+        vec!["user", "add", "bot:secret"],
+        vec!["user", "grant-role", "bot", "some"],
+    ] {
+        server.ctl(&arguments).expect("a user with few rights");
+    }
+    enable_users(&server);
+    let mut bench = Bench::with(&as_user(&server, "bot"));
+    bench.dcs.watch([PREFIX.to_owned()]);
+    let trouble = || bench.hub.status().report.troubles.pop();
+    let refused = eventually("trouble", async || trouble()).await;
+    assert_eq!(refused, format!("etcd refuses the list of {PREFIX}: etcdserver: permission denied"));
+    // Whatever else etcd answers does not make it less.
+    bench.dcs.perform(DcsAction::GrantLease { ttl: TTL });
+    bench.until("lease", granted).await;
+    assert_eq!(bench.hub.status().report.troubles, [refused]);
+
+    let root = ["--user", "root:secret", "role", "grant-permission", "some", "--prefix=true", "readwrite"];
+    server.ctl(&[&root[..], &[PREFIX]].concat()).expect("more rights");
+    assert!(bench.until("list", listed).await.is_empty());
+    assert_eq!(bench.hub.status().report.troubles, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_open_watch_is_compared_with_a_list_now_and_then() {
+    let (server, _dir) = one();
+    let client = server.client().audited_every(Span::from_millis(200));
+    must_put(&client, "a", "1").await;
+    let mut watch = client.watch(PREFIX);
+    let mut view = View::of([PREFIX.to_owned()]);
+    for n in 0..3 {
+        let event = tokio::time::timeout(PATIENCE, watch.next()).await.expect("another list").expect("no end");
+        assert!(listed(&event).is_some(), "the watch stays as it is: {event:?}");
+        assert_eq!(view.apply(&event), n == 0, "a list that shows nothing new changes nothing");
+    }
+}
+
+/// Whether the etcd of these tests answers renewals without making sure that it leads.
+fn is_old_etcd() -> bool {
+    let output = Command::new("etcd").arg("--version").output().expect("etcd");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = text.lines().find_map(|line| line.strip_prefix("etcd Version: ")).expect("a version");
+    let figures: Vec<u64> = version.trim().split('.').map(|part| part.parse().expect("a figure")).collect();
+    match figures[..] {
+        [3, 4, patch] => patch < 31,
+        [3, 5, patch] => patch < 13,
+        _ => false,
+    }
+}
+
+#[tokio::test]
+async fn under_an_old_etcd_a_lock_is_renewed_by_a_read_besides() {
+    let (server, _dir) = one();
+    let mut bench = Bench::new(&server.endpoint());
+    let reads = |bench: &Bench| {
+        let text = bench.metrics.text();
+        let count = text.lines().find_map(|line| line.strip_prefix("bots_etcd_requests_total{op=\"range\"} "));
+        count.map_or(0, |count| count.parse::<u64>().expect("a figure"))
+    };
+    bench.dcs.perform(DcsAction::GrantLease { ttl: TTL });
+    let (lease, _) = bench.until("lease", granted).await;
+    bench.until("renewal without a lock", renewed).await;
+    assert_eq!(reads(&bench), 0, "where no lock hangs on it, the answer is enough");
+    bench.dcs.perform(DcsAction::PaceLease { lease, every: Span::from_millis(200) });
+    for _ in 0..5 {
+        bench.until("renewal under a lock", renewed).await;
+    }
+    let reads = reads(&bench);
+    if is_old_etcd() {
+        assert!(reads >= 5, "each renewal lies between two reads, and there were {reads}");
+    } else {
+        assert_eq!(reads, 0, "this etcd makes sure by itself");
+    }
 }

@@ -30,6 +30,22 @@ fn transcripts() {
 
 const TTL: Span = Span::from_secs(5);
 
+#[test]
+fn a_new_ttl_that_does_not_reach_the_lease_of_the_lock_is_told() {
+    let (mut membership, mut out) = (Membership::new(scope(), "a", "i1", TTL), Vec::new());
+    let (now, view) = (Time::from_millis(1_000), View::of([scope().prefix()]));
+    membership.publish(now, member_value("i1", "up"), &mut out);
+    let granted = DcsEvent::LeaseGranted { lease: LeaseId(7), valid_until: now + TTL };
+    membership.on_event(now, &MembershipEvent::Dcs(granted), &view, &mut out);
+    membership.set_ttl(Span::from_secs(20));
+    assert_eq!(membership.trouble(), None, "the next lease has it");
+    membership.hold_lock(true, &mut out);
+    let told = membership.trouble().expect("it is told");
+    assert_eq!(told, "ttl is 20.0 s now: the lease of the lock keeps its 5.0 s until the lock changes hands");
+    membership.set_ttl(TTL);
+    assert_eq!(membership.trouble(), None);
+}
+
 /// One bot called `a`, the store, and what is under way between them.
 struct World {
     now: Time,

@@ -251,9 +251,9 @@ impl Shell for Hands {
         match action {
             Action::Dcs(action) => self.dcs.perform(action),
             Action::ProbeName { api_url } => {
-                let events = self.events.clone();
+                let (events, ours) = (self.events.clone(), self.dcs.identity().clone());
                 spawn(async move {
-                    let instance = probe_instance(&api_url).await;
+                    let instance = probe_instance(&api_url, &ours).await;
                     events.send(Event::NameProbed { instance }).await;
                 });
             }

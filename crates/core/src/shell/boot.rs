@@ -264,6 +264,7 @@ fn checked<B: Bot>(path: Option<&Path>, env: &config::Env) -> Result<Vec<B::Conf
     for (index, config) in configs.iter().enumerate() {
         let common = B::common(config);
         common.etcd3.endpoints().and_then(|_| common.etcd3.user())?;
+        common.restapi.check()?;
         if let Some(credentials) = &common.restapi.authentication {
             credentials.secret("restapi.authentication")?;
         }
@@ -352,7 +353,7 @@ impl<B: Bot> Seat<B> {
         for field in common.unknown.keys() {
             tracing::warn!(field, "a configuration field that this bot does not know is ignored");
         }
-        let dcs = line.handle(DcsSink::new(events.clone(), B::dcs_event), pulse.clone());
+        let dcs = line.handle(DcsSink::new(events.clone(), B::dcs_event), pulse.clone(), hub.clone());
         let context = Context {
             common,
             api_path,
@@ -429,6 +430,12 @@ async fn live<B: Bot>(common: Common, configs: Vec<B::Config>, config_path: Opti
     let exit = tokio::select! {
         exit = Box::pin(ended::<B>(drivers, &events)) => exit,
         exit = &mut signals => return Ok(exit),
+        why = line.failed() => {
+            // The machine goes by what is no more: no goodbye, so that nothing is stopped or handed over for it. Whoever supervises
+            // the process starts another, which finds everything as it is.
+            tracing::error!(code = 1, reason = why, "ended");
+            return Ok(Exit::failure(why));
+        }
     };
     let goodbye = async {
         notify(&[sd_notify::NotifyState::Stopping]);

@@ -8,7 +8,7 @@ use hyper::{HeaderMap, Method, Request, Uri, header};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::config::Secret;
+use super::{config::Secret, status::Identity};
 
 /// The largest answer that [`get`] takes in. A status is a few kilobytes.
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -124,15 +124,17 @@ pub async fn request(
     tokio::time::timeout(deadline, exchange).await.map_err(|_elapsed| HttpError::Deadline(deadline))?
 }
 
-/// The `instance` of the bot whose member key shows this `api_url`, or nothing if no bot answers there in time.
-pub async fn probe_instance(api_url: &str) -> Option<String> {
+/// The `instance` of the bot of our own scope and name that answers at this `api_url`, or nothing if none does in time: an address
+/// may have been given to another bot since.
+pub async fn probe_instance(api_url: &str, ours: &Identity) -> Option<String> {
     let uri: Uri = api_url.parse().ok()?;
     // A bot that shares its API with others has a path of its own there.
     let path = Some(uri.path()).filter(|path| path.ends_with("/status")).unwrap_or("/status");
     let status_url = format!("http://{}{path}", uri.authority()?);
     let (status, body) = get(&status_url, PROBE_DEADLINE).await.ok()?;
-    let answer: serde_json::Value = serde_json::from_slice(&body).ok().filter(|_| status == 200)?;
-    Some(answer.get("instance")?.as_str()?.to_owned())
+    let said: Identity = serde_json::from_slice(&body).ok().filter(|_| status == 200)?;
+    let of = |who: &Identity| (who.namespace.clone(), who.scope.clone(), who.name.clone());
+    (of(&said) == of(ours)).then_some(said.instance)
 }
 
 async fn exchange(

@@ -30,6 +30,7 @@ const BODY_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(super) struct Places {
     max: usize,
+    /// Whoever has been idle for longest stands in front of whoever is idle for a shorter time.
     taken: Arc<Mutex<VecDeque<Arc<Place>>>>,
 }
 
@@ -53,8 +54,8 @@ impl Places {
         Self { max, taken: Arc::default() }
     }
 
-    /// Takes one for a client that has just come. If there is none left, whoever has been there for longest without a request under
-    /// way leaves; nothing if all are busy.
+    /// Takes one for a client that has just come. If there is none left, whoever has been without a request for longest leaves;
+    /// nothing if all are busy.
     pub(super) fn take(&self) -> Option<Taken> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.len() >= self.max {
@@ -64,6 +65,16 @@ impl Places {
         let place = Arc::new(Place { busy: AtomicUsize::new(0), leave: CancellationToken::new() });
         taken.push_back(Arc::clone(&place));
         Some(Taken { place, places: self.clone() })
+    }
+
+    /// This one has had an answer just now.
+    fn answered(&self, place: &Arc<Place>) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = taken.iter().position(|held| Arc::ptr_eq(held, place))
+            && let Some(held) = taken.remove(at)
+        {
+            taken.push_back(held);
+        }
     }
 }
 
@@ -75,7 +86,8 @@ impl Taken {
 
     /// Answers this client's requests.
     pub(super) fn answering(&self, router: Router) -> Answering {
-        Answering { place: Arc::clone(&self.place), inner: TowerToHyperService::new(router) }
+        let (place, places) = (Arc::clone(&self.place), self.places.clone());
+        Answering { place, places, inner: TowerToHyperService::new(router) }
     }
 }
 
@@ -90,6 +102,7 @@ impl Drop for Taken {
 #[derive(Clone)]
 pub(super) struct Answering {
     place: Arc<Place>,
+    places: Places,
     inner: TowerToHyperService<Router>,
 }
 
@@ -99,7 +112,7 @@ impl Service<Request<Incoming>> for Answering {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let busy = Busy::new(&self.place);
+        let busy = Busy::new(&self.place, &self.places);
         let deadline = Box::pin(tokio::time::sleep(BODY_DEADLINE));
         let answer = self.inner.call(request.map(|body| Body::new(InTime { body, deadline })));
         Box::pin(async move {
@@ -109,18 +122,22 @@ impl Service<Request<Incoming>> for Answering {
     }
 }
 
-struct Busy(Arc<Place>);
+struct Busy {
+    place: Arc<Place>,
+    places: Places,
+}
 
 impl Busy {
-    fn new(place: &Arc<Place>) -> Self {
+    fn new(place: &Arc<Place>, places: &Places) -> Self {
         place.busy.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(place))
+        Self { place: Arc::clone(place), places: places.clone() }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.places.answered(&self.place);
+        self.place.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -153,5 +170,23 @@ impl HttpBody for InTime {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Busy, Places};
+
+    #[test]
+    fn whoever_has_been_idle_for_longest_leaves() {
+        let places = Places::new(2);
+        let (first, second) = (places.take().expect("free"), places.take().expect("free"));
+        // The first one came first, but has asked something since.
+        drop(Busy::new(&first.place, &places));
+        let third = places.take().expect("someone is idle");
+        assert!(second.place.leave.is_cancelled());
+        assert!(!first.place.leave.is_cancelled());
+        let _at_work = [Busy::new(&first.place, &places), Busy::new(&third.place, &places)];
+        assert!(places.take().is_none(), "nobody at work is sent away");
     }
 }

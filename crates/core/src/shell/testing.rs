@@ -32,6 +32,7 @@ pub struct EtcdServer {
     client_port: u16,
     peer_port: u16,
     initial_cluster: String,
+    more: Vec<String>,
     child: Option<Child>,
 }
 
@@ -41,8 +42,58 @@ impl EtcdServer {
     /// # Errors
     /// If it cannot be started or does not answer.
     pub fn start(dir: &Path) -> io::Result<Self> {
-        let mut cluster = EtcdCluster::start(dir, 1)?;
+        Self::start_with(dir, &[])
+    }
+
+    /// The same, with more arguments.
+    ///
+    /// # Errors
+    /// If it cannot be started or does not answer.
+    pub fn start_with(dir: &Path, more: &[&str]) -> io::Result<Self> {
+        let mut cluster = EtcdCluster::start_with(dir, 1, more)?;
         Ok(cluster.members.remove(0))
+    }
+
+    /// Runs `etcdctl` against it; its output, or what it complains of.
+    ///
+    /// # Errors
+    /// If it cannot be run or fails.
+    pub fn ctl(&self, arguments: &[&str]) -> io::Result<String> {
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").env("ETCDCTL_ENDPOINTS", self.endpoint()).args(arguments);
+        let output = command.stdin(Stdio::null()).output()?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()))
+    }
+
+    /// Puts a snapshot, as `etcdctl snapshot save` makes it, in the place of its data, as the cluster called `token`, and starts it
+    /// again on the same ports.
+    ///
+    /// # Errors
+    /// If the snapshot cannot be restored, or it does not answer after that.
+    pub fn set_back(&mut self, snapshot: &Path, token: &str) -> io::Result<()> {
+        self.kill()?;
+        let data = self.dir.join(&self.name);
+        std::fs::remove_dir_all(&data)?;
+        let (peer, text) = (format!("http://127.0.0.1:{}", self.peer_port), |path: &Path| path.display().to_string());
+        self.ctl(&[
+            "snapshot",
+            "restore",
+            &text(snapshot),
+            "--data-dir",
+            &text(&data),
+            "--name",
+            &self.name,
+            "--initial-cluster",
+            &self.initial_cluster,
+            "--initial-cluster-token",
+            token,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ])?;
+        self.restart()
     }
 
     /// `127.0.0.1:port`.
@@ -119,6 +170,7 @@ impl EtcdServer {
             .args(["--initial-cluster-token", "bots", "--logger", "zap", "--log-level", "warn"])
             // Members of one machine share its disk; a fast election keeps fault tests short, as a fast network would.
             .args(["--heartbeat-interval", "100", "--election-timeout", "1000"])
+            .args(&self.more)
             .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -165,6 +217,10 @@ impl EtcdCluster {
     /// # Errors
     /// If one cannot be started or does not answer.
     pub fn start(dir: &Path, size: usize) -> io::Result<Self> {
+        Self::start_with(dir, size, &[])
+    }
+
+    fn start_with(dir: &Path, size: usize, more: &[&str]) -> io::Result<Self> {
         std::fs::create_dir_all(dir)?;
         let mut members = Vec::new();
         for number in 0..size {
@@ -174,6 +230,7 @@ impl EtcdCluster {
                 client_port: free_port()?,
                 peer_port: free_port()?,
                 initial_cluster: String::new(),
+                more: more.iter().map(ToString::to_string).collect(),
                 child: None,
             });
         }

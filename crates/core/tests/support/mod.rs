@@ -33,7 +33,12 @@ pub(crate) struct Bench {
 impl Bench {
     /// A bot on `hosts` whose loop turns by itself.
     pub(crate) fn new(hosts: &str) -> Self {
-        let bench = Self::standing_still(hosts);
+        Self::with(&config::Etcd::from_hosts(hosts))
+    }
+
+    /// The same, as `config` says.
+    pub(crate) fn with(config: &config::Etcd) -> Self {
+        let bench = Self::build(config);
         let pulse = bench.pulse.clone();
         tokio::spawn(async move {
             loop {
@@ -46,6 +51,10 @@ impl Bench {
 
     /// A bot on `hosts` whose loop turns only when the test says so.
     pub(crate) fn standing_still(hosts: &str) -> Self {
+        Self::build(&config::Etcd::from_hosts(hosts))
+    }
+
+    fn build(config: &config::Etcd) -> Self {
         let (events, queue) = queue();
         let (pulse, metrics) = (Pulse::new(), Metrics::new());
         let hub = StatusHub::new(Identity {
@@ -56,9 +65,8 @@ impl Bench {
             instance: "i".into(),
             version: "0".into(),
         });
-        let config = config::Etcd::from_hosts(hosts);
         let sink = DcsSink::new(events, |event| event);
-        let dcs = DcsHandle::start(&config, sink, pulse.clone(), hub.clone(), metrics.clone()).expect("start");
+        let dcs = DcsHandle::start(config, sink, pulse.clone(), hub.clone(), metrics.clone()).expect("start");
         Self { dcs, events: queue, pulse, hub, metrics }
     }
 

@@ -155,7 +155,8 @@ impl Shell for Hands {
         match action {
             Action::Dcs(action) => self.dcs.perform(action),
             Action::ProbeName { api_url } => {
-                self.later(async move { Event::NameProbed { instance: probe_instance(&api_url).await } });
+                let ours = self.dcs.identity().clone();
+                self.later(async move { Event::NameProbed { instance: probe_instance(&api_url, &ours).await } });
             }
             Action::ObserveProxy { job } => self.converse(job, Vec::new()),
             Action::ApplyRoutes { job, commands } => self.converse(job, commands),

@@ -176,7 +176,8 @@ impl Shell for WebShell {
         match action {
             Action::Dcs(action) => self.dcs.perform(action),
             Action::ProbeName { api_url } => {
-                self.later(async move { Event::NameProbed { instance: probe_instance(&api_url).await } })
+                let ours = self.dcs.identity().clone();
+                self.later(async move { Event::NameProbed { instance: probe_instance(&api_url, &ours).await } })
             }
             Action::PrepareContent { id, sha, pack_urls, origin, reference } => {
                 self.prepare(id, Wanted { sha, pack_urls, origin, reference });

@@ -117,5 +117,4 @@ fn every_mistake_names_its_field() {
     check("git: {url: /a}, push: {secret: x, listen: '8009'}", "push.listen");
     check("git: {url: /a}, push: {secret: x, listen: 'localhost:8008'}", "push.listen");
     check("git: {url: /a, lfs_pointers: fetch}", "git.lfs_pointers");
-    check("git: {url: /a}, restapi: {listen: '0.0.0.0:8008'}", "restapi.connect_address");
 }

@@ -4,7 +4,10 @@ mod load;
 mod secret;
 mod sites;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Value};
@@ -142,6 +145,24 @@ impl RestApi {
     #[must_use]
     pub fn connect_address(&self) -> String {
         self.connect_address.clone().unwrap_or_else(|| self.listen.to_string())
+    }
+
+    /// Checks what the types cannot: others must find us where we say that we are, and not themselves.
+    ///
+    /// # Errors
+    /// One line that names the field and the fix.
+    pub fn check(&self) -> Result<(), String> {
+        let address = self.connect_address();
+        let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _port)| host);
+        let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        if ip.is_ok_and(|ip| ip.is_unspecified()) {
+            return Err(format!(
+                "restapi.connect_address: nobody can connect to {address}: give the address at which others reach this bot, \
+                 such as 10.0.0.11:{}",
+                self.listen.port()
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -4,24 +4,26 @@ use std::{
     error::Error as StdError,
     future::Future,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use etcd_client::{
-    Client, Compare as EtcdCompare, CompareOp, ConnectOptions, Error, GetOptions, GetResponse, PutOptions, Txn, TxnOp,
-    TxnOpResponse, WatchOptions, WatchStream,
-};
+use etcd_client::{Client, ConnectOptions, Error, GetOptions, GetResponse, WatchOptions, WatchStream};
 use futures_util::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
     DcsSink,
+    convert::{outcome, range, secs_span, to_txn},
     route::{Member, Route},
+    version::renews_only_as_leader,
     watch,
 };
 use crate::{
-    dcs::{Compare, DcsEvent, KeyValue, LeaseId, Outcome, Revision, Transaction, Write},
+    dcs::{DcsEvent, KeyValue, LeaseId, Outcome, Revision, Transaction},
     machine::Span,
     shell::{
         config::{self, Secret},
@@ -57,9 +59,38 @@ pub enum EtcdError {
 #[derive(Clone)]
 pub struct Etcd {
     route: Arc<Route>,
-    clients: Arc<Mutex<Vec<Option<Arc<Client>>>>>,
+    connections: Arc<Mutex<Vec<Connection>>>,
     user: Option<(String, Secret)>,
+    /// It was said that etcd asks nobody for a password.
+    said_open: Arc<AtomicBool>,
+    /// How often an open watch is compared with a list.
+    audit_every: Span,
     metrics: Metrics,
+}
+
+/// The way to one member; empty while there is none.
+#[derive(Clone, Default)]
+struct Connection {
+    client: Option<Arc<Client>>,
+    /// Whether that member renews leases only while it is sure to lead; nothing before it was asked.
+    renews_only_as_leader: Option<bool>,
+}
+
+/// Everything below a prefix, and whose word that is.
+pub(super) struct List {
+    /// The cluster that answered: another one knows nothing of what this one has shown.
+    pub(super) cluster: u64,
+    pub(super) revision: Revision,
+    pub(super) entries: Vec<KeyValue>,
+}
+
+/// A read that a majority stood behind: in this term of etcd's leaders this member answered it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sighting {
+    pub(super) member: Member,
+    /// How etcd calls that member: an address may lead to another one after a new connection.
+    pub(super) id: u64,
+    pub(super) term: u64,
 }
 
 /// What became of one attempt.
@@ -68,15 +99,28 @@ enum Failure {
     NotSent(String),
     /// Something may have been sent, and nothing is known.
     Lost(String),
+    /// etcd no longer takes the token of this connection, and did nothing: another connection has another token.
+    StaleToken(String),
     /// etcd's own answer.
     Refused { code: i32, message: String },
 }
 
 /// The gRPC code of "there is no such thing".
 const NOT_FOUND: i32 = 5;
-/// Invalid argument, not found, already exists, permission denied, failed precondition, out of range, unauthenticated:
-/// the codes with which etcd says no before it does anything. All others may come from the way to it.
-const DEFINITE: [i32; 7] = [3, NOT_FOUND, 6, 7, 9, 11, 16];
+/// The gRPC code of "too much": etcd's space or its patience is exhausted, or the connection's.
+const EXHAUSTED: i32 = 8;
+/// The gRPC code of "who are you?".
+const UNAUTHENTICATED: i32 = 16;
+/// Invalid argument, not found, already exists, permission denied, failed precondition, out of range: the codes with which
+/// etcd says no before it does anything. All others may come from the way to it.
+const DEFINITE: [i32; 6] = [3, NOT_FOUND, 6, 7, 9, 11];
+/// Who speaks, where a code may come from the way as well: etcd, or the server half of its connection.
+const ETCDS_WORDS: [&str; 2] = ["etcdserver: ", "grpc: "];
+/// What etcd says to a user's password while it asks nobody for one.
+const OPEN_TO_ALL: &str = "authentication is not enabled";
+/// What etcd says to a token of before a change of its users, to none at all since it asks for one, and to whoever wants a new one
+/// since it does not. It did nothing then.
+const STALE_TOKEN: [&str; 3] = ["revision of auth store is old", "user name is empty", OPEN_TO_ALL];
 
 impl Etcd {
     /// A client of the configured members; connects when first used.
@@ -95,14 +139,26 @@ impl Etcd {
     ) -> Result<Self, EtcdError> {
         let addresses = config.endpoints().map_err(EtcdError::Config)?;
         let user = config.user().map_err(EtcdError::Config)?;
-        let clients = Arc::new(Mutex::new(vec![None; addresses.len()]));
-        Ok(Self { route: Arc::new(Route::new(addresses, Box::new(on_trouble))), clients, user, metrics })
+        let connections = Arc::new(Mutex::new(vec![Connection::default(); addresses.len()]));
+        let (route, said_open) = (Arc::new(Route::new(addresses, Box::new(on_trouble))), Arc::default());
+        Ok(Self { route, connections, user, said_open, audit_every: watch::AUDIT_INTERVAL, metrics })
+    }
+
+    /// The same client, whose watches are compared with lists this often: for tests, which cannot wait for a minute.
+    #[must_use]
+    pub const fn audited_every(mut self, span: Span) -> Self {
+        self.audit_every = span;
+        self
+    }
+
+    pub(super) const fn audit_interval(&self) -> Span {
+        self.audit_every
     }
 
     /// The same route with connections of its own, for another runtime.
     pub(super) fn on_another_thread(&self) -> Self {
-        let clients = Arc::new(Mutex::new(vec![None; self.route.len()]));
-        Self { clients, ..self.clone() }
+        let connections = Arc::new(Mutex::new(vec![Connection::default(); self.route.len()]));
+        Self { connections, ..self.clone() }
     }
 
     /// Everything below `prefix`, as a majority knows it.
@@ -110,14 +166,22 @@ impl Etcd {
     /// # Errors
     /// If no member answers.
     pub async fn list(&self, prefix: &str) -> Result<(Revision, Vec<KeyValue>), EtcdError> {
-        let options = GetOptions::new().with_prefix();
-        let found = self
-            .ask("range", REQUEST_DEADLINE, |client| {
-                let options = options.clone();
-                async move { client.kv_client().get(prefix, Some(options)).await }
-            })
-            .await?;
-        Ok(range(&found))
+        self.list_anywhere(prefix).await.map(|list| (list.revision, list.entries))
+    }
+
+    /// The same, with whose word it is.
+    pub(super) async fn list_anywhere(&self, prefix: &str) -> Result<List, EtcdError> {
+        let get = |client: Arc<Client>| async move { client.kv_client().get(prefix, Some(below())).await };
+        self.ask("range", REQUEST_DEADLINE, get).await.map(|found| list(&found))
+    }
+
+    /// The same from one member, which knows as much as a majority by then, or does not answer.
+    pub(super) async fn list_at(&self, member: Member, prefix: &str) -> Result<List, EtcdError> {
+        let get = |client: Arc<Client>| async move { client.kv_client().get(prefix, Some(below())).await };
+        match self.attempt("range", member, REQUEST_DEADLINE, get).await {
+            Ok(found) => Ok(list(&found)),
+            Err(failure) => Err(failure.into()),
+        }
     }
 
     /// What stands at `key`, as a majority knows it.
@@ -131,27 +195,44 @@ impl Etcd {
         Ok(range(&found).1.pop())
     }
 
-    /// Runs a transaction once. A lost answer is [`Outcome::Unknown`]; a member that cannot be reached at all is passed over.
+    /// Runs a transaction once. A lost answer is [`Outcome::Unknown`], and so is none; a member that cannot be reached at all is
+    /// passed over.
     pub async fn transact(&self, transaction: &Transaction) -> Outcome {
+        self.try_transact(transaction).await.unwrap_or_else(|error| Outcome::Unknown(error.to_string()))
+    }
+
+    /// The same for whoever makes a difference between what may have been done and what was not.
+    ///
+    /// # Errors
+    /// If nothing was done: no member could be reached, or etcd does not take the transaction.
+    pub async fn try_transact(&self, transaction: &Transaction) -> Result<Outcome, EtcdError> {
         let mut why = String::new();
         for _ in 0..self.route.len() {
             let member = self.route.current();
             let run = |client: Arc<Client>| async move { client.kv_client().txn(to_txn(transaction)).await };
             match self.attempt("txn", member, REQUEST_DEADLINE, run).await {
-                Ok(answer) => return outcome(&answer),
-                Err(Failure::NotSent(reason)) => why = reason,
-                Err(Failure::Lost(reason)) => return Outcome::Unknown(reason),
+                Ok(answer) => {
+                    self.route.accepted(WRITES);
+                    return Ok(outcome(&answer));
+                }
+                Err(Failure::NotSent(reason) | Failure::StaleToken(reason)) => why = reason,
+                Err(Failure::Lost(reason)) => return Ok(Outcome::Unknown(reason)),
                 Err(Failure::Refused { code: NOT_FOUND, .. }) => {
                     // The lease of a put is gone; nothing was changed, and nothing was read.
-                    return Outcome::Refused { revision: Revision(0), found: Vec::new() };
+                    return Ok(Outcome::Refused { revision: Revision(0), found: Vec::new() });
                 }
-                Err(Failure::Refused { message, .. }) => {
-                    tracing::error!(message, "etcd does not take a transaction");
-                    return Outcome::Unknown(message);
+                Err(Failure::Refused { code, message }) => {
+                    self.route.refused(WRITES, &message);
+                    // The write that fills the space is made, and answered like those that are refused after it.
+                    return if code == EXHAUSTED {
+                        Ok(Outcome::Unknown(message))
+                    } else {
+                        Err(EtcdError::Refused(message))
+                    };
                 }
             }
         }
-        Outcome::Unknown(why)
+        Err(EtcdError::Unavailable(why))
     }
 
     /// A lease, and how long the store lets it live.
@@ -173,7 +254,7 @@ impl Etcd {
     pub async fn keep_alive_once(&self, lease: LeaseId) -> Result<bool, EtcdError> {
         let mut why = String::new();
         for _ in 0..self.route.len() {
-            match self.keep_alive_at_current(lease, REQUEST_DEADLINE).await {
+            match self.keep_alive_at(self.route.current(), lease, REQUEST_DEADLINE).await {
                 Ok(lives) => return Ok(lives),
                 Err(error) => why = error.to_string(),
             }
@@ -181,8 +262,13 @@ impl Etcd {
         Err(EtcdError::Unavailable(why))
     }
 
-    /// One try at the current member. Every try is a stream of its own, so that a reply can never belong to an earlier one.
-    pub(super) async fn keep_alive_at_current(&self, lease: LeaseId, deadline: Duration) -> Result<bool, EtcdError> {
+    /// One try at one member. Every try is a stream of its own, so that a reply can never belong to an earlier one.
+    pub(super) async fn keep_alive_at(
+        &self,
+        member: Member,
+        lease: LeaseId,
+        deadline: Duration,
+    ) -> Result<bool, EtcdError> {
         let renew = |client: Arc<Client>| async move {
             // The library waits for the first reply and says in words if that has no time left.
             match client.lease_client().keep_alive(lease.0).await {
@@ -191,11 +277,49 @@ impl Etcd {
                 Err(error) => Err(error),
             }
         };
-        match self.attempt("lease_keepalive", self.route.current(), deadline, renew).await {
+        match self.attempt("lease_keepalive", member, deadline, renew).await {
             Ok(lives) => Ok(lives),
             Err(Failure::Refused { code: NOT_FOUND, .. }) => Ok(false),
-            Err(Failure::Refused { message, .. }) => Err(EtcdError::Refused(message)),
-            Err(Failure::NotSent(why) | Failure::Lost(why)) => Err(EtcdError::Unavailable(why)),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// Whether a renewal that `member` answers is the word of a leader that was one. Asked once a connection; one that does not
+    /// say its version is taken for an old one, which costs a read and no safety.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub(super) async fn renews_only_as_leader(&self, member: Member, deadline: Duration) -> Result<bool, EtcdError> {
+        if let Some(known) = self.connection(member, |connection| connection.renews_only_as_leader) {
+            return Ok(known);
+        }
+        let status = |client: Arc<Client>| async move { client.maintenance_client().status().await };
+        let says = match self.attempt("status", member, deadline, status).await {
+            Ok(status) => renews_only_as_leader(status.version()),
+            Err(Failure::Refused { .. }) => false,
+            Err(failure) => return Err(failure.into()),
+        };
+        self.connection(member, |connection| connection.renews_only_as_leader = Some(says));
+        Ok(says)
+    }
+
+    /// Who answers a read at `member` that a majority stands behind, and in which term of etcd's leaders. What stands at `key` is
+    /// of no interest.
+    ///
+    /// # Errors
+    /// If it does not answer, or refuses.
+    pub(super) async fn sighting(&self, member: Member, key: &str, deadline: Duration) -> Result<Sighting, EtcdError> {
+        let read = |client: Arc<Client>| async move {
+            client.kv_client().get(key, Some(GetOptions::new().with_keys_only().with_limit(1))).await
+        };
+        match self.attempt("range", member, deadline, read).await {
+            Ok(found) => {
+                let said = found.header().map(|header| (header.member_id(), header.raft_term()));
+                let (id, term) =
+                    said.ok_or_else(|| EtcdError::Unavailable(String::from("an answer without a header")))?;
+                Ok(Sighting { member, id, term })
+            }
+            Err(failure) => Err(failure.into()),
         }
     }
 
@@ -226,14 +350,14 @@ impl Etcd {
     }
 
     /// What happens below `prefix`: `Listed`, then `Changed` as it changes; after every break `WatchLost` and `Listed` again.
-    /// Never ends. Must be called inside a runtime.
+    /// Ends only if etcd itself has forgotten what it has shown. Must be called inside a runtime.
     pub fn watch(&self, prefix: &str) -> impl Stream<Item = DcsEvent> + Unpin + use<> {
         let (sender, receiver) = tokio::sync::mpsc::channel(runtime::QUEUE_LEN_MAX);
         let sink = DcsSink::new(runtime::Events::over(sender.clone()), |event| event);
         let follow = watch::follow(self.clone(), prefix.to_owned(), sink);
         tokio::spawn(async move {
             tokio::select! {
-                () = follow => {}
+                why = follow => tracing::warn!(why, "a watch has ended"),
                 () = sender.closed() => {}
             }
         });
@@ -265,8 +389,7 @@ impl Etcd {
         };
         match self.attempt("watch", member, REQUEST_DEADLINE, open).await {
             Ok(stream) => Ok((member, stream)),
-            Err(Failure::Refused { message, .. }) => Err(EtcdError::Refused(message)),
-            Err(Failure::NotSent(why) | Failure::Lost(why)) => Err(EtcdError::Unavailable(why)),
+            Err(failure) => Err(failure.into()),
         }
     }
 
@@ -285,14 +408,35 @@ impl Etcd {
             match self.attempt(op, self.route.current(), deadline, &call).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Refused { message, .. }) => return Err(EtcdError::Refused(message)),
-                Err(Failure::NotSent(reason) | Failure::Lost(reason)) => why = reason,
+                Err(Failure::NotSent(reason) | Failure::Lost(reason) | Failure::StaleToken(reason)) => why = reason,
             }
         }
         Err(EtcdError::Unavailable(why))
     }
 
-    /// Asks one member, once, within the deadline.
+    /// Asks one member, once, within the deadline; and once more with a new token, if etcd does not take the old one.
     async fn attempt<T, F>(
+        &self,
+        op: &'static str,
+        member: Member,
+        deadline: Duration,
+        call: impl Fn(Arc<Client>) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut answer = self.attempt_once(op, member, deadline, &call).await;
+        if let Err(Failure::StaleToken(_)) = answer {
+            answer = self.attempt_once(op, member, deadline, &call).await;
+        }
+        match answer {
+            // A token that is refused as soon as it is given out: this member is of no use.
+            Err(Failure::StaleToken(why)) => Err(self.failed(member, None, Failure::NotSent(why))),
+            answer => answer,
+        }
+    }
+
+    async fn attempt_once<T, F>(
         &self,
         op: &'static str,
         member: Member,
@@ -306,65 +450,127 @@ impl Etcd {
         let connected = tokio::time::timeout(deadline, self.client(member)).await;
         let client = match connected {
             Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(self.failed(member, Failure::NotSent(text(&error)))),
+            Ok(Err(error)) => return Err(self.failed(member, None, Failure::NotSent(text(&error)))),
             Err(_elapsed) => {
-                return Err(self.failed(member, Failure::NotSent(format!("no connection in {deadline:?}"))));
+                let why = format!("no connection in {deadline:?}");
+                return Err(self.failed(member, None, Failure::NotSent(why)));
             }
         };
-        match tokio::time::timeout(deadline, Box::pin(call(client))).await {
+        match tokio::time::timeout(deadline, Box::pin(call(Arc::clone(&client)))).await {
             Ok(Ok(answer)) => {
                 self.route.answered(member);
                 Ok(answer)
             }
-            Ok(Err(error)) => Err(self.failed(member, classify(&error))),
-            Err(_elapsed) => Err(self.failed(member, Failure::Lost(format!("no answer in {deadline:?}")))),
+            Ok(Err(error)) => Err(self.failed(member, Some(&client), classify(&error, self.user.is_some()))),
+            Err(_elapsed) => {
+                Err(self.failed(member, Some(&client), Failure::Lost(format!("no answer in {deadline:?}"))))
+            }
         }
     }
 
-    fn failed(&self, member: Member, failure: Failure) -> Failure {
+    fn failed(&self, member: Member, used: Option<&Arc<Client>>, failure: Failure) -> Failure {
+        // A connection that failed once is not trusted again; one that somebody else has made since is.
+        let forget = || {
+            self.connection(member, |connection| {
+                let is_used = |held: &Arc<Client>| used.is_none_or(|used| Arc::ptr_eq(held, used));
+                if connection.client.as_ref().is_some_and(is_used) {
+                    *connection = Connection::default();
+                }
+            });
+        };
         match &failure {
             Failure::NotSent(why) | Failure::Lost(why) => {
-                // A connection that failed once is not trusted again.
-                self.clients.lock().unwrap_or_else(PoisonError::into_inner)[Route::index(member)] = None;
+                forget();
                 self.route.failed(member, why);
+            }
+            Failure::StaleToken(why) => {
+                tracing::debug!(member = self.route.address(member), why, "etcd wants another token");
+                forget();
+                self.route.answered(member);
             }
             Failure::Refused { .. } => self.route.answered(member),
         }
         failure
     }
 
+    fn connection<T>(&self, member: Member, look: impl FnOnce(&mut Connection) -> T) -> T {
+        look(&mut self.connections.lock().unwrap_or_else(PoisonError::into_inner)[Route::index(member)])
+    }
+
     async fn client(&self, member: Member) -> Result<Arc<Client>, Error> {
-        let slot = Route::index(member);
-        let known = self.clients.lock().unwrap_or_else(PoisonError::into_inner)[slot].clone();
-        if let Some(client) = known {
+        if let Some(client) = self.connection(member, |connection| connection.client.clone()) {
             return Ok(client);
         }
-        let mut options = ConnectOptions::new()
+        let client = Arc::new(self.connect(member).await?);
+        let made = Connection { client: Some(Arc::clone(&client)), renews_only_as_leader: None };
+        self.connection(member, |connection| *connection = made);
+        Ok(client)
+    }
+
+    async fn connect(&self, member: Member) -> Result<Client, Error> {
+        let address = [self.route.address(member)];
+        let options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_DEADLINE)
             .with_keep_alive(PING_INTERVAL, PING_DEADLINE)
             .with_keep_alive_while_idle(false)
             .with_require_leader(true);
-        if let Some((name, password)) = &self.user {
-            options = options.with_user(name, password.expose()).with_auto_token_refresh(true);
+        let Some((name, password)) = &self.user else {
+            return Box::pin(Client::connect(address, Some(options))).await;
+        };
+        let named = options.clone().with_user(name, password.expose()).with_auto_token_refresh(true);
+        match Box::pin(Client::connect(address, Some(named))).await {
+            Err(Error::GRpcStatus(status)) if status.message().contains(OPEN_TO_ALL) => {
+                // Its users may be set up after the bots: it says so as soon as it asks for one.
+                if !self.said_open.swap(true, Ordering::Relaxed) {
+                    let fix = "enable it (`etcdctl auth enable`), or take etcd3.username away";
+                    tracing::warn!(fix, "etcd3.username is given, but etcd asks nobody for a password");
+                }
+                Box::pin(Client::connect(address, Some(options))).await
+            }
+            connected => connected,
         }
-        let client = Arc::new(Box::pin(Client::connect([self.route.address(member)], Some(options))).await?);
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)[slot] = Some(Arc::clone(&client));
-        Ok(client)
     }
 }
 
-fn classify(error: &Error) -> Failure {
-    if let Error::GRpcStatus(status) = error {
-        let code = i32::from(status.code());
-        if DEFINITE.contains(&code) {
-            return Failure::Refused { code, message: status.message().to_owned() };
+/// The refusals of transactions, among those that are told.
+const WRITES: &str = "a write";
+
+fn below() -> GetOptions {
+    GetOptions::new().with_prefix()
+}
+
+fn list(found: &GetResponse) -> List {
+    let (revision, entries) = range(found);
+    List { cluster: found.header().map_or(0, etcd_client::ResponseHeader::cluster_id), revision, entries }
+}
+
+impl From<Failure> for EtcdError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused { message, .. } => Self::Refused(message),
+            Failure::NotSent(why) | Failure::Lost(why) | Failure::StaleToken(why) => Self::Unavailable(why),
         }
-        if never_connected(status) {
-            return Failure::NotSent(text(status));
-        }
-        return Failure::Lost(text(status));
     }
-    Failure::Lost(text(error))
+}
+
+fn classify(error: &Error, has_user: bool) -> Failure {
+    let Error::GRpcStatus(status) = error else { return Failure::Lost(text(error)) };
+    match etcds_own(i32::from(status.code()), status.message(), has_user) {
+        Some(failure) => failure,
+        None if never_connected(status) => Failure::NotSent(text(status)),
+        None => Failure::Lost(text(status)),
+    }
+}
+
+/// What a status means if etcd itself says it, to one who has a user or has none.
+fn etcds_own(code: i32, message: &str, has_user: bool) -> Option<Failure> {
+    let is_stale = code == UNAUTHENTICATED || STALE_TOKEN.iter().any(|words| message.contains(words));
+    if has_user && is_stale {
+        return Some(Failure::StaleToken(message.to_owned()));
+    }
+    let is_exhausted = code == EXHAUSTED && ETCDS_WORDS.iter().any(|words| message.starts_with(words));
+    let is_definite = DEFINITE.contains(&code) || code == UNAUTHENTICATED || is_exhausted;
+    is_definite.then(|| Failure::Refused { code, message: message.to_owned() })
 }
 
 /// Whether the error can only come from a connection that did not come about.
@@ -387,70 +593,31 @@ fn causes<'e>(error: &'e (dyn StdError + 'static)) -> impl Iterator<Item = &'e (
     std::iter::successors(Some(error), |e: &&'e (dyn StdError + 'static)| (*e).source())
 }
 
-fn to_txn(transaction: &Transaction) -> Txn {
-    let compare: Vec<EtcdCompare> = transaction.compare.iter().map(to_compare).collect();
-    let then: Vec<TxnOp> = transaction.then.iter().map(to_op).collect();
-    let mut keys: Vec<&str> = transaction.compare.iter().map(Compare::key).collect();
-    keys.sort_unstable();
-    keys.dedup();
-    let otherwise: Vec<TxnOp> = keys.into_iter().map(|key| TxnOp::get(key, None)).collect();
-    Txn::new().when(compare).and_then(then).or_else(otherwise)
-}
+#[cfg(test)]
+mod tests {
+    use super::{EXHAUSTED, Failure, UNAUTHENTICATED, etcds_own};
 
-fn to_compare(compare: &Compare) -> EtcdCompare {
-    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    match compare {
-        Compare::Absent(key) => EtcdCompare::create_revision(key.as_str(), CompareOp::Equal, 0),
-        Compare::Present(key) => EtcdCompare::create_revision(key.as_str(), CompareOp::Greater, 0),
-        Compare::ValueIs(key, value) => EtcdCompare::value(key.as_str(), CompareOp::Equal, value.as_str()),
-        Compare::ModifiedAt(key, at) => EtcdCompare::mod_revision(key.as_str(), CompareOp::Equal, number(at.0)),
-        Compare::CreatedAt(key, at) => EtcdCompare::create_revision(key.as_str(), CompareOp::Equal, number(at.0)),
-        Compare::LeaseIs(key, lease) => EtcdCompare::lease(key.as_str(), CompareOp::Equal, lease.0),
+    #[test]
+    fn what_etcd_says_itself_says_nothing_against_the_way_to_it() {
+        let check = |code, message, has_user, expected| {
+            let got = match etcds_own(code, message, has_user) {
+                Some(Failure::Refused { .. }) => "refused",
+                Some(Failure::StaleToken(_)) => "another token",
+                Some(Failure::NotSent(_) | Failure::Lost(_)) | None => "the way",
+            };
+            assert_eq!(got, expected, "{code} {message}");
+        };
+        check(EXHAUSTED, "etcdserver: mvcc: database space exceeded", true, "refused");
+        check(EXHAUSTED, "etcdserver: too many requests", false, "refused");
+        check(EXHAUSTED, "grpc: received message larger than max (9 vs. 8)", false, "refused");
+        check(EXHAUSTED, "h2 protocol error: too_many_pings", false, "the way");
+        check(3, "etcdserver: revision of auth store is old", true, "another token");
+        check(3, "etcdserver: user name is empty", true, "another token");
+        check(3, "etcdserver: user name is empty", false, "refused");
+        check(9, "etcdserver: authentication is not enabled", true, "another token");
+        check(UNAUTHENTICATED, "etcdserver: invalid auth token", true, "another token");
+        check(UNAUTHENTICATED, "etcdserver: invalid auth token", false, "refused");
+        check(7, "etcdserver: permission denied", true, "refused");
+        check(14, "etcdserver: request timed out", true, "the way");
     }
-}
-
-fn to_op(write: &Write) -> TxnOp {
-    match write {
-        Write::Put { key, value, lease } => {
-            let options = lease.map(|lease| PutOptions::new().with_lease(lease.0));
-            TxnOp::put(key.as_str(), value.as_str(), options)
-        }
-        Write::Delete { key } => TxnOp::delete(key.as_str(), None),
-    }
-}
-
-fn outcome(answer: &etcd_client::TxnResponse) -> Outcome {
-    let revision = header_revision(answer.header());
-    if answer.succeeded() {
-        return Outcome::Done(revision);
-    }
-    let read = answer.op_responses().into_iter().filter_map(|op| match op {
-        TxnOpResponse::Get(found) => Some(range(&found).1),
-        TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
-    });
-    Outcome::Refused { revision, found: read.flatten().collect() }
-}
-
-fn range(found: &GetResponse) -> (Revision, Vec<KeyValue>) {
-    (header_revision(found.header()), found.kvs().iter().map(key_value).collect())
-}
-
-fn header_revision(header: Option<&etcd_client::ResponseHeader>) -> Revision {
-    Revision(header.map_or(0, |h| u64::try_from(h.revision()).unwrap_or(0)))
-}
-
-/// Ours are UTF-8; a foreign value that is not is shown as well as it can be.
-pub(super) fn key_value(kv: &etcd_client::KeyValue) -> KeyValue {
-    let revision = |n: i64| Revision(u64::try_from(n).unwrap_or(0));
-    KeyValue {
-        key: String::from_utf8_lossy(kv.key()).into_owned(),
-        value: String::from_utf8_lossy(kv.value()).into_owned(),
-        created: revision(kv.create_revision()),
-        modified: revision(kv.mod_revision()),
-        lease: (kv.lease() != 0).then(|| LeaseId(kv.lease())),
-    }
-}
-
-fn secs_span(secs: i64) -> Span {
-    Span::from_secs(u64::try_from(secs).unwrap_or(0))
 }

@@ -1,22 +1,33 @@
 //! The way to the real store: actions in, events out. A thin layer over etcd; decisions are the machines'.
 
+mod convert;
 mod etcd;
+mod fatal;
 mod renewal;
 mod route;
+mod version;
 mod watch;
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, oneshot};
 
 pub use etcd::{Etcd, EtcdError};
 
-use self::renewal::{Renewal, Renewals};
+use self::{
+    fatal::Fatal,
+    renewal::{Renewal, Renewals},
+};
 use super::{
     config,
     metrics::Metrics,
     runtime::{Events, Pulse},
-    status::StatusHub,
+    status::{Identity, StatusHub},
 };
 use crate::dcs::{DcsAction, DcsEvent, LeaseId, Outcome, RequestId, Transaction};
 
@@ -63,6 +74,10 @@ pub struct DcsHandle {
     sink: DcsSink,
     jobs: mpsc::Sender<Job>,
     renewal: Renewal,
+    /// A key that this bot may read.
+    readable: Arc<OnceLock<String>>,
+    fatal: Fatal,
+    hub: StatusHub,
 }
 
 /// The way to etcd that several machines of one process share: its connections, and the thread that renews leases.
@@ -70,6 +85,7 @@ pub struct DcsHandle {
 pub struct DcsLine {
     etcd: Etcd,
     renewals: Renewals,
+    fatal: Fatal,
 }
 
 impl DcsLine {
@@ -80,17 +96,25 @@ impl DcsLine {
     pub fn open(config: &config::Etcd, hubs: Vec<StatusHub>, metrics: Metrics) -> Result<Self, EtcdError> {
         let tell = move |trouble: Option<String>| hubs.iter().for_each(|hub| hub.set_store_trouble(trouble.clone()));
         let etcd = Etcd::for_bot(config, metrics, tell)?;
-        let renewals = Renewals::start(etcd.on_another_thread())
+        let fatal = Fatal::default();
+        let renewals = Renewals::start(etcd.on_another_thread(), fatal.clone())
             .map_err(|e| EtcdError::Config(format!("cannot start the renewal thread: {e}")))?;
-        Ok(Self { etcd, renewals })
+        Ok(Self { etcd, renewals, fatal })
     }
 
-    /// The way of one machine. Must be called inside a runtime.
+    /// The way of one machine, which `hub` shows. Must be called inside a runtime.
     #[must_use]
-    pub fn handle(&self, sink: DcsSink, pulse: Pulse) -> DcsHandle {
+    pub fn handle(&self, sink: DcsSink, pulse: Pulse, hub: StatusHub) -> DcsHandle {
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
-        tokio::spawn(work(self.etcd.clone(), sink.clone(), queue));
-        DcsHandle { etcd: self.etcd.clone(), renewal: self.renewals.of(sink.clone(), pulse), sink, jobs }
+        self.fatal.supervise("the task that writes to etcd", work(self.etcd.clone(), sink.clone(), queue));
+        let (readable, etcd) = (Arc::new(OnceLock::new()), self.etcd.clone());
+        let renewal = self.renewals.of(sink.clone(), pulse, Arc::clone(&readable));
+        DcsHandle { etcd, sink, jobs, renewal, readable, fatal: self.fatal.clone(), hub }
+    }
+
+    /// Ends when the way to etcd has ended for good, and says why: nothing but another start of the bot can mend that.
+    pub async fn failed(&self) -> String {
+        self.fatal.told().await
     }
 }
 
@@ -112,7 +136,7 @@ impl DcsHandle {
         hub: StatusHub,
         metrics: Metrics,
     ) -> Result<Self, EtcdError> {
-        Ok(DcsLine::open(config, vec![hub], metrics)?.handle(sink, pulse))
+        Ok(DcsLine::open(config, vec![hub.clone()], metrics)?.handle(sink, pulse, hub))
     }
 
     /// Performs an action; never waits. Answers arrive through the sink.
@@ -131,8 +155,21 @@ impl DcsHandle {
     /// Watches the prefixes from now on, each until the process ends.
     pub fn watch(&self, prefixes: impl IntoIterator<Item = String>) {
         for prefix in prefixes {
-            tokio::spawn(watch::follow(self.etcd.clone(), prefix, self.sink.clone()));
+            let _the_first = self.readable.set(prefix.clone());
+            let (follow, fatal) = (watch::follow(self.etcd.clone(), prefix, self.sink.clone()), self.fatal.clone());
+            self.fatal.supervise("the task that watches etcd", async move { fatal.tell(follow.await) });
         }
+    }
+
+    /// Ends when the way to etcd has ended for good, and says why.
+    pub async fn failed(&self) -> String {
+        self.fatal.told().await
+    }
+
+    /// Who the bot is that goes this way.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        self.hub.identity()
     }
 
     /// The client underneath, for reads that no machine decides upon.

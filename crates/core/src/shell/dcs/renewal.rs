@@ -3,7 +3,11 @@
 //! A lease is counted from when its renewal was *sent*. When the machine's loop stands still, renewal ends: a zombie must
 //! not keep a lock.
 
-use std::{io, thread};
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+    thread,
+};
 
 use tokio::{
     sync::{broadcast, mpsc, watch},
@@ -11,11 +15,11 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use super::{DcsSink, Etcd};
+use super::{DcsSink, Etcd, EtcdError, Fatal, etcd::Sighting};
 use crate::{
     dcs::{DcsEvent, LeaseId},
     machine::{Span, Time},
-    membership::renewal,
+    membership::{is_paced_for_lock, renewal},
     shell::{clock::Clock, config::SITES_MAX, entropy::jitter, runtime::Pulse},
 };
 
@@ -59,17 +63,17 @@ enum About {
 }
 
 impl Renewals {
-    pub(super) fn start(etcd: Etcd) -> io::Result<Self> {
+    pub(super) fn start(etcd: Etcd, fatal: Fatal) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
-        let renewer = Renewer { orders };
+        let renewer = Renewer { orders, fatal };
         thread::Builder::new().name(String::from("lease")).spawn(move || runtime.block_on(renewer.run()))?;
         Ok(Self { orders: sender, etcd })
     }
 
-    pub(super) fn of(&self, sink: DcsSink, pulse: Pulse) -> Renewal {
+    pub(super) fn of(&self, sink: DcsSink, pulse: Pulse, readable: Arc<OnceLock<String>>) -> Renewal {
         let span = tracing::Span::current();
-        Renewal { orders: self.orders.clone(), hands: Hands { etcd: self.etcd.clone(), sink, pulse, span } }
+        Renewal { orders: self.orders.clone(), hands: Hands { etcd: self.etcd.clone(), sink, pulse, readable, span } }
     }
 }
 
@@ -97,6 +101,7 @@ impl Renewal {
 
 struct Renewer {
     orders: mpsc::Receiver<Order>,
+    fatal: Fatal,
 }
 
 /// What each lease's task works with.
@@ -105,6 +110,8 @@ struct Hands {
     etcd: Etcd,
     sink: DcsSink,
     pulse: Pulse,
+    /// A key that the bot may read.
+    readable: Arc<OnceLock<String>>,
     /// Whose lease it is, in the log.
     span: tracing::Span,
 }
@@ -142,7 +149,7 @@ impl Renewer {
                     }
                     None => return,
                 },
-                Some(_ended) = leases.join_next() => {}
+                Some(ended) = leases.join_next() => self.fatal.note("the task that renews a lease", ended),
             }
         }
     }
@@ -155,7 +162,7 @@ impl Hands {
         let id = lease.id;
         self.sink.send(DcsEvent::LeaseGranted { lease: id, valid_until: lease.valid_until() }).await;
         let every = watch::Sender::new(renewal(lease.ttl));
-        let lost = keep(&self.etcd, &self.sink, &self.pulse, lease, every.subscribe());
+        let lost = keep(&self, lease, every.subscribe());
         tokio::pin!(lost);
         loop {
             tokio::select! {
@@ -192,14 +199,10 @@ async fn get(etcd: &Etcd, ttl: Span) -> Lease {
 }
 
 /// Renews the lease for as long as it can be; says why it could not.
-async fn keep(
-    etcd: &Etcd,
-    sink: &DcsSink,
-    pulse: &Pulse,
-    mut lease: Lease,
-    mut every: watch::Receiver<Span>,
-) -> String {
+async fn keep(hands: &Hands, mut lease: Lease, mut every: watch::Receiver<Span>) -> String {
+    let Hands { etcd, sink, pulse, .. } = hands;
     let first_try = lease.ttl.divided_by(10).max(TRY_MIN);
+    let mut seen = None;
     loop {
         loop {
             let due = lease.sent + *every.borrow_and_update();
@@ -214,10 +217,13 @@ async fn keep(
             if !loop_turns(pulse, lease.ttl, try_span).await {
                 return format!("the bot stood still for more than {}, so renewal has ended", lease.ttl.divided_by(2));
             }
-            let sent = Clock::now();
-            match etcd.keep_alive_at_current(lease.id, try_span.to_std()).await {
-                Ok(true) => break sent,
-                Ok(false) => return String::from("etcd says that it has expired or was revoked"),
+            let under_lock = is_paced_for_lock(*every.borrow(), lease.ttl);
+            match hands.renew(lease.id, under_lock, try_span, &mut seen).await {
+                Ok(Answer::Renewed { sent }) => break sent,
+                Ok(Answer::Gone) => return String::from("etcd says that it has expired or was revoked"),
+                Ok(Answer::Unproven) => {
+                    tracing::debug!("a renewal was answered, by a leader that may have been replaced")
+                }
                 Err(error) => tracing::debug!(%error, "a renewal failed"),
             }
             tries += 1;
@@ -235,6 +241,58 @@ async fn keep(
     }
 }
 
+/// What became of one try to renew a lease.
+enum Answer {
+    Renewed {
+        sent: Time,
+    },
+    Gone,
+    /// Whoever answered may have been replaced by a leader that has not heard of it.
+    Unproven,
+}
+
+/// Whether whoever answered a renewal between two reads led etcd: a member knows no older leader than the one by whom it was
+/// answered before, and a term has one leader, who led it to the second read. Across two members, or two terms, it may have been
+/// one that was replaced.
+fn proves(before: Option<Sighting>, after: Sighting) -> bool {
+    before == Some(after)
+}
+
+impl Hands {
+    /// One try at the current member. On a lease with a lock, the answer of an old etcd counts only once a read after it has
+    /// shown that whoever gave it led then (decision 0002).
+    async fn renew(
+        &self,
+        lease: LeaseId,
+        under_lock: bool,
+        patience: Span,
+        seen: &mut Option<Sighting>,
+    ) -> Result<Answer, EtcdError> {
+        let (etcd, deadline) = (&self.etcd, patience.to_std());
+        let member = etcd.route().current();
+        let counts_alone = !under_lock || etcd.renews_only_as_leader(member, deadline).await?;
+        loop {
+            let sent = Clock::now();
+            if !etcd.keep_alive_at(member, lease, deadline).await? {
+                return Ok(Answer::Gone);
+            }
+            if counts_alone {
+                return Ok(Answer::Renewed { sent });
+            }
+            let key = self.readable.get().map_or("/", String::as_str);
+            let now = etcd.sighting(member, key, deadline).await?;
+            let before = seen.replace(now);
+            if proves(before, now) {
+                return Ok(Answer::Renewed { sent });
+            }
+            if before.is_some_and(|before| before.member == member) {
+                return Ok(Answer::Unproven);
+            }
+            // The first read at this address: the next renewal lies between two.
+        }
+    }
+}
+
 /// Whether the machine's loop has turned within less than half the lease, or does so now that it is asked.
 async fn loop_turns(pulse: &Pulse, ttl: Span, patience: Span) -> bool {
     let allowed = ttl.divided_by(2);
@@ -247,4 +305,25 @@ async fn loop_turns(pulse: &Pulse, ttl: Span, patience: Span) -> bool {
         tokio::time::sleep(PULSE_PAUSE.to_std()).await;
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Sighting, proves};
+    use crate::shell::dcs::route::Route;
+
+    #[test]
+    fn a_renewal_by_a_leader_that_was_replaced_does_not_count() {
+        let route = Route::new(vec![String::from("a:1"), String::from("b:1")], Box::new(|_| {}));
+        let member = route.current();
+        route.failed(member, "gone");
+        let at = |term| Sighting { member, id: 1, term };
+        let elsewhere = Sighting { member: route.current(), ..at(4) };
+        assert!(proves(Some(at(4)), at(4)), "one leader led from before it until after it");
+        assert!(!proves(Some(at(4)), at(5)), "the old leader may have answered after the new one was elected");
+        assert!(!proves(Some(elsewhere), at(4)), "this member may have known only the leader of before");
+        let renamed = Sighting { id: 2, ..at(4) };
+        assert!(!proves(Some(renamed), at(4)), "the address led to another member then");
+        assert!(!proves(None, at(4)), "nothing is known of before");
+    }
 }

@@ -3,9 +3,12 @@
 //! The client library balances over all its endpoints, dead ones included; so every client of ours has one endpoint, and
 //! this is the rotation. A watch on a member that went silent learns here that another one answers.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio::sync::watch;
@@ -28,8 +31,24 @@ pub(super) struct Route {
     settled: watch::Sender<Member>,
     /// How often a member has answered after one had not.
     recoveries: watch::Sender<u64>,
-    trouble: Mutex<Option<String>>,
+    troubles: Mutex<Troubles>,
     on_trouble: OnTrouble,
+}
+
+/// What is wrong, each until its own good news.
+#[derive(Default)]
+struct Troubles {
+    /// No member answers.
+    silence: Option<String>,
+    /// What etcd refuses, and its words.
+    refusals: BTreeMap<String, String>,
+}
+
+impl Troubles {
+    fn worst(&self) -> Option<String> {
+        let refusal = || self.refusals.iter().next().map(|(what, why)| format!("etcd refuses {what}: {why}"));
+        self.silence.clone().or_else(refusal)
+    }
 }
 
 impl Route {
@@ -42,7 +61,7 @@ impl Route {
             current: AtomicUsize::new(first),
             settled: watch::Sender::new(Member(first)),
             recoveries: watch::Sender::new(0),
-            trouble: Mutex::new(None),
+            troubles: Mutex::default(),
             on_trouble,
         }
     }
@@ -70,12 +89,12 @@ impl Route {
         let next = (member.0 + 1) % self.addresses.len();
         let _moved_by_another = self.current.compare_exchange(member.0, next, Ordering::AcqRel, Ordering::Acquire);
         let text = format!("etcd {} does not answer: {why}", self.address(member));
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        if trouble.is_none() {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        if troubles.silence.is_none() {
             tracing::warn!(member = self.address(member), why, "etcd does not answer; trying the next member");
         }
         (self.on_trouble)(Some(text.clone()));
-        *trouble = Some(text);
+        troubles.silence = Some(text);
     }
 
     /// `member` answered.
@@ -84,11 +103,29 @@ impl Route {
             return;
         }
         self.settled.send_if_modified(|settled| std::mem::replace(settled, member) != member);
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        if trouble.take().is_some() {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        if troubles.silence.take().is_some() {
             tracing::info!(member = self.address(member), "etcd answers");
-            (self.on_trouble)(None);
+            (self.on_trouble)(troubles.worst());
             self.recoveries.send_modify(|times| *times += 1);
+        }
+    }
+
+    /// etcd answers, and will not do `what`: another member would say the same.
+    pub(super) fn refused(&self, what: &str, why: &str) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        if troubles.refusals.insert(what.to_owned(), why.to_owned()).is_none() {
+            tracing::warn!(what, why, "etcd refuses");
+        }
+        (self.on_trouble)(troubles.worst());
+    }
+
+    /// etcd does `what`.
+    pub(super) fn accepted(&self, what: &str) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        if troubles.refusals.remove(what).is_some() {
+            tracing::info!(what, "etcd does it again");
+            (self.on_trouble)(troubles.worst());
         }
     }
 
@@ -112,7 +149,10 @@ impl Route {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::{
+        sync::{Arc, Mutex},
+        time::Duration,
+    };
 
     use super::Route;
     use crate::machine::Span;
@@ -133,6 +173,30 @@ mod tests {
         route.answered(only);
         let long = tokio::time::timeout(Duration::from_millis(50), route.rest(Span::from_secs(3_600))).await;
         assert!(long.is_err(), "it goes on");
+    }
+
+    #[test]
+    fn a_refusal_is_told_until_that_very_thing_is_done() {
+        let told = Arc::new(Mutex::new(None));
+        let hears = Arc::clone(&told);
+        let route = Route::new(vec![String::from("a:1")], Box::new(move |trouble| *hears.lock().expect("") = trouble));
+        let told = || told.lock().expect("nobody panics").clone();
+        let only = route.current();
+        route.refused("the list of /s/", "permission denied");
+        route.answered(only);
+        assert_eq!(
+            told().as_deref(),
+            Some("etcd refuses the list of /s/: permission denied"),
+            "other answers cure nothing"
+        );
+        route.failed(only, "gone");
+        assert!(told().is_some_and(|trouble| trouble.contains("does not answer")));
+        route.answered(only);
+        assert!(told().is_some_and(|trouble| trouble.contains("permission denied")));
+        route.accepted("a write");
+        assert!(told().is_some());
+        route.accepted("the list of /s/");
+        assert_eq!(told(), None);
     }
 
     #[test]
