@@ -8,7 +8,7 @@ use std::{
 };
 
 use bots_core::{
-    dcs::{Compare, Outcome, Scope, Transaction, Write as DcsWrite},
+    dcs::{Compare, Scope, Transaction, Write as DcsWrite},
     machine::{Span, Time},
     shell::{Clock, http},
 };
@@ -18,7 +18,7 @@ use crate::{
     args::{Args, Command, Config, Format},
     config,
     failure::{Failure, one_line},
-    fleet::Fleet,
+    fleet::{Fleet, ScopeView},
     history, list,
     member::{self, Login},
     publish,
@@ -61,6 +61,7 @@ pub(crate) async fn act(args: Args) -> Result<(), Failure> {
         }
         Command::Content(asked) => Box::pin(publish::act(&store, &asked, format)).await,
         Command::Web(asked) => {
+            web::check(&asked, &store.scope_view(&store.scope(asked.scope())?).await?)?;
             let web::Edit { scope, set, unset } = web::edit(asked, Clock::unix_ms())?;
             edit_config(&store, &store.scope(&scope)?, &set, &unset, true).await
         }
@@ -80,8 +81,11 @@ async fn list_once(store: &Store, scope: Option<&str>, format: Format) -> Result
 }
 
 async fn list_live(store: &Store, scope: Option<&str>, format: Format) -> Result<(), Failure> {
-    // A first reading, so that an etcd that is away is said at once.
-    store.fleet().await?;
+    // A first reading, so that an etcd that is away, or a scope that is none, is said at once.
+    match scope {
+        Some(name) => drop(store.scope_view(&store.scope(name)?).await?),
+        None => drop(store.fleet().await?),
+    }
     let mut followed = store.follow_all();
     let terminal = io::stdout().is_terminal();
     loop {
@@ -122,7 +126,11 @@ pub(crate) async fn explain(store: &Store, bot: &str, format: Format) -> Result<
             }
         }),
         Err(reason) => {
-            print(&why::unanswered(scope, name, member, Clock::unix_ms()))?;
+            print(&match format {
+                Format::Table => why::unanswered(scope, name, member, Clock::unix_ms()),
+                Format::Json => text::json(&why::silent(scope, name, member)),
+                Format::Yaml => text::yaml(&why::silent(scope, name, member)),
+            })?;
             Err(Failure::failed(format!("{scope}/{name} does not answer at {}: {reason}", member.head.api_url)))
         }
     }
@@ -163,13 +171,8 @@ async fn switch_over(
         confirm(&format!("Hand the lead of {name} from {from} to {target}?"))?;
     }
     let start = Clock::now();
-    let asked_at = match store.transact(&plan.transaction).await {
-        Outcome::Done(revision) => revision,
-        Outcome::Refused { .. } => {
-            return Err(Failure::failed(format!("{name} has changed in the meantime: nothing was asked; try again")));
-        }
-        Outcome::Unknown(why) => return Err(store.silent(&why)),
-    };
+    let changed = format!("{name} has changed in the meantime: nothing was asked; try again");
+    let asked_at = store.write(&plan.transaction, &changed).await?;
     let deadline = start + patience;
     let mut followed = store.follow_scope(scope);
     loop {
@@ -179,6 +182,11 @@ async fn switch_over(
         let seen = fleet.scopes.get(name).filter(|_| followed.revision() >= asked_at);
         match seen.map(|view| plan.progress(view)) {
             Some(Progress::Done(leader)) => return done(name, from, &leader, start, now, format),
+            Some(Progress::Other(leader)) => {
+                return Err(Failure::failed(format!(
+                    "{leader} leads {name} in place of {from}, and not {target}: `botctl why {name}/{target}` may say what kept it"
+                )));
+            }
             Some(Progress::Refused) => return Err(refused(&fleet, name, from, target).await),
             Some(Progress::Under) | None if now >= deadline => {
                 let leader = seen.and_then(|v| v.leader()).unwrap_or("nobody");
@@ -234,63 +242,98 @@ async fn edit_config(
 ) -> Result<(), Failure> {
     let view = store.scope_view(scope).await?;
     let old = config_of(&view)?;
-    let by_hand = set.is_empty() && unset.is_empty();
-    let new = if by_hand { edit_by_hand(&old).await? } else { config::apply(old.clone(), set, unset)? };
+    if !(set.is_empty() && unset.is_empty()) {
+        // Who names the fields on the command line has already said what shall change.
+        return write_config(store, scope, &view, &old, &config::apply(old.clone(), set, unset)?, None).await;
+    }
+    let draft = Draft::edited(&old).await?;
+    let question = (!force).then(|| format!("Write this to {}?", scope.name()));
+    let written = async {
+        let new = config::unmasked(config::parse(&draft.text)?, &old)?;
+        write_config(store, scope, &view, &old, &new, question.as_deref()).await
+    };
+    match written.await {
+        Ok(()) => Ok(()),
+        Err(failure) => Err(draft.kept(failure)),
+    }
+}
+
+async fn write_config(
+    store: &Store,
+    scope: &Scope,
+    view: &ScopeView,
+    old: &Value,
+    new: &Value,
+    question: Option<&str>,
+) -> Result<(), Failure> {
     // What was wrong before does not keep anybody from draining a bot, or from a pause.
-    let known = bots_core::wire::config::misfits(&old);
-    let mut misfits = bots_core::wire::config::misfits(&new);
+    let known = bots_core::wire::config::misfits(old);
+    let mut misfits = bots_core::wire::config::misfits(new);
     misfits.retain(|misfit| !known.contains(misfit));
-    misfits.extend(web::fault(&new).filter(|_| new.get("scaling") != old.get("scaling")));
+    misfits.extend(web::faults(new, old));
     if !misfits.is_empty() {
         return Err(Failure::failed(format!("nothing was written: {}", misfits.join("; "))));
     }
-    let diff = text::diff(&text::yaml(&why::masked(&old)), &text::yaml(&why::masked(&new)));
+    let diff = text::diff(&text::yaml(&why::masked(old)), &text::yaml(&why::masked(new)));
     if new == old {
         return print("nothing changes\n");
     }
     print(if diff.is_empty() { "  (a secret)\n" } else { &diff })?;
-    // Who names the fields on the command line has already said what shall change.
-    if by_hand && !force {
-        confirm(&format!("Write this to {}?", scope.name()))?;
+    if let Some(question) = question {
+        confirm(question)?;
     }
     let key = scope.config();
     let unchanged = match view.keys.get("config") {
         Some(kv) => Compare::ModifiedAt(key.clone(), kv.modified),
         None => Compare::Absent(key.clone()),
     };
-    match store.transact(&Transaction::new(vec![unchanged], vec![DcsWrite::put(key, new.to_string())])).await {
-        Outcome::Done(_) => print("written\n"),
-        Outcome::Refused { .. } => Err(Failure::failed(
-            "somebody else has changed the configuration in the meantime: nothing was written; try again",
-        )),
-        Outcome::Unknown(why) => Err(store.silent(&why)),
-    }
+    let changed = "somebody else has changed the configuration in the meantime: nothing was written; try again";
+    let transaction = Transaction::new(vec![unchanged], vec![DcsWrite::put(key, new.to_string())]);
+    store.write(&transaction, changed).await?;
+    print("written\n")
 }
 
-fn config_of(view: &crate::fleet::ScopeView) -> Result<Value, Failure> {
+fn config_of(view: &ScopeView) -> Result<Value, Failure> {
     let text = view.value("config").filter(|text| !text.trim().is_empty()).unwrap_or("{}");
     serde_json::from_str(text).map_err(|e| Failure::failed(format!("what stands in the config key is no JSON: {e}")))
 }
 
-async fn edit_by_hand(old: &Value) -> Result<Value, Failure> {
-    let editor = std::env::var("VISUAL").or_else(|_| std::env::var("EDITOR"));
-    let editor = editor.ok().filter(|e| !e.trim().is_empty());
-    let Some(editor) = editor else {
-        return Err(Failure::usage("EDITOR is not set: name your editor there, or use --set and --unset"));
-    };
-    let failed = |what: &str, error: &dyn std::fmt::Display| Failure::failed(format!("{what}: {error}"));
-    let file = tempfile::Builder::new().prefix("botctl-").suffix(".yaml").tempfile();
-    let file = file.map_err(|e| failed("make a file for the editor", &e))?;
-    std::fs::write(file.path(), text::yaml(&why::masked(old))).map_err(|e| failed("write for the editor", &e))?;
-    // As git does it: EDITOR may hold arguments, and the shell splits them.
-    let mut command = tokio::process::Command::new("sh");
-    command.arg("-c").arg(format!("{editor} \"$1\"")).arg("botctl").arg(file.path());
-    let status = command.stdin(Stdio::inherit()).status().await.map_err(|e| failed("start the editor", &e))?;
-    if !status.success() {
-        return Err(Failure::failed(format!("the editor `{editor}` failed: nothing was written")));
+/// What an operator has made of a configuration in an editor.
+struct Draft {
+    file: tempfile::NamedTempFile,
+    text: String,
+}
+
+impl Draft {
+    /// Has `old` edited, with its secrets masked.
+    async fn edited(old: &Value) -> Result<Self, Failure> {
+        let editor = std::env::var("VISUAL").or_else(|_| std::env::var("EDITOR"));
+        let editor = editor.ok().filter(|e| !e.trim().is_empty());
+        let Some(editor) = editor else {
+            return Err(Failure::usage("EDITOR is not set: name your editor there, or use --set and --unset"));
+        };
+        let failed = |what: &str, error: &dyn std::fmt::Display| Failure::failed(format!("{what}: {error}"));
+        let file = tempfile::Builder::new().prefix("botctl-").suffix(".yaml").tempfile();
+        let file = file.map_err(|e| failed("make a file for the editor", &e))?;
+        std::fs::write(file.path(), text::yaml(&why::masked(old))).map_err(|e| failed("write for the editor", &e))?;
+        // As git does it: EDITOR may hold arguments, and the shell splits them.
+        let mut command = tokio::process::Command::new("sh");
+        command.arg("-c").arg(format!("{editor} \"$1\"")).arg("botctl").arg(file.path());
+        let status = command.stdin(Stdio::inherit()).status().await.map_err(|e| failed("start the editor", &e))?;
+        if !status.success() {
+            return Err(Failure::failed(format!("the editor `{editor}` failed: nothing was written")));
+        }
+        let text = std::fs::read_to_string(file.path()).map_err(|e| failed("read what the editor left", &e))?;
+        Ok(Self { file, text })
     }
-    let text = std::fs::read_to_string(file.path()).map_err(|e| failed("read what the editor left", &e))?;
-    Ok(config::unmasked(config::parse(&text)?, old))
+
+    /// Keeps what was edited, since it did not come to anything, and says where.
+    fn kept(self, mut failure: Failure) -> Failure {
+        if let Ok((_file, path)) = self.file.keep() {
+            let _infallible = write!(failure.message, "; your edit is kept in {}", path.display());
+        }
+        failure
+    }
 }
 
 /// Asks, and fails unless the answer is yes.

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     failure::{Failure, one_line},
-    why::{MASK, is_secret},
+    why::{MASK, is_secret, masked},
 };
 
 /// Reads the text that an editor left.
@@ -38,23 +38,48 @@ pub(crate) fn apply(mut value: Value, set: &[String], unset: &[String]) -> Resul
     Ok(value)
 }
 
-/// Puts the secrets of `old` back where `new` still has their mask.
-pub(crate) fn unmasked(new: Value, old: &Value) -> Value {
+/// Puts the secrets of `old` back where `new` still has their mask. Fails where it is not clear whose secret is meant.
+pub(crate) fn unmasked(new: Value, old: &Value) -> Result<Value, Failure> {
     match new {
         Value::Object(map) => {
             let keep = |(name, value): (String, Value)| {
                 let before = old.get(&name).unwrap_or(&Value::Null);
-                let kept = is_secret(&name) && value == MASK && !before.is_null();
-                let value = if kept { before.clone() } else { unmasked(value, before) };
-                (name, value)
+                let value = match is_secret(&name) && value == MASK {
+                    true if before.is_null() => {
+                        return Err(Failure::failed(format!(
+                            "{name} is {MASK}, and there is no secret to put there: write it"
+                        )));
+                    }
+                    true => before.clone(),
+                    false => unmasked(value, before)?,
+                };
+                Ok((name, value))
             };
-            map.into_iter().map(keep).collect::<Map<_, _>>().into()
+            map.into_iter().map(keep).collect::<Result<Map<_, _>, _>>().map(Value::from)
         }
-        Value::Array(items) => {
-            let item = |(i, value)| unmasked(value, old.get(i).unwrap_or(&Value::Null));
-            items.into_iter().enumerate().map(item).collect::<Vec<_>>().into()
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => new,
+        Value::Array(items) => unmasked_list(items, old.as_array().map_or(&[], Vec::as_slice)).map(Value::from),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(new),
+    }
+}
+
+/// Items have no names: only in a list that is as it was, but for what stands in its items, is it clear which is which.
+fn unmasked_list(items: Vec<Value>, old: &[Value]) -> Result<Vec<Value>, Failure> {
+    let before: Vec<Value> = old.iter().map(masked).collect();
+    let is_moved = |(at, item): (usize, &Value)| before.get(at) != Some(item) && before.contains(item);
+    let is_unclear = items.len() != old.len() || items.iter().enumerate().any(is_moved);
+    if is_unclear && items.iter().any(holds_mask) {
+        return Err(Failure::failed(format!(
+            "items of a list have come, gone or moved, and {MASK} does not say whose secret is meant: write the secrets of that list"
+        )));
+    }
+    items.into_iter().enumerate().map(|(at, item)| unmasked(item, old.get(at).unwrap_or(&Value::Null))).collect()
+}
+
+fn holds_mask(value: &Value) -> bool {
+    match value {
+        Value::Object(map) => map.iter().any(|(name, value)| (is_secret(name) && value == MASK) || holds_mask(value)),
+        Value::Array(items) => items.iter().any(holds_mask),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     }
 }
 
@@ -157,6 +182,27 @@ mod tests {
         let mut shown = masked(&old);
         assert!(!shown.to_string().contains("s3cret"));
         shown["ttl"] = 4.into();
-        assert_eq!(unmasked(shown, &old), json!({"users": [{"password": "s3cret"}], "ttl": 4}));
+        assert_eq!(unmasked(shown, &old).unwrap(), json!({"users": [{"password": "s3cret"}], "ttl": 4}));
+    }
+
+    #[test]
+    fn a_mask_is_never_taken_for_a_secret_nor_for_anothers() {
+        let old =
+            json!({"users": [{"name": "a", "password": "A"}, {"name": "b", "password": "B"}], "x": {"token": "t"}});
+        let refused = |change: fn(&mut serde_json::Value)| {
+            let mut shown = masked(&old);
+            change(&mut shown);
+            unmasked(shown, &old).unwrap_err().message
+        };
+        assert!(
+            refused(|shown| shown["users"] = json!([shown["users"][1]])).contains("write the secrets of that list")
+        );
+        assert!(refused(|shown| shown["users"].as_array_mut().unwrap().reverse()).contains("whose secret"));
+        assert!(refused(|shown| shown["y"] = json!({"token": "******"})).starts_with("token is ******"));
+        let mut shown = masked(&old);
+        shown["users"][1]["name"] = "c".into();
+        assert_eq!(unmasked(shown, &old).unwrap()["users"][1], json!({"name": "c", "password": "B"}));
+        let written = json!({"users": [{"name": "b", "password": "new"}]});
+        assert_eq!(unmasked(written.clone(), &old).unwrap(), written, "without a mask everything is clear");
     }
 }

@@ -9,7 +9,7 @@ pub(crate) enum Code {
     Failed = 1,
     /// The command line is wrong, or a question cannot be asked.
     Usage = 2,
-    /// No etcd member answers.
+    /// No etcd member answers, or what was asked of it may or may not have been done.
     Etcd = 3,
     /// No bot, scope or member of that name.
     NotFound = 4,
@@ -33,6 +33,14 @@ impl Failure {
 
     pub(crate) fn etcd(hosts: &str, error: &dyn fmt::Display) -> Self {
         let message = format!("etcd at {hosts} does not answer: {error}; name its members with --etcd or BOTCTL_ETCD");
+        Self { code: Code::Etcd, message: one_line(&message) }
+    }
+
+    /// etcd may have done what it was asked, and has not said so.
+    pub(crate) fn unknown(hosts: &str, error: &dyn fmt::Display) -> Self {
+        let message = format!(
+            "etcd at {hosts} was asked and did not say what came of it: {error}; it may have been done: look before you repeat it"
+        );
         Self { code: Code::Etcd, message: one_line(&message) }
     }
 

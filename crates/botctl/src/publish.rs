@@ -1,11 +1,6 @@
 //! `botctl content`, carried out: reads, asks, writes one transaction, and waits for what it shall bring about.
 
-use bots_core::{
-    dcs::{Outcome, Scope},
-    machine::Span,
-    shell::Clock,
-    wire::ContentRevision,
-};
+use bots_core::{dcs::Scope, machine::Span, shell::Clock, wire::ContentRevision};
 
 use crate::{
     act::{REDRAW_INTERVAL, confirm, explain, print},
@@ -41,16 +36,8 @@ pub(crate) async fn act(store: &Store, asked: &Content, format: Format) -> Resul
 }
 
 async fn carry_out(store: &Store, scope: &Scope, plan: &Plan, patience: Span) -> Result<(), Failure> {
-    let asked_at = match store.transact(&plan.transaction).await {
-        Outcome::Done(revision) => revision,
-        Outcome::Refused { .. } => {
-            return Err(Failure::failed(format!(
-                "{} has changed in the meantime: nothing was asked; try again",
-                scope.name()
-            )));
-        }
-        Outcome::Unknown(why) => return Err(store.silent(&why)),
-    };
+    let changed = format!("{} has changed in the meantime: nothing was asked; try again", scope.name());
+    let asked_at = store.write(&plan.transaction, &changed).await?;
     let Some(wanted) = &plan.live else { return print(&format!("{}\n", plan.meaning)) };
     let start = Clock::now();
     let mut followed = store.follow_scope(scope);

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use bots_core::{
-    dcs::{DcsEvent, KeyValue, NameError, Outcome, Scope, Transaction, View},
-    shell::{Etcd, Secret, config},
+    dcs::{DcsEvent, KeyValue, NameError, Outcome, Revision, Scope, Transaction, View},
+    machine::Span,
+    shell::{Etcd, Secret, config, dcs::EtcdError},
 };
 use futures_util::{Stream, StreamExt};
 
 use crate::{
     args::Args,
-    failure::Failure,
+    failure::{Failure, one_line},
     fleet::{Fleet, ScopeView},
 };
 
@@ -31,10 +32,16 @@ pub(crate) struct Followed<S> {
 impl Store {
     pub(crate) fn new(args: &Args) -> Result<Self, Failure> {
         let mut members = config::Etcd::from_hosts(&args.etcd);
-        members.username = args.etcd_username.clone();
-        if let Some(path) = &args.etcd_password_file {
-            members.password =
-                Some(Secret::from_file(path).map_err(|e| Failure::usage(format!("--etcd-password-file: {e}")))?);
+        match (&args.etcd_username, &args.etcd_password_file) {
+            (Some(username), Some(path)) => {
+                let password = Secret::from_file(path);
+                let password = password.map_err(|e| Failure::usage(format!("--etcd-password-file: {e}")))?;
+                (members.username, members.password) = (Some(username.clone()), Some(password));
+            }
+            (None, None) => {}
+            (Some(_), None) | (None, Some(_)) => {
+                return Err(Failure::usage("--etcd-username and --etcd-password-file belong together"));
+            }
         }
         let etcd = Etcd::new(&members).map_err(|e| Failure::usage(format!("--etcd: {e}")))?;
         // A namespace of several parts is as good as one; a scope's name checks all of them.
@@ -65,8 +72,13 @@ impl Store {
         }
     }
 
-    pub(crate) async fn transact(&self, transaction: &Transaction) -> Outcome {
-        self.etcd.transact(transaction).await
+    /// Runs a transaction; `changed` is what to say if its conditions do not hold any more.
+    pub(crate) async fn write(&self, transaction: &Transaction, changed: &str) -> Result<Revision, Failure> {
+        match self.etcd.try_transact(transaction).await.map_err(|error| self.failed(&error))? {
+            Outcome::Done(revision) => Ok(revision),
+            Outcome::Refused { .. } => Err(Failure::failed(changed)),
+            Outcome::Unknown(why) => Err(Failure::unknown(&self.hosts, &why)),
+        }
     }
 
     /// Watches all scopes.
@@ -79,9 +91,17 @@ impl Store {
         self.follow(scope.prefix())
     }
 
-    /// The failure of a call that etcd did not answer.
-    pub(crate) fn silent(&self, why: &dyn std::fmt::Display) -> Failure {
-        Failure::etcd(&self.hosts, why)
+    /// etcd has been silent for as long as anybody waits for it.
+    pub(crate) fn silent(&self, patience: Span) -> Failure {
+        Failure::etcd(&self.hosts, &format!("nothing was heard of it for {patience}"))
+    }
+
+    /// What has come of a call that etcd did not answer, or that it refused.
+    fn failed(&self, error: &EtcdError) -> Failure {
+        match error {
+            EtcdError::Refused(why) => Failure::failed(one_line(&format!("etcd at {} refuses: {why}", self.hosts))),
+            EtcdError::Unavailable(_) | EtcdError::Config(_) => Failure::etcd(&self.hosts, error),
+        }
     }
 
     fn follow(&self, prefix: String) -> Followed<impl Stream<Item = DcsEvent> + Unpin> {
@@ -93,7 +113,7 @@ impl Store {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<KeyValue>, Failure> {
-        self.etcd.list(prefix).await.map(|(_, entries)| entries).map_err(|e| self.silent(&e))
+        self.etcd.list(prefix).await.map(|(_, entries)| entries).map_err(|e| self.failed(&e))
     }
 }
 
@@ -101,7 +121,14 @@ impl<S: Stream<Item = DcsEvent> + Unpin> Followed<S> {
     /// Waits for the next change, for `patience` at most; says whether there was one. Changes that wait are taken
     /// together.
     pub(crate) async fn changed(&mut self, patience: Duration) -> bool {
-        let Ok(Some(event)) = tokio::time::timeout(patience, self.changes.next()).await else { return false };
+        let next = async {
+            match self.changes.next().await {
+                Some(event) => event,
+                // etcd has forgotten what it has shown: nothing will ever follow.
+                None => std::future::pending().await,
+            }
+        };
+        let Ok(event) = tokio::time::timeout(patience, next).await else { return false };
         let mut changed = self.view.apply(&event);
         while let Ok(Some(event)) = tokio::time::timeout(Duration::ZERO, self.changes.next()).await {
             changed |= self.view.apply(&event);
@@ -123,7 +150,7 @@ impl<S: Stream<Item = DcsEvent> + Unpin> Followed<S> {
         Fleet::of(&namespace.namespace, self.view.below(&self.prefix))
     }
 
-    pub(crate) fn revision(&self) -> bots_core::dcs::Revision {
+    pub(crate) fn revision(&self) -> Revision {
         self.view.revision(&self.prefix)
     }
 }

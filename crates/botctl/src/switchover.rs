@@ -22,6 +22,8 @@ pub(crate) enum Progress {
     Under,
     /// The new leader takes writes.
     Done(String),
+    /// Another one than was asked for leads, and takes writes.
+    Other(String),
     /// The request is gone, and nobody else leads.
     Refused,
 }
@@ -72,7 +74,10 @@ impl Plan {
         match view.leader() {
             Some(leader) if leader == self.leader && !waiting => Progress::Refused,
             Some(leader) if leader != self.leader => match view.members.get(leader) {
-                Some(member) if member.head.role == "primary" => Progress::Done(leader.to_owned()),
+                Some(member) if member.head.role == "primary" => match &self.to {
+                    Some(to) if to != leader => Progress::Other(leader.to_owned()),
+                    Some(_) | None => Progress::Done(leader.to_owned()),
+                },
                 Some(_) | None => Progress::Under,
             },
             Some(_) | None => Progress::Under,
@@ -166,6 +171,11 @@ mod tests {
         assert_eq!(plan.progress(&view("main", &[("failover", "{}"), ("leader", "")])), Progress::Under);
         let done = view("main", &[("failover", "{}"), ("leader", "pg-2"), ("members/pg-2", primary)]);
         assert_eq!(plan.progress(&done), Progress::Done(String::from("pg-2")));
+        let chosen = Plan::new(&Scope::new("service", "main").unwrap(), &view("main", &[]), Some("pg-2")).unwrap();
+        assert_eq!(chosen.progress(&done), Progress::Done(String::from("pg-2")));
+        let other = view("main", &[("failover", "{}"), ("leader", "pg-3"), ("members/pg-3", primary)]);
+        assert_eq!(chosen.progress(&other), Progress::Other(String::from("pg-3")), "it was not asked for");
+        assert_eq!(plan.progress(&other), Progress::Done(String::from("pg-3")), "anybody will do");
         assert_eq!(plan.progress(&view("main", &[("failover", "{}")])), Progress::Refused);
     }
 }

@@ -1,10 +1,10 @@
 //! `botctl web`: what an operator asks of a web fleet, as edits of its configuration. Pure; the bots watch that key.
 
-use bots_core::wire::SLOTS_MAX;
+use bots_core::wire::{Kind, SLOTS_MAX};
 use clap::Subcommand;
 use serde_json::Value;
 
-use crate::failure::Failure;
+use crate::{failure::Failure, fleet::ScopeView};
 
 /// What to do with a web fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
@@ -83,6 +83,55 @@ pub(crate) fn edit(asked: Web, now_unix_ms: u64) -> Result<Edit, Failure> {
     Ok(Edit { scope, set, unset })
 }
 
+impl Web {
+    /// The scope.
+    pub(crate) fn scope(&self) -> &str {
+        match self {
+            Self::Scale { scope, .. }
+            | Self::Pin { scope, .. }
+            | Self::Restart { scope }
+            | Self::Drain { scope, .. }
+            | Self::Wake { scope, .. } => scope,
+        }
+    }
+}
+
+/// Checks that there is somebody who would act on a request.
+pub(crate) fn check(asked: &Web, view: &ScopeView) -> Result<(), Failure> {
+    let scope = asked.scope();
+    let known = || view.members.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    if let Some((name, other)) = view.members.iter().find(|(_, member)| member.head.kind != Kind::Web) {
+        return Err(Failure::failed(format!("{scope} is no web scope: {name} is a {} bot", other.head.kind)));
+    }
+    match asked {
+        Web::Drain { name, .. } if !view.members.contains_key(name) => {
+            let known =
+                if view.members.is_empty() { String::from("none is alive") } else { format!("it has {}", known()) };
+            Err(Failure::not_found(format!("{scope} has no bot {name}: {known}")))
+        }
+        Web::Drain { .. } | Web::Wake { .. } | Web::Scale { .. } | Web::Pin { .. } | Web::Restart { .. } => Ok(()),
+    }
+}
+
+/// What is wrong with the fields of web bots that `new` has other than `old`, a line each: they would go on by what was there
+/// before, with the whole of it or with its scaling.
+pub(crate) fn faults(new: &Value, old: &Value) -> Vec<String> {
+    let changed = |field: &str| new.get(field).filter(|value| old.get(field) != Some(value));
+    let scaling = changed("scaling").and_then(|_| fault(new));
+    let restart = changed("restart").filter(|value| !value.is_u64());
+    let restart = restart.map(|value| format!("restart is {value}: use a whole number, another than before"));
+    let cdn_url = changed("cdn_url").filter(|value| !value.is_string() && !value.is_null());
+    let cdn_url = cdn_url.map(|value| format!("cdn_url is {value}: use the address of a CDN, as text"));
+    let drain = changed("drain").and_then(|value| match value.as_object() {
+        Some(bots) => {
+            let (name, value) = bots.iter().find(|(_, value)| !value.is_boolean())?;
+            Some(format!("drain.{name} is {value}: use true or false"))
+        }
+        None => Some(format!("drain is {value}: it must be a mapping of bots to true or false")),
+    });
+    [scaling, restart, cdn_url, drain].into_iter().flatten().collect()
+}
+
 /// What is wrong with the figures of `scaling` in a configuration, one line: no web bot would go by them. Those that are left out
 /// are in the bots' own files, and not known here.
 pub(crate) fn fault(config: &Value) -> Option<String> {
@@ -109,6 +158,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::fleet::{Fleet, samples};
 
     fn check(asked: Web, before: serde_json::Value, after: &serde_json::Value) {
         let Edit { set, unset, .. } = edit(asked, 7).expect("an edit");
@@ -128,6 +178,34 @@ mod tests {
         let good =
             [json!({}), json!({"scaling": null}), json!({"scaling": {"min": 3, "max": 3, "stable_window_s": 0}})];
         assert_eq!(good.map(|config| fault(&config)), [None, None, None]);
+    }
+
+    #[test]
+    fn what_would_have_the_whole_key_passed_over_is_named() {
+        let none = json!({});
+        let wrong = |config: serde_json::Value| faults(&config, &none).join("; ");
+        assert_eq!(wrong(json!({"restart": "now"})), r#"restart is "now": use a whole number, another than before"#);
+        assert_eq!(wrong(json!({"drain": {"a": true, "b": "yes"}})), r#"drain.b is "yes": use true or false"#);
+        assert_eq!(wrong(json!({"drain": null})), "drain is null: it must be a mapping of bots to true or false");
+        assert_eq!(wrong(json!({"cdn_url": 3})), "cdn_url is 3: use the address of a CDN, as text");
+        assert!(wrong(json!({"scaling": {"min": 25, "max": 20}})).contains("scaling.min is 25"));
+        let good = json!({"restart": 7, "drain": {"a": false}, "cdn_url": null, "scaling": {"min": 1}, "mine": "now"});
+        assert_eq!(wrong(good), "");
+        let old = json!({"restart": "now", "scaling": 3});
+        assert_eq!(faults(&json!({"restart": "now", "scaling": 3, "drain": {"a": true}}), &old), Vec::<String>::new());
+    }
+
+    #[test]
+    fn requests_are_checked_against_who_is_there() {
+        let entries = samples::fleet();
+        let fleet = Fleet::of("service", &entries);
+        let check = |scope: &str, name: &str| {
+            let asked = Web::Drain { scope: scope.to_owned(), name: name.to_owned() };
+            super::check(&asked, &fleet.scopes[scope]).map_err(|failure| failure.message)
+        };
+        assert_eq!(check("web", "web-2"), Ok(()));
+        assert!(check("web", "web-9").is_err_and(|why| why.starts_with("web has no bot web-9: it has web-1")));
+        assert_eq!(check("main", "pg-1"), Err(String::from("main is no web scope: pg-1 is a postgres bot")));
     }
 
     #[test]

@@ -60,6 +60,12 @@ pub(crate) fn unanswered(scope: &str, name: &str, member: &Member, now_unix_ms: 
     )
 }
 
+/// The same as data: there is no answer, and this is what its key holds.
+pub(crate) fn silent(scope: &str, name: &str, member: &Member) -> Value {
+    let key = serde_json::to_value(member).unwrap_or_default();
+    serde_json::json!({ "scope": scope, "name": name, "answers": false, "member": masked(&key) })
+}
+
 /// The same document with every secret replaced.
 pub(crate) fn masked(value: &Value) -> Value {
     match value {

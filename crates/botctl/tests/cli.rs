@@ -18,7 +18,7 @@ use bots_core::{
 struct World {
     etcd: EtcdServer,
     runtime: tokio::runtime::Runtime,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 const PRIMARY: &str = r#"{"kind":"postgres","state":"running","role":"primary","api_url":"http://127.0.0.1:1/patroni","timeline":1,"xlog_location":4096}"#;
@@ -34,7 +34,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let etcd = EtcdServer::start(folder.path()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let world = Self { etcd, runtime, _folder: folder };
+        let world = Self { etcd, runtime, folder };
         for (key, value) in keys {
             world.put(key, value);
         }
@@ -176,6 +176,53 @@ fn list_watch_prints_again_on_a_change() {
     assert!(lines.any(|line| line.contains("in archive recovery")));
     child.kill().unwrap();
     child.wait().unwrap();
+    world.check(&["list", "--watch", "typo"], 4, "", "botctl: no scope typo in /service: there is main\n");
+}
+
+#[test]
+fn a_user_of_etcd_and_his_password_belong_together() {
+    let world = World::new(&[]);
+    let together = "botctl: --etcd-username and --etcd-password-file belong together\n";
+    world.check(&["list", "--etcd-username", "root"], 2, "", together);
+    world.check(&["list", "--etcd-password-file", "/dev/null"], 2, "", together);
+}
+
+#[test]
+fn what_etcd_refuses_is_no_silence() {
+    let world = World::new(&[("main/config", "{}")]);
+    let password = world.folder.path().join("password");
+    std::fs::write(&password, "secret").unwrap();
+    for arguments in [
+        vec!["role", "add", "reader"],
+        vec!["role", "grant-permission", "reader", "--prefix=true", "read", "/service/"],
+        vec!["user", "add", "reader:secret"],
+        vec!["user", "grant-role", "reader", "reader"],
+        vec!["user", "add", "root:secret"],
+        vec!["auth", "enable"],
+    ] {
+        world.etcd.ctl(&arguments).unwrap();
+    }
+    let refused = format!("botctl: etcd at {} refuses: etcdserver: permission denied\n", world.etcd.endpoint());
+    let who = ["--etcd-username", "reader", "--etcd-password-file", password.to_str().unwrap()];
+    let as_reader = |command: &[&'static str]| [&who[..], command].concat();
+    world.check(&as_reader(&["config", "edit", "main", "--set", "ttl=5"]), 1, "- {}\n+ ttl: 5\n", &refused);
+    world.check(&as_reader(&["--namespace", "other", "list"]), 1, "", &refused);
+}
+
+#[test]
+fn web_requests_go_to_web_bots_that_are_there() {
+    let world = World::postgres();
+    world.put("web/members/web-1", r#"{"kind":"web","state":"serving","role":"leader"}"#);
+    world.check(&["web", "drain", "web", "wbe-1"], 4, "", "botctl: web has no bot wbe-1: it has web-1\n");
+    world.check(
+        &["web", "scale", "main", "--max", "3"],
+        1,
+        "",
+        "botctl: main is no web scope: pg-1 is a postgres bot\n",
+    );
+    let said = "botctl: nothing was written: restart is \"now\": use a whole number, another than before\n";
+    world.check(&["config", "edit", "web", "--set", "restart=now"], 1, "", said);
+    assert_eq!((world.value("web/config"), world.value("main/config")), (None, None));
 }
 
 #[test]
@@ -200,6 +247,9 @@ fn why_prints_the_report_or_the_member_key() {
         "botctl: main/pg-1 does not answer at http://127.0.0.1:1/patroni: connect to 127.0.0.1:1: \
          Connection refused (os error 111)\n",
     );
+    let output = said(&world.command(&["why", "pg-1", "--format", "json"]).output().unwrap());
+    let silent: serde_json::Value = serde_json::from_str(&output.1).unwrap();
+    assert_eq!((&silent["answers"], &silent["member"]["state"]), (&false.into(), &"running".into()));
     world.check(&["why", "pg-9"], 4, "", "botctl: no bot pg-9 is alive: `botctl list` shows who is\n");
     world.put("web/members/pg-1", r#"{"kind":"web","state":"idle","role":"member"}"#);
     world.check(&["why", "pg-1"], 2, "", "botctl: pg-1 is the name of several bots: say main/pg-1 or web/pg-1\n");
@@ -254,6 +304,18 @@ fn switchover_waits_for_the_new_primary() {
     assert_eq!(output.0, Some(0), "{output:?}");
     let done: serde_json::Value = serde_json::from_str(&output.1).unwrap();
     assert_eq!((&done["from"], &done["to"]), (&"pg-1".into(), &"pg-2".into()));
+}
+
+#[test]
+fn switchover_that_another_wins_fails() {
+    let world = World::postgres();
+    let output = run_beside(world.command(&["switchover", "main", "--to", "pg-2", "--force"]), || {
+        wait_for_value(&world, "main/failover", r#"{"leader":"pg-1","member":"pg-2"}"#);
+        world.put("main/members/pg-3", PRIMARY);
+        world.put("main/leader", "pg-3");
+    });
+    let said = "botctl: pg-3 leads main in place of pg-1, and not pg-2: `botctl why main/pg-2` may say what kept it\n";
+    assert_eq!(output, (Some(1), String::new(), said.to_owned()));
 }
 
 #[test]
@@ -315,6 +377,9 @@ fn config_is_shown_set_and_edited() {
     assert!(output.1.contains("- ttl: 4\n+ ttl: 3\n") && output.1.ends_with("written\n"), "{output:?}");
     let output = edit("sh -c 'echo [ > $0'");
     assert!(output.0 == Some(1) && output.2.starts_with("botctl: not valid YAML: "), "{output:?}");
+    let kept = output.2.trim_end().rsplit(' ').next().unwrap();
+    assert_eq!(std::fs::read_to_string(kept).unwrap(), "[\n");
+    std::fs::remove_file(kept).unwrap();
     let output = edit("false");
     assert_eq!(output.2, "botctl: the editor `false` failed: nothing was written\n");
     assert_eq!(world.value("main/config").as_deref(), Some(r#"{"postgresql":{"parameters":{}},"ttl":3}"#));
@@ -331,11 +396,13 @@ fn config_edit_never_overwrites_what_another_wrote() {
     );
     let output = said(&world.command(&["config", "edit", "main", "--force"]).env("EDITOR", other).output().unwrap());
     assert_eq!(output.0, Some(1));
+    let (why, kept) = output.2.trim_end().split_once("; your edit is kept in ").expect("it says where");
     assert!(
-        output
-            .2
-            .ends_with("somebody else has changed the configuration in the meantime: nothing was written; try again\n")
+        why.ends_with("somebody else has changed the configuration in the meantime: nothing was written; try again"),
+        "{output:?}"
     );
+    assert_eq!(std::fs::read_to_string(kept).unwrap(), "ttl: 4\n");
+    std::fs::remove_file(kept).unwrap();
     assert_eq!(world.value("main/config").as_deref(), Some("{}"));
 }
 
