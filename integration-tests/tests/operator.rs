@@ -51,7 +51,7 @@ async fn a_web_fleet_does_what_botctl_web_says() -> Result<()> {
         let now = fleet.store.look(WEB).await?;
         let serving = now.serving();
         let is_other = serving.len() == 1 && serving.iter().all(|bot| bot.name != first);
-        if is_other && is_idle(&now, &first) { Ok(()) } else { Err(now.summary()) }
+        if is_other && is_resting(&now, &first) { Ok(()) } else { Err(now.summary()) }
     })
     .await?;
     // It rests, though there is a place for it.
@@ -82,7 +82,12 @@ async fn exactly(fleet: &Fleet, count: usize) -> Result<Vec<String>> {
 }
 
 fn is_idle(now: &fleet::store::ScopeNow, name: &str) -> bool {
-    now.members().get(name).is_some_and(|member| member.head.state == "idle")
+    now.members().get(name).is_some_and(|member| member.head.node == "idle")
+}
+
+/// Whether it is idle and says that it would not serve.
+fn is_resting(now: &fleet::store::ScopeNow, name: &str) -> bool {
+    is_idle(now, name) && now.members().get(name).is_some_and(|member| member.head.state == "resting")
 }
 
 async fn config(fleet: &Fleet) -> Result<Value> {

@@ -3,7 +3,7 @@
 mod support;
 
 use bots_core::{
-    dcs::{Change, Compare, DcsEvent, LeaseId, Outcome, Revision, Transaction, Write},
+    dcs::{Change, Compare, DcsEvent, LeaseId, Outcome, Revision, TRANSACTION_OPS_MAX, Transaction, Write},
     machine::Span,
 };
 use support::store::{Memory, Real, Store, changes};
@@ -29,6 +29,7 @@ both! {
     every_compare_holds_and_fails_as_it_says
     a_refused_transaction_changes_nothing_and_shows_what_it_found
     a_transaction_is_one_revision
+    a_transaction_with_too_many_operations_is_never_carried_out
     deleting_nothing_changes_nothing
     a_lease_that_is_not_renewed_takes_its_keys_with_it
     a_renewed_lease_lives
@@ -123,6 +124,21 @@ async fn a_transaction_is_one_revision(mut s: impl Store) {
     assert_eq!(revision, second);
     assert!(found.iter().all(|kv| kv.modified == second && kv.created == second));
     assert_eq!(found.len(), 2);
+}
+
+async fn a_transaction_with_too_many_operations_is_never_carried_out(mut s: impl Store) {
+    let puts = |count: usize| (0..count).map(|n| Write::put(format!("/put/{n:03}"), "1")).collect::<Vec<_>>();
+    let absences = |count: usize| (0..count).map(|n| Compare::Absent(format!("/absent/{n:03}"))).collect::<Vec<_>>();
+    for (compare, then) in [
+        (Vec::new(), puts(TRANSACTION_OPS_MAX + 1)),
+        (absences(TRANSACTION_OPS_MAX + 1), vec![Write::put("/put/000", "1")]),
+    ] {
+        let outcome = s.transact(Transaction::new(compare, then)).await;
+        assert!(matches!(outcome, Outcome::Unknown(_)), "{outcome:?}");
+    }
+    assert!(keys(&mut s, "/put/").await.is_empty());
+    done(&mut s, absences(TRANSACTION_OPS_MAX), puts(TRANSACTION_OPS_MAX)).await;
+    assert_eq!(keys(&mut s, "/put/").await.len(), TRANSACTION_OPS_MAX);
 }
 
 async fn deleting_nothing_changes_nothing(mut s: impl Store) {

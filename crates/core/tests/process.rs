@@ -53,6 +53,28 @@ async fn the_end_of_a_process_that_is_not_ours_is_seen() {
     assert!(exit_of(0).await.is_err());
 }
 
+#[tokio::test]
+async fn what_a_child_leaves_behind_in_its_group_is_killed_at_its_end() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let word = dir.path().join("word");
+    let program = shell("sleep 600 & echo $! > word; exit 7").dir(dir.path()).output(Output::Discard);
+    let mut running = program.spawn().expect("spawn");
+    assert_eq!(running.ended_with_group().await.expect("end"), Ended::Code(7));
+    let left: u32 = fs::read_to_string(word).expect("its word").trim().parse().expect("a process id");
+    // It is not our child: others wait for it, or nobody does.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while lives(left) {
+        assert!(tokio::time::Instant::now() < deadline, "process {left} lives on");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(running.ended_with_group().await.expect("end"), Ended::Code(7), "and can be asked again");
+}
+
+fn lives(pid: u32) -> bool {
+    let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !state.is_empty() && !state.contains(") Z ")
+}
+
 #[test]
 fn a_missing_program_is_an_error() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");

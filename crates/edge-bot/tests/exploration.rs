@@ -8,7 +8,7 @@ use bots_core::{
     dcs::Revision,
     machine::{Machine, Span},
 };
-use edge_bot::machine::{Admin, BATCHES_MAX, Backend, EdgeMachine, LOOK_INTERVAL, Role};
+use edge_bot::machine::{Admin, BATCHES_MAX, Backend, EdgeMachine, LOOK_INTERVAL, PROVEN_AFTER, Role};
 use world::{World, scope};
 
 /// Enough that every pair of troubles comes together many times; a few seconds on one core.
@@ -61,6 +61,27 @@ fn a_stubborn_proxy_is_not_talked_to_all_the_time() {
     let batches = world.proxy.as_ref().expect("it runs").batches;
     let most = BATCHES_MAX + 60_000 / u32::try_from(LOOK_INTERVAL.as_millis()).expect("small") + 10;
     assert!((BATCHES_MAX..most).contains(&batches), "{batches} batches in a minute, where {most} are the most");
+}
+
+/// A proxy that comes up and dies is started again with less and less hope; one that stayed up for long is started at once.
+#[test]
+fn a_proxy_that_does_not_stay_up_is_not_started_all_the_time() {
+    let mut world = World::new();
+    world.start(true, false);
+    world.settle();
+    world.log.clear();
+    for _ in 0..600 {
+        world.end_proxy();
+        world.pass(Span::from_millis(100));
+    }
+    let starts = |world: &World| world.log.iter().filter(|line| *line == "> start the proxy").count();
+    // After half a second, one, two, four, eight and sixteen.
+    assert_eq!(starts(&world), 6, "in a minute: {:?}", world.log);
+    world.pass(Span::from_secs(5) + PROVEN_AFTER);
+    world.log.clear();
+    world.end_proxy();
+    world.settle();
+    assert_eq!(starts(&world), 1, "{:?}", world.log);
 }
 
 fn storm(seed: u64) {

@@ -131,8 +131,8 @@ impl World {
                 };
                 self.web_after(node, delay, end);
             }
-            Action::StopApp { instance, drain, grace: _ } => {
-                let delay = self.rng.span(5, drain.as_millis());
+            Action::StopApp { instance, drain, grace } => {
+                let delay = self.rng.span(5, drain.max(grace).as_millis());
                 self.web_after(node, delay, WebItem::AppExited { instance, how: "signal: 15 (SIGTERM)" });
             }
             Action::ProbeDatabase { id, address } => {

@@ -344,7 +344,7 @@ async fn an_app_is_woken_replaced_and_restarted_without_a_lost_request() {
     let mut fleet = Fleet::new();
     let one = fleet.publish("page one").await;
     let mut bot = fleet.app_bot("web-1");
-    until("it knows no database yet", async || fleet.is(&bot, "idle").await).await;
+    until("it knows no database yet", async || fleet.is(&bot, "resting").await).await;
     let conn_url = r#"{"state":"running","role":"primary","conn_url":"postgres://10.9.8.7:5432/postgres"}"#;
     fleet.put("main", "members/pg-1", conn_url).await;
     until("it serves", async || fleet.is(&bot, "serving").await).await;
@@ -500,7 +500,7 @@ async fn who_cannot_have_the_live_commit_leaves_the_serving_set_and_serves_again
     fs::write(&drafts, "no folder").expect("put something in its place");
     let two = fleet.publish("page two").await;
     until("the first serves the new page", async || fleet.serves(&first, &two).await).await;
-    until("the second is idle", async || fleet.is(&second, "idle").await).await;
+    until("the second rests", async || fleet.is(&second, "resting").await).await;
     assert_eq!(second.get("/").await.0, 503);
     assert_eq!(first.page().await, "page two");
 

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use bots_core::{
     dcs::{DcsAction, DcsEvent, MemoryDcs, Transaction, Write},
     machine::{Machine, Span, Time},
-    wire::{LoadChange, LoadHistory, WebLoad},
+    wire::{LoadChange, LoadHistory, LoadMessage, WebLoad},
 };
 use common::Bot;
 use datadriven::TestCase;
@@ -363,6 +363,26 @@ fn route(route: &Route) -> String {
             format!("app {instance} {}{}", &sha[..2], if *closing { " closing" } else { "" })
         }
     }
+}
+
+/// etcd takes no transaction with more operations than it allows, and the in-memory store takes none either.
+#[test]
+fn a_change_of_hundreds_of_slots_is_made_in_several_turns() {
+    let scaling = ScalingSettings { min: 250, max: 300, ..ScalingSettings::default() };
+    let bot = Bot::new(common::settings("web-1", Mode::Static, scaling), "instance-1");
+    let mut player = Player { dcs: MemoryDcs::new(), bot: Some(bot), ..Player::default() };
+    let mut log = String::new();
+    let messages = |player: &Player| {
+        let (_, found) = player.dcs.list("/service/web/load/");
+        found.iter().filter(|kv| serde_json::from_str::<LoadMessage>(&kv.value).is_ok()).count()
+    };
+    player.sync(&mut log);
+    assert_eq!(messages(&player), 250, "{log}");
+
+    let fewer = Write::put("/service/web/config", r#"{"scaling":{"min":1,"max":20}}"#);
+    player.dcs.transact(player.now, &Transaction::new(Vec::new(), vec![fewer]));
+    player.sync(&mut log);
+    assert_eq!(messages(&player), 20, "{log}");
 }
 
 #[test]

@@ -6,6 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Change, KeyValue, LeaseId, Outcome, Revision, Transaction, Write};
 use crate::machine::{Span, Time};
 
+/// How many conditions one transaction may have, and how many changes: etcd's own bound (`--max-txn-ops`), unless its operator has
+/// moved it.
+pub const TRANSACTION_OPS_MAX: usize = 128;
+
 /// A whole store in memory, on the caller's clock.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryDcs {
@@ -87,9 +91,13 @@ impl MemoryDcs {
         self.leases.contains_key(&lease)
     }
 
-    /// Runs a transaction. A put under a lease that is gone refuses the whole transaction, as etcd's error does.
+    /// Runs a transaction. A put under a lease that is gone refuses the whole transaction, as etcd's error does; one that is too
+    /// large is not carried out, however often it is asked for.
     pub fn transact(&mut self, now: Time, transaction: &Transaction) -> Outcome {
         self.expire(now);
+        if transaction.compare.len().max(transaction.then.len()) > TRANSACTION_OPS_MAX {
+            return Outcome::Unknown(String::from("etcdserver: too many operations in txn request"));
+        }
         let held = transaction.compare.iter().all(|c| c.holds(self.entries.get(c.key())));
         let leases_live = transaction.then.iter().all(|w| match w {
             Write::Put { lease: Some(lease), .. } => self.leases.contains_key(lease),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     keys::{DEFAULT_NAMESPACE, NAME_LEN_MAX, NameError, Scope, check_name},
-    memory::MemoryDcs,
+    memory::{MemoryDcs, TRANSACTION_OPS_MAX},
     view::View,
 };
 use crate::machine::{Span, Time};

@@ -10,7 +10,7 @@ use std::{
 };
 
 pub use rustix::process::Signal;
-use rustix::process::{Pid, kill_process};
+use rustix::process::{Pid, kill_process, kill_process_group};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader, Interest, unix::AsyncFd},
@@ -255,6 +255,36 @@ impl Running {
         self.child.wait().await.map(Ended::from)
     }
 
+    /// Waits for its end, and kills what it leaves behind in the process group that it leads. Can be dropped and asked again.
+    ///
+    /// # Errors
+    /// If the kernel does not know the child any more, or refuses the signal.
+    pub async fn ended_with_group(&mut self) -> io::Result<Ended> {
+        if self.child.id().is_none() {
+            return self.ended().await;
+        }
+        // As long as the leader is not waited for, its number is nobody else's.
+        if exit_of(self.pid).await.is_ok() {
+            self.signal_group(Signal::KILL)?;
+            return self.ended().await;
+        }
+        // There may be no descriptor left to see its end with. Its number stays taken while a member of the group lives.
+        let ended = self.ended().await?;
+        send_group_signal(self.pid, Signal::KILL)?;
+        Ok(ended)
+    }
+
+    /// Sends a signal to the process group that the child leads, unless the child has been waited for already.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn signal_group(&self, signal: Signal) -> io::Result<()> {
+        match self.child.id() {
+            Some(pid) => send_group_signal(pid, signal),
+            None => Ok(()),
+        }
+    }
+
     /// Sends a signal, unless the child has been waited for already.
     ///
     /// # Errors
@@ -272,9 +302,21 @@ impl Running {
 /// # Errors
 /// If the kernel refuses.
 pub fn send_signal(pid: u32, signal: Signal) -> io::Result<()> {
+    sent(kill_process(known(pid)?, signal))
+}
+
+/// Sends a signal to the process group of a child of ours; a group without members is no error.
+fn send_group_signal(leader: u32, signal: Signal) -> io::Result<()> {
+    sent(kill_process_group(known(leader)?, signal))
+}
+
+fn known(pid: u32) -> io::Result<Pid> {
     let pid = i32::try_from(pid).ok().filter(|p| *p > 0).and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| io::Error::other("not a process id"))?;
-    match kill_process(pid, signal) {
+    pid.ok_or_else(|| io::Error::other("not a process id"))
+}
+
+fn sent(result: rustix::io::Result<()>) -> io::Result<()> {
+    match result {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
@@ -303,9 +345,7 @@ fn die_with_parent(command: &mut Command) {
 /// # Errors
 /// If there is no such process or the kernel has no pidfd.
 pub async fn exit_of(pid: u32) -> io::Result<()> {
-    let pid = i32::try_from(pid).ok().filter(|p| *p > 0).and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| io::Error::other("not a process id"))?;
-    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK)?;
+    let pidfd = rustix::process::pidfd_open(known(pid)?, rustix::process::PidfdFlags::NONBLOCK)?;
     let pidfd = watch_readable(pidfd)?;
     let _readable = pidfd.readable().await?;
     Ok(())

@@ -44,8 +44,8 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     names::{RESOLVE_AGAIN, RESOLVE_RETRY},
     proxy::{
-        Admin, BATCHES_MAX, Backend, HOLD_LOOK_INTERVAL, LOOK_INTERVAL, Look, REPEAT_MAX, REPEAT_MIN, START_RETRY_MAX,
-        Server, Snapshot, Started,
+        Admin, BATCHES_MAX, Backend, HOLD_LOOK_INTERVAL, LOOK_INTERVAL, Look, PROVEN_AFTER, REPEAT_MAX, REPEAT_MIN,
+        START_RETRY_MAX, Server, Snapshot, Started,
     },
     state::{HOLD_MAX, Settings, State},
     wanted::{WEIGHT_FULL, WEIGHT_STEP},

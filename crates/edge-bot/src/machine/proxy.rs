@@ -27,8 +27,13 @@ pub const BATCHES_MAX: u32 = 20;
 /// Between a failed start of the proxy and the next, the first time; it doubles.
 const START_RETRY_MIN: Span = Span::from_millis(500);
 
-/// Between two starts of a proxy that does not come up. A wrong configuration is mended by people, who need no hurry.
+/// Between two starts of a proxy that does not come up, or does not stay up. A wrong configuration is mended by people, who need
+/// no hurry.
 pub const START_RETRY_MAX: Span = Span::from_secs(30);
+
+/// A proxy that has answered for so long stays up: if it ends then, it is started at once, and pauses begin anew. As long as the
+/// longest pause, so that none is cut short by that.
+pub const PROVEN_AFTER: Span = START_RETRY_MAX;
 
 /// A group of servers among which the proxy distributes connections; its name in the proxy's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -179,6 +184,8 @@ pub(super) struct Proxy {
     jobs: u64,
     snapshot: Snapshot,
     seen_at: Time,
+    /// When this process answered for the first time.
+    up_since: Time,
     /// When the last look ended, whatever it brought.
     looked_at: Time,
     look_at: Time,
@@ -206,6 +213,7 @@ impl Proxy {
             jobs: 0,
             snapshot: Snapshot { pid: 0, servers: Vec::new() },
             seen_at: Time::ZERO,
+            up_since: Time::ZERO,
             looked_at: Time::ZERO,
             look_at: Time::ZERO,
             start_at: Time::ZERO,
@@ -271,10 +279,13 @@ impl Proxy {
                 self.link = Link::Up;
                 self.snapshot = snapshot;
                 self.seen_at = now;
-                self.start_pause = START_RETRY_MIN;
                 self.silence = None;
                 if other {
+                    self.up_since = now;
                     self.applied.clear();
+                }
+                if self.up_since + PROVEN_AFTER <= now {
+                    self.start_pause = START_RETRY_MIN;
                 }
                 if applied || other {
                     let complaint = complaints.into_iter().next();
@@ -324,7 +335,8 @@ impl Proxy {
 
     fn gone(&mut self, now: Time, why: String) {
         if self.link == Link::Up {
-            self.start_at = now;
+            // At once, but for one that has just been started: it may end as soon again.
+            self.start_at = self.start_at.max(now);
         }
         self.link = Link::Absent;
         self.started = false;

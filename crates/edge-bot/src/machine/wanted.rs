@@ -102,9 +102,13 @@ impl Wanted {
             let (Some(serve), Some(check)) = (address(&candidate.serve), address(&candidate.check)) else { continue };
             let Candidate { name, share, backend, door, .. } = candidate;
             let targets = wanted.targets.entry(backend).or_default();
-            // Two members that claim one address: the first by name has it.
-            if targets.iter().all(|t| t.serve != serve) {
-                targets.push(Target { name, serve, check, share, door });
+            let target = Target { name, serve, check, share, door };
+            match targets.iter_mut().find(|t| t.serve == serve) {
+                None => targets.push(target),
+                // Two members that claim one address: the leader has it, whatever key a dead one has left there, or else the
+                // first by name.
+                Some(other) if other.door == Door::Shut && target.door != Door::Shut => *other = target,
+                Some(_first) => {}
             }
         }
         wanted
@@ -210,7 +214,8 @@ fn finishing(settings: &Settings, view: &View) -> Vec<Url> {
 }
 
 /// How far a bot that does not serve is from answering a request: one that wakes holds it until it does; one that drains
-/// answers for a moment yet; one that is idle holds it if the whole site sleeps, and refuses it otherwise.
+/// answers for a moment yet; one that is idle holds it if the whole site sleeps, and refuses it otherwise. One that could not
+/// serve says another word (`resting`): it would refuse, and a site would sleep on while others could wake.
 fn distance(member: &Member) -> Option<u8> {
     match member.head.state.as_str() {
         "waking" => Some(0),

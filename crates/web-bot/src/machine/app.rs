@@ -64,6 +64,8 @@ struct Instance {
     mark: Time,
     /// It hangs and is to be replaced.
     given_up: bool,
+    /// Its requests have had their time to end.
+    drained: bool,
 }
 
 /// Failures in a row, and what they were failures of.
@@ -282,8 +284,13 @@ impl App {
 
     pub(super) fn start(&mut self, now: Time, wanted: &Recipe, start_timeout: Span, out: &mut Vec<Action>) {
         self.last_id += 1;
-        self.next =
-            Some(Instance { id: self.last_id, recipe: wanted.clone(), mark: now + start_timeout, given_up: false });
+        self.next = Some(Instance {
+            id: self.last_id,
+            recipe: wanted.clone(),
+            mark: now + start_timeout,
+            given_up: false,
+            drained: false,
+        });
         out.push(Action::StartApp {
             instance: self.last_id,
             sha: wanted.sha.clone(),
@@ -396,20 +403,21 @@ impl App {
         self.failures.as_ref().filter(|f| f.recipe == *recipe).map_or(0, |f| f.count)
     }
 
-    /// Nothing shall run any more.
+    /// Nothing shall run any more. Requests had their time before, where there were any.
     pub(super) fn rest(&mut self) {
-        self.leaving.extend(self.current.take());
-        self.leaving.extend(self.next.take());
-        self.leaving.extend(self.held.take());
+        let all = [self.current.take(), self.next.take(), self.held.take()];
+        self.leaving.extend(all.into_iter().flatten().map(|instance| Instance { drained: true, ..instance }));
         self.proof = None;
         if let Some(failures) = &mut self.failures {
             failures.hopeless = false;
         }
     }
 
-    /// Stops what nothing is sent to any more; to be called once the route says so. Requests in flight may take `drain`.
+    /// Stops what nothing is sent to any more; to be called once the route says so. Requests in flight may take `drain`, once: the
+    /// app is to have its time after SIGTERM whatever they do.
     pub(super) fn sweep(&mut self, drain: Span, out: &mut Vec<Action>) {
         for instance in std::mem::take(&mut self.leaving) {
+            let drain = if instance.drained { Span::ZERO } else { drain };
             self.retiring.insert(instance.id, instance.recipe.sha);
             out.push(Action::StopApp { instance: instance.id, drain, grace: APP_STOP_GRACE });
         }

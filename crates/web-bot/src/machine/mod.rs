@@ -62,7 +62,7 @@ pub use self::{
     role::Role,
     roles::DRAIN_NOTICE,
     route::Route,
-    scaling::SCALE_INS_PER_WINDOW,
+    scaling::{SCALE_INS_PER_WINDOW, SLOTS_PER_CHANGE_MAX},
     settings::{ConnectionBudget, Mode, SLOTS_MAX, ScalingSettings, Settings},
     slots::RECLAIM_GRACE,
 };

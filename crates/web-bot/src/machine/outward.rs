@@ -11,6 +11,10 @@ use super::{
     pressure::weighed, scaling::Figures,
 };
 
+/// What an idle bot says that could not answer a load message now: who sends requests sends none there, not even those that
+/// wake a site.
+const RESTING: &str = "resting";
+
 /// What was last shared, to tell news from figures.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub(super) struct Shared {
@@ -52,7 +56,7 @@ impl State {
         let leads = self.leads(now);
         let head = MemberHead {
             kind: Kind::Web,
-            state: self.role.to_string(),
+            state: if self.is_resting() { String::from(RESTING) } else { self.role.to_string() },
             role: String::from(if leads { "leader" } else { "member" }),
             version: self.settings.version.clone(),
             api_url: self.settings.api_url.clone(),
@@ -88,9 +92,14 @@ impl State {
         out.extend(asked.into_iter().map(Action::from));
     }
 
+    /// It is idle, and would not wake for a request.
+    fn is_resting(&self) -> bool {
+        self.role == Role::Idle && !self.may_serve(self.stepped_at)
+    }
+
     /// Nobody serves and nobody has to: the first request is held while the site wakes.
     pub(super) fn is_asleep(&self) -> bool {
-        let sleeps = self.role == Role::Idle && self.effective().scaling.min == 0 && self.may_serve(self.stepped_at);
+        let sleeps = self.role == Role::Idle && self.effective().scaling.min == 0 && !self.is_resting();
         // A claim of our own may show before the answer to it: whoever waits here waits for that.
         sleeps && Board::read(&self.view, &self.settings.scope).is_unclaimed_but_by(&self.settings.name)
     }
@@ -179,6 +188,7 @@ impl State {
         let what = match self.role {
             Role::Initializing => String::from("asks etcd for a lease, a name and a first look"),
             Role::Preparing => format!("fetches the content of {}", self.content.scope_name()),
+            Role::Idle if self.is_resting() => format!("rests with commit {sha}"),
             Role::Idle => format!("stands by with commit {sha}"),
             Role::Waking => format!("brings up commit {sha}{place}"),
             Role::Serving => format!("serves commit {sha}{place}"),
@@ -193,6 +203,7 @@ impl State {
         match self.role {
             Role::Initializing => String::from("etcd"),
             Role::Preparing => self.content.waiting_for(),
+            Role::Idle if self.is_resting() => String::from("what keeps it from serving to end"),
             Role::Idle => String::from("a load message that nobody has claimed"),
             Role::Waking => String::from("the app to answer its health check"),
             Role::Serving => String::from("a new revision, or the end of its load message"),

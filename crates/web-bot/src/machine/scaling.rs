@@ -27,6 +27,10 @@ use super::{
 /// How many slots may go within one stable window, once load has been lower for a whole one.
 pub const SCALE_INS_PER_WINDOW: u64 = 3;
 
+/// How many slots one change may post or withdraw. etcd takes 128 operations in a transaction (`--max-txn-ops`) and refuses more
+/// for ever; what the change demands and records besides needs a few of them. What is left follows with the next change.
+pub const SLOTS_PER_CHANGE_MAX: usize = 100;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 enum Phase {
     Watching,
@@ -185,12 +189,14 @@ impl Scaling {
         let beyond: Vec<u32> = figures.board.posted().filter(|slot| *slot >= max).collect();
         let count = u32::try_from(posted.len()).unwrap_or(u32::MAX);
         if !beyond.is_empty() {
-            return figures.budget.may_act().then(|| (Vec::new(), beyond.iter().map(|s| self.withdraw(*s)).collect()));
+            let withdrawn = beyond.iter().rev().take(SLOTS_PER_CHANGE_MAX).map(|slot| self.withdraw(*slot));
+            return figures.budget.may_act().then(|| (Vec::new(), withdrawn.collect()));
         }
         let sure = if self.doubts { self.desired.min(figures.settings.min.max(1)) } else { self.desired };
         if sure > count {
             let missing = (0..max).filter(|slot| !posted.contains(slot));
-            let slots: Vec<u32> = missing.take(usize::try_from(sure - count).unwrap_or(0)).collect();
+            let wanted = usize::try_from(sure - count).unwrap_or(0).min(SLOTS_PER_CHANGE_MAX);
+            let slots: Vec<u32> = missing.take(wanted).collect();
             let absent = slots.iter().map(|slot| Compare::Absent(self.scope.load(*slot))).collect();
             let message = self.message(figures, count, me);
             let posts = slots.iter().map(|slot| Write::put(self.scope.load(*slot), message.clone())).collect();

@@ -1,13 +1,9 @@
-//! The user's web process: start it with what it needs to know, ask whether it is healthy, see its end, stop it.
+//! The user's web process: start it with what it needs to know, ask whether it is healthy, see its end, stop it. What it has started
+//! itself, and has not moved to a process group of its own, ends with it.
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    net::{Ipv4Addr, TcpListener},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+mod port;
+
+use std::{collections::BTreeMap, convert::Infallible, path::PathBuf, sync::Arc, time::Duration};
 
 use bots_core::{
     machine::Span,
@@ -19,6 +15,7 @@ use bots_core::{
 use rustix::process::Signal;
 use tokio::{sync::oneshot, time::MissedTickBehavior};
 
+use self::port::Port;
 use super::plane::{Backend, Meter};
 use crate::machine::Event;
 
@@ -105,13 +102,14 @@ impl Apps {
         self.running.retain(|_, handle| handle.stop.as_ref().is_some_and(|stop| !stop.is_closed()));
         let instance = launch.instance;
         match self.spawn(&launch) {
-            Ok((running, backend)) => {
+            Ok((running, port, backend)) => {
                 tracing::info!(instance, pid = running.pid(), port = backend.port, commit = launch.sha, "app started");
                 let (stop, stopped) = oneshot::channel();
                 let health_url = format!("http://127.0.0.1:{}{}", backend.port, self.recipe.health_path);
                 let supervisor = Supervisor {
                     instance,
                     running,
+                    _port: port,
                     backend: Arc::clone(&backend),
                     health_url,
                     health_interval: self.recipe.health_interval,
@@ -142,8 +140,8 @@ impl Apps {
         self.running.get(&instance).map(|handle| Arc::clone(&handle.backend))
     }
 
-    fn spawn(&self, launch: &Launch) -> std::io::Result<(Running, Arc<Backend>)> {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+    fn spawn(&self, launch: &Launch) -> std::io::Result<(Running, Port, Arc<Backend>)> {
+        let port = Port::draw()?;
         let (program, args) =
             self.recipe.command.split_first().ok_or_else(|| std::io::Error::other("the command is empty"))?;
         let mut program = Program::new("app", program).args(args.iter().cloned()).dies_with_us();
@@ -154,7 +152,7 @@ impl Apps {
         });
         program.env.extend(inherited);
         program = program
-            .env("PORT", port.to_string())
+            .env("PORT", port.number().to_string())
             .env("REVISION", &launch.sha)
             .env("CONTENT_DIR", &launch.content_dir)
             .env("CDN_URL", launch.cdn_url.as_deref().unwrap_or_default());
@@ -162,8 +160,8 @@ impl Apps {
             let url = database_url(login, &launch.database_hosts).map_err(std::io::Error::other)?;
             program = program.env("DATABASE_URL", url);
         }
-        let backend = Backend { port, sha: launch.sha.clone(), meter: Meter::new() };
-        Ok((program.spawn()?, Arc::new(backend)))
+        let backend = Backend { port: port.number(), sha: launch.sha.clone(), meter: Meter::new() };
+        Ok((program.spawn()?, port, Arc::new(backend)))
     }
 }
 
@@ -171,6 +169,8 @@ impl Apps {
 struct Supervisor {
     instance: u64,
     running: Running,
+    /// Nobody else's until the process has ended.
+    _port: Port,
     backend: Arc<Backend>,
     health_url: String,
     health_interval: Duration,
@@ -184,7 +184,7 @@ impl Supervisor {
         tokio::pin!(pulse, stopped);
         let how = tokio::select! {
             biased;
-            ended = self.running.ended() => describe(ended),
+            ended = self.running.ended_with_group() => describe(ended),
             stop = &mut stopped => self.stop(stop.unwrap_or(Stop { drain: Span::ZERO, grace: Span::ZERO })).await,
             never = &mut pulse => match never {},
         };
@@ -194,20 +194,21 @@ impl Supervisor {
 
     async fn stop(&mut self, stop: Stop) -> String {
         tokio::select! {
-            ended = self.running.ended() => return describe(ended),
+            ended = self.running.ended_with_group() => return describe(ended),
             () = self.backend.meter.still() => {}
             () = tokio::time::sleep(stop.drain.to_std()) => {}
         }
-        self.signal(Signal::TERM);
-        if let Ok(ended) = tokio::time::timeout(stop.grace.to_std(), self.running.ended()).await {
+        // The leader knows how its own children are to end.
+        self.check(self.running.signal(Signal::TERM));
+        if let Ok(ended) = tokio::time::timeout(stop.grace.to_std(), self.running.ended_with_group()).await {
             return describe(ended);
         }
-        self.signal(Signal::KILL);
-        describe(self.running.ended().await)
+        self.check(self.running.signal_group(Signal::KILL));
+        describe(self.running.ended_with_group().await)
     }
 
-    fn signal(&self, signal: Signal) {
-        if let Err(error) = self.running.signal(signal) {
+    fn check(&self, signalled: std::io::Result<()>) {
+        if let Err(error) = signalled {
             tracing::warn!(%error, instance = self.instance, "the app cannot be signalled");
         }
     }
@@ -301,7 +302,81 @@ fn encoded(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
+    use bots_core::shell::runtime;
+
     use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Starts `script` as an app with a request that does not end, stops it if so told, and yields how it ended.
+    async fn end_of(dir: &Path, script: &str, stop: Option<Stop>) -> String {
+        let (events, mut queue) = runtime::queue();
+        let command = ["/bin/sh", "-c", script].map(String::from).to_vec();
+        let health_interval = Duration::from_secs(5);
+        let recipe = Recipe { command, health_path: String::from("/"), health_interval, database: None };
+        let mut apps = Apps::new(recipe, events);
+        let launch = Launch {
+            instance: 1,
+            sha: String::from("aaaa"),
+            content_dir: dir.to_owned(),
+            database_hosts: Vec::new(),
+            cdn_url: None,
+        };
+        apps.start(launch);
+        // Somebody's request does not end.
+        let _in_flight = apps.backend(1).expect("started").meter.begin();
+        if let Some(Stop { drain, grace }) = stop {
+            while !dir.join("ready").exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            apps.stop(1, drain, grace);
+        }
+        match tokio::time::timeout(PATIENCE, queue.next()).await {
+            Ok(Some(Event::AppExited { instance: 1, how })) => how,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the process whose number stands in a file is gone; it is not our child, and may not be waited for by anybody.
+    async fn is_gone(file: &Path) -> bool {
+        let pid = fs::read_to_string(file).expect("its number");
+        let lives = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+            !stat.is_empty() && !stat.contains(") Z ")
+        };
+        let gone = async {
+            while lives() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn what_an_app_has_started_ends_with_it_whichever_way_it_ends() {
+        let stop = || Some(Stop { drain: Span::ZERO, grace: Span::from_millis(200) });
+        for (first, then, stop, how) in [
+            ("", "exit 3", None, "exit code 3"),
+            ("", "kill -KILL $$", None, "signal 9"),
+            ("", "wait", stop(), "signal 15"),
+            ("trap '' TERM; ", "while :; do sleep 600; done", stop(), "signal 9"),
+        ] {
+            let dir = tempfile::tempdir().expect("a folder");
+            let left = "sleep 600 & echo $! > $CONTENT_DIR/child; touch $CONTENT_DIR/ready";
+            assert_eq!(end_of(dir.path(), &format!("{first}{left}; {then}"), stop).await, how, "{then}");
+            assert!(is_gone(&dir.path().join("child")).await, "{then}: its child lives on");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_app_with_a_request_that_does_not_end_has_its_time_after_sigterm() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let script = "trap 'exit 7' TERM; touch $CONTENT_DIR/ready; while :; do sleep 0.01; done";
+        let stop = Stop { drain: Span::ZERO, grace: Span::from_secs(15) };
+        assert_eq!(end_of(dir.path(), script, Some(stop)).await, "exit code 7");
+    }
 
     #[test]
     fn the_database_url_names_all_hosts_and_hides_nothing_wrong() {
@@ -343,7 +418,7 @@ mod tests {
         };
         for password in ["first", "second"] {
             std::fs::write(&secret, format!("{password}\n")).expect("write");
-            let (mut running, _backend) = apps.spawn(&launch).expect("started");
+            let (mut running, _port, _backend) = apps.spawn(&launch).expect("started");
             running.ended().await.expect("its end");
             let url = std::fs::read_to_string(&seen).expect("what it saw");
             assert!(url.starts_with(&format!("postgresql://u:{password}@h:1/d?")), "{url}");

@@ -158,7 +158,7 @@ const NOT_SUPPORTED: i32 = Errno::OPNOTSUPP.raw_os_error();
 fn read(extent: &Extent, flags: ReadWriteFlags) -> io::Result<Bytes> {
     let mut buffer = vec![0; usize::try_from(extent.length.min(CHUNK_BYTES)).unwrap_or(0)];
     let slice = &mut [io::IoSliceMut::new(&mut buffer)];
-    let n = rustix::io::preadv2(&*extent.file, slice, extent.offset, flags)?;
+    let n = rustix::io::preadv2(extent.file(), slice, extent.offset, flags)?;
     if n == 0 {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file on disk is shorter than it was"));
     }

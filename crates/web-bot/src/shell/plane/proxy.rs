@@ -23,7 +23,7 @@ use super::{
     answer::Answer,
     serve::Entered,
     upload::{Awaited, BrokenOff, Progress, Upload},
-    workers::{Client as Asker, Worker},
+    workers::{Client as Asker, Place, Worker},
 };
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -149,8 +149,10 @@ impl Worker {
         in_flight: InFlight,
         first: (Arc<Backend>, bool, InFlight),
     ) -> Response<Answer> {
-        let upgrade =
-            wanted_upgrade(request.headers(), request.version()).map(|to| (to, hyper::upgrade::on(&mut request)));
+        let upgrade = wanted_upgrade(request.headers(), request.version()).map(|to| {
+            let place = request.extensions_mut().remove();
+            (to, hyper::upgrade::on(&mut request), place)
+        });
         let (mut head, body) = request.into_parts();
         // The other end of an upgrade is ours to join, and nobody else's.
         head.extensions.clear();
@@ -161,8 +163,8 @@ impl Worker {
         if is_ambiguous(&head.headers) {
             return self.trouble(StatusCode::BAD_REQUEST, "the request has two lengths or two hosts\n", in_flight);
         }
-        if let Some((to, client_end)) = upgrade {
-            return self.tunnel(head, body, client, (to, client_end), in_flight, first).await;
+        if let Some(upgrade) = upgrade {
+            return self.tunnel(head, body, client, upgrade, in_flight, first).await;
         }
         let safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS) && body.is_end_stream();
         let tries = if safe { TRIES_MAX } else { 1 };
@@ -202,18 +204,18 @@ impl Worker {
     }
 }
 
-/// A protocol to change to, and the client's end of the connection once it has changed.
-type Upgrade = (HeaderValue, OnUpgrade);
+/// A protocol to change to, the client's end of the connection once it has changed, and the connection's place.
+type Upgrade = (HeaderValue, OnUpgrade, Option<Arc<Place>>);
 
 impl Worker {
     /// Asks the app to change to another protocol (WebSocket), and if it does, passes on bytes both ways until either
-    /// end has enough. The request is in flight for as long.
+    /// end has enough. The request is in flight for as long, and the connection keeps its place.
     async fn tunnel(
         &self,
         head: Parts,
         body: Incoming,
         client: Asker,
-        (to, client_end): Upgrade,
+        (to, client_end, place): Upgrade,
         in_flight: InFlight,
         (backend, closing, at_app): (Arc<Backend>, bool, InFlight),
     ) -> Response<Answer> {
@@ -240,7 +242,7 @@ impl Worker {
         };
         let app_end = hyper::upgrade::on(&mut answer);
         tokio::spawn(async move {
-            let _until_its_end = (in_flight, at_app);
+            let _until_its_end = (in_flight, at_app, place);
             if let (Ok(client_end), Ok(app_end)) = tokio::join!(client_end, app_end) {
                 let (mut client_end, mut app_end) = (TokioIo::new(client_end), TokioIo::new(app_end));
                 // Whoever breaks off has had enough.

@@ -107,6 +107,7 @@ mod hostile;
 mod http2;
 mod lane;
 mod streams;
+mod tunnels;
 mod uploads;
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use hyper::service::service_fn;
+use hyper::{Request, body::Incoming, header, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustix::net::sockopt;
 use tokio::{
@@ -88,6 +88,27 @@ pub(super) struct Client {
     pub(super) address: SocketAddr,
     /// Under TLS.
     pub(super) secure: bool,
+}
+
+/// A connection's place among [`CONNECTIONS_MAX`] and in the figures, until this is dropped. A connection that changes to another
+/// protocol takes it along.
+pub(super) struct Place {
+    worker: Arc<Worker>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    fn take(worker: Arc<Worker>, permit: OwnedSemaphorePermit) -> Self {
+        worker.shared.counters.connections.inc();
+        Self { worker, _permit: permit }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.worker.shared.counters.connections.dec();
+        self.worker.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A connection on its way to a worker.
@@ -173,16 +194,13 @@ pub(super) fn ask_silent_peers(listener: &StdListener) -> io::Result<()> {
 impl Worker {
     async fn take(self: Arc<Self>, accepted: Accepted) {
         let Accepted { stream, client, place } = accepted;
-        self.shared.counters.connections.inc();
+        let place = Arc::new(Place::take(Arc::clone(&self), place));
         if let Ok(stream) = TcpStream::from_std(stream) {
-            Arc::clone(&self).connection(stream, client).await;
+            self.connection(stream, client, &place).await;
         }
-        self.shared.counters.connections.dec();
-        self.open.fetch_sub(1, Ordering::Relaxed);
-        drop(place);
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, client: Client) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, client: Client, place: &Arc<Place>) {
         let _best_effort = stream.set_nodelay(true);
         if let Some(acceptor) = self.tls.clone().filter(|_| client.secure) {
             let handshake = acceptor.accept(Patient::new(stream, self.shared.patience));
@@ -190,7 +208,7 @@ impl Worker {
             let closing = self.closing();
             match is_http2(stream.get_ref().1.alpn_protocol()) {
                 true => self.http2(stream, client, closing).await,
-                false => self.http1(stream, client, closing).await,
+                false => self.http1(stream, client, place, closing).await,
             }
             return;
         }
@@ -211,7 +229,7 @@ impl Worker {
         let stream = Begun { rest, stream: Patient::new(stream, self.shared.patience) };
         match speaks_http2 {
             true => self.http2(stream, client, closing).await,
-            false => self.http1(stream, client, closing).await,
+            false => self.http1(stream, client, place, closing).await,
         }
     }
 
@@ -219,11 +237,16 @@ impl Worker {
         self: Arc<Self>,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         client: Client,
+        place: &Arc<Place>,
         mut closing: watch::Receiver<()>,
     ) {
-        let worker = Arc::clone(&self);
-        let service = service_fn(move |request| {
+        let (worker, place) = (Arc::clone(&self), Arc::clone(place));
+        let service = service_fn(move |mut request: Request<Incoming>| {
             let worker = Arc::clone(&worker);
+            // For hyper the connection ends where a tunnel begins.
+            if request.headers().contains_key(header::UPGRADE) {
+                request.extensions_mut().insert(Arc::clone(&place));
+            }
             async move { Ok::<_, Infallible>(worker.answer(request, client).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()

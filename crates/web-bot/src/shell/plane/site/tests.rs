@@ -63,7 +63,7 @@ fn ask_at(site: &Site, method: Method, path: &str, headers: &[(&str, &str)]) -> 
         Content::Disk(extent) => {
             use std::os::unix::fs::FileExt;
             let mut read = vec![0; usize::try_from(extent.length).expect("small")];
-            extent.file.read_exact_at(&mut read, extent.offset).expect("read");
+            extent.file().read_exact_at(&mut read, extent.offset).expect("read");
             read
         }
     };

@@ -3,7 +3,7 @@
 //!
 //! Large files are not read out of git's packs at each request: packs are compressed and can only be read from the
 //! front. They are written out once, to a file without a name, which goes when the last commit that needs it goes, and
-//! with the process at the latest.
+//! with the process at the latest. What one of them takes of it goes before, with the last who reads it.
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use rustix::fs::{FallocateFlags, fallocate};
 
 use super::encoding::{COMPRESSED, Encoding, compressed};
 
@@ -62,12 +63,20 @@ enum Data {
     Disk(Extent),
 }
 
-/// A stretch of a file on disk.
+/// A file on disk, or a part of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Extent {
-    pub(crate) file: Arc<File>,
+    stretch: Arc<Stretch>,
     pub(crate) offset: u64,
     pub(crate) length: u64,
+}
+
+/// What one file takes of the unnamed one. Its room is given back when nobody has or reads it any more, whatever lives beside it.
+#[derive(Debug)]
+struct Stretch {
+    file: Arc<File>,
+    offset: u64,
+    length: u64,
 }
 
 /// The bytes to send.
@@ -141,9 +150,23 @@ impl Spill {
             None => Arc::clone(self.file.insert(Arc::new(tempfile::tempfile_in(dir)?))),
         };
         (&*file).write_all(data)?;
-        let extent = Extent { file, offset: self.length, length: length_of(data) };
-        self.length += extent.length;
-        Ok(extent)
+        let (offset, length) = (self.length, length_of(data));
+        self.length += length;
+        Ok(Extent { stretch: Arc::new(Stretch { file, offset, length }), offset, length })
+    }
+}
+
+impl Extent {
+    pub(crate) fn file(&self) -> &File {
+        &self.stretch.file
+    }
+}
+
+impl Drop for Stretch {
+    fn drop(&mut self) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        // Where a file system cannot do that, the room comes back with the whole file.
+        let _best_effort = fallocate(&*self.file, flags, self.offset, self.length);
     }
 }
 
@@ -225,6 +248,46 @@ mod tests {
             vault.take("a", &[1; 80], &mut spill).expect("taken").bits(Encoding::Identity),
             Bits::Memory(_)
         ));
+    }
+
+    #[test]
+    fn room_on_disk_is_given_back_with_the_last_who_reads_it_whatever_lives_beside_it() {
+        use std::os::unix::fs::{FileExt, MetadataExt};
+
+        const LENGTH: u64 = 1 << 20;
+        let full_of = |byte: u8| vec![byte; usize::try_from(LENGTH).expect("small")];
+        let dir = tempfile::tempdir().expect("a folder");
+        let probe = tempfile::tempfile_in(dir.path()).expect("a file");
+        probe.write_all_at(&[1; 8192], 0).expect("written");
+        if fallocate(&probe, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, 8192).is_err() {
+            eprintln!("skipped: this file system gives no room back");
+            return;
+        }
+        let vault = Vault::new(dir.path(), 0);
+        let mut spill = Spill::default();
+        let [first, second] = [1, 2].map(|n| vault.take(&n.to_string(), &full_of(n), &mut spill).expect("taken"));
+        let disk = |blob: &Blob| match blob.bits(Encoding::Identity) {
+            Bits::Disk(extent) => extent,
+            Bits::Memory(_) => panic!("there is no room in memory"),
+        };
+        let (lent, stays) = (disk(&first), disk(&second));
+        let taken = || {
+            let metadata = stays.file().metadata().expect("metadata");
+            assert_eq!(metadata.len(), 2 * LENGTH);
+            metadata.blocks() * 512
+        };
+        let read = |extent: &Extent| {
+            let mut found = full_of(0);
+            extent.file().read_exact_at(&mut found, extent.offset).expect("read");
+            found
+        };
+        stays.file().sync_all().expect("on disk");
+        let before = taken();
+        drop(first);
+        assert!(read(&lent) == full_of(1) && taken() == before, "it is being sent yet");
+        drop(lent);
+        assert!(taken() <= before - LENGTH / 2, "{} of {before}", taken());
+        assert!(read(&stays) == full_of(2), "its neighbour is whole");
     }
 
     #[test]
