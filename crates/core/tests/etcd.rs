@@ -523,10 +523,9 @@ fn is_old_etcd() -> bool {
     }
 }
 
-#[tokio::test]
-async fn under_an_old_etcd_a_lock_is_renewed_by_a_read_besides() {
-    let (server, _dir) = one();
-    let mut bench = Bench::new(&server.endpoint());
+/// How many reads `renewals` of a lease under a lock took.
+async fn reads_for(renewals: u64, hosts: &str) -> u64 {
+    let mut bench = Bench::new(hosts);
     let reads = |bench: &Bench| {
         let text = bench.metrics.text();
         let count = text.lines().find_map(|line| line.strip_prefix("bots_etcd_requests_total{op=\"range\"} "));
@@ -537,13 +536,25 @@ async fn under_an_old_etcd_a_lock_is_renewed_by_a_read_besides() {
     bench.until("renewal without a lock", renewed).await;
     assert_eq!(reads(&bench), 0, "where no lock hangs on it, the answer is enough");
     bench.dcs.perform(DcsAction::PaceLease { lease, every: Span::from_millis(200) });
-    for _ in 0..5 {
+    for _ in 0..renewals {
         bench.until("renewal under a lock", renewed).await;
     }
-    let reads = reads(&bench);
+    reads(&bench)
+}
+
+#[tokio::test]
+async fn under_an_old_etcd_a_lock_is_renewed_by_a_read_besides() {
+    let (cluster, _dir) = three();
+    let reads = reads_for(5, &cluster.hosts()).await;
     if is_old_etcd() {
         assert!(reads >= 5, "each renewal lies between two reads, and there were {reads}");
     } else {
         assert_eq!(reads, 0, "this etcd makes sure by itself");
     }
+}
+
+#[tokio::test]
+async fn an_etcd_of_one_member_cannot_have_been_replaced() {
+    let (server, _dir) = one();
+    assert_eq!(reads_for(5, &server.endpoint()).await, 0);
 }

@@ -19,7 +19,7 @@ use super::{
     DcsSink,
     convert::{outcome, range, secs_span, to_txn},
     route::{Member, Route},
-    version::renews_only_as_leader,
+    version::Renews,
     watch,
 };
 use crate::{
@@ -70,10 +70,10 @@ pub struct Etcd {
 
 /// The way to one member; empty while there is none.
 #[derive(Clone, Default)]
-struct Connection {
+pub(super) struct Connection {
     client: Option<Arc<Client>>,
-    /// Whether that member renews leases only while it is sure to lead; nothing before it was asked.
-    renews_only_as_leader: Option<bool>,
+    /// What that member's renewals are worth; nothing before it was asked.
+    pub(super) renews: Option<Renews>,
 }
 
 /// Everything below a prefix, and whose word that is.
@@ -84,17 +84,8 @@ pub(super) struct List {
     pub(super) entries: Vec<KeyValue>,
 }
 
-/// A read that a majority stood behind: in this term of etcd's leaders this member answered it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sighting {
-    pub(super) member: Member,
-    /// How etcd calls that member: an address may lead to another one after a new connection.
-    pub(super) id: u64,
-    pub(super) term: u64,
-}
-
 /// What became of one attempt.
-enum Failure {
+pub(super) enum Failure {
     /// Nothing was sent: another member may be asked the same.
     NotSent(String),
     /// Something may have been sent, and nothing is known.
@@ -284,45 +275,6 @@ impl Etcd {
         }
     }
 
-    /// Whether a renewal that `member` answers is the word of a leader that was one. Asked once a connection; one that does not
-    /// say its version is taken for an old one, which costs a read and no safety.
-    ///
-    /// # Errors
-    /// If it does not answer.
-    pub(super) async fn renews_only_as_leader(&self, member: Member, deadline: Duration) -> Result<bool, EtcdError> {
-        if let Some(known) = self.connection(member, |connection| connection.renews_only_as_leader) {
-            return Ok(known);
-        }
-        let status = |client: Arc<Client>| async move { client.maintenance_client().status().await };
-        let says = match self.attempt("status", member, deadline, status).await {
-            Ok(status) => renews_only_as_leader(status.version()),
-            Err(Failure::Refused { .. }) => false,
-            Err(failure) => return Err(failure.into()),
-        };
-        self.connection(member, |connection| connection.renews_only_as_leader = Some(says));
-        Ok(says)
-    }
-
-    /// Who answers a read at `member` that a majority stands behind, and in which term of etcd's leaders. What stands at `key` is
-    /// of no interest.
-    ///
-    /// # Errors
-    /// If it does not answer, or refuses.
-    pub(super) async fn sighting(&self, member: Member, key: &str, deadline: Duration) -> Result<Sighting, EtcdError> {
-        let read = |client: Arc<Client>| async move {
-            client.kv_client().get(key, Some(GetOptions::new().with_keys_only().with_limit(1))).await
-        };
-        match self.attempt("range", member, deadline, read).await {
-            Ok(found) => {
-                let said = found.header().map(|header| (header.member_id(), header.raft_term()));
-                let (id, term) =
-                    said.ok_or_else(|| EtcdError::Unavailable(String::from("an answer without a header")))?;
-                Ok(Sighting { member, id, term })
-            }
-            Err(failure) => Err(failure.into()),
-        }
-    }
-
     /// Gives a lease back, with every key bound to it; `false` if it was gone.
     ///
     /// # Errors
@@ -415,7 +367,7 @@ impl Etcd {
     }
 
     /// Asks one member, once, within the deadline; and once more with a new token, if etcd does not take the old one.
-    async fn attempt<T, F>(
+    pub(super) async fn attempt<T, F>(
         &self,
         op: &'static str,
         member: Member,
@@ -493,7 +445,7 @@ impl Etcd {
         failure
     }
 
-    fn connection<T>(&self, member: Member, look: impl FnOnce(&mut Connection) -> T) -> T {
+    pub(super) fn connection<T>(&self, member: Member, look: impl FnOnce(&mut Connection) -> T) -> T {
         look(&mut self.connections.lock().unwrap_or_else(PoisonError::into_inner)[Route::index(member)])
     }
 
@@ -502,7 +454,7 @@ impl Etcd {
             return Ok(client);
         }
         let client = Arc::new(self.connect(member).await?);
-        let made = Connection { client: Some(Arc::clone(&client)), renews_only_as_leader: None };
+        let made = Connection { client: Some(Arc::clone(&client)), renews: None };
         self.connection(member, |connection| *connection = made);
         Ok(client)
     }

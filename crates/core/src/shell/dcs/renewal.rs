@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use super::{DcsSink, Etcd, EtcdError, Fatal, etcd::Sighting};
+use super::{DcsSink, Etcd, EtcdError, Fatal, version::Sighting};
 use crate::{
     dcs::{DcsEvent, LeaseId},
     machine::{Span, Time},
