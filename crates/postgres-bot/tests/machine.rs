@@ -156,6 +156,8 @@ fn perform(world: &mut World, args: &Args<'_>) -> String {
         "guard" => world.step(Event::GuardObserved { answers: !args.has("silent") }),
         "watchdog-seen" => world.step(Event::WatchdogSeen(well(args, ()))),
         "watchdog-used" => world.step(Event::WatchdogUsed(well(args, args.number("s").unwrap_or(3)))),
+        "closed" if !world.may_close() => return String::from("(no primary is being stopped)\n"),
+        "closed" => world.server_closes(args.server().1),
         "exited" => world.server_exits(args.input()),
         "probed" => probed(world, args),
         "leader-slots" => {

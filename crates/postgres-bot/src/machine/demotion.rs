@@ -4,6 +4,7 @@ use bots_core::{dcs::Write, machine::Span, membership::RETRY_AFTER, wire::Postgr
 
 use super::{
     event::{Action, Job, JobResult, StopMode},
+    handover::ARCHIVING_MAX,
     phase::{DemoteStep, DemoteWhy, Phase, Suspect},
     postgres::DataDir,
     state::Timer,
@@ -37,7 +38,7 @@ impl Turn {
                 // The stop makes a checkpoint of its own, and nothing that a client was told is lost by it.
                 return self.hand_over();
             }
-            Happened::Due(Timer::Patience) if step == DemoteStep::Stopping => {
+            Happened::Due(Timer::Patience) if step == DemoteStep::Stopping || self.s.is_closed() => {
                 let mode = self.stop_at_once();
                 return self.run(Job::Stop { mode });
             }
@@ -49,7 +50,9 @@ impl Turn {
             | Happened::Answered { .. }
             | Happened::Due(_) => None,
         };
-        if let Some(checkpoint) = stopped {
+        if let Some(seen) = stopped {
+            // What was heard before its archiver ended stands.
+            let checkpoint = seen.or(shutdown_checkpoint);
             if let Some(running) = self.s.job.take() {
                 self.out.push(Action::Cancel { id: running.id });
             }
@@ -73,6 +76,9 @@ impl Turn {
             if self.s.shows_our_lock() {
                 // Given back, and the watch is about to show it: not a lock to come back to.
                 return;
+            }
+            if self.s.job.is_some() {
+                return self.mind_archiver(happened);
             }
             // Stopped with its last word replicated: nothing of it can be missing from the next leader.
             let clean = matches!(why, DemoteWhy::Switchover { .. }) && shutdown_checkpoint.is_some();
@@ -149,12 +155,16 @@ impl Turn {
             matches!(self.s.data, Some(DataDir::Present { running, .. }) if running.is_any()) && !self.s.is_foreign();
         let running = self.s.postgres.is_alive() || left;
         let busy = self.s.job.is_some();
-        let writable = self.s.may_be_writable();
-        self.become_phase(Phase::Stopping { yielded: false, writable, checkpoint: None });
+        let (writable, archives) = (self.s.may_be_writable(), self.s.is_closed());
+        let checkpoint = match &self.s.phase {
+            Phase::Demoting { shutdown_checkpoint, .. } => *shutdown_checkpoint,
+            _any_other => None,
+        };
+        self.become_phase(Phase::Stopping { yielded: false, writable, checkpoint });
         if running || busy {
-            self.s.timers.arm(Timer::Patience, self.now + STOP_PATIENCE);
-            // A fence that is falling falls on.
-            if !self.s.is_stopping_at_once() {
+            self.s.timers.arm(Timer::Patience, self.now + if archives { ARCHIVING_MAX } else { STOP_PATIENCE });
+            // A fence that is falling falls on, and what only archives needs no other stop.
+            if !self.s.is_stopping_at_once() && !self.s.is_closed() {
                 self.stop_once_released(StopMode::Fast);
             }
         }
@@ -165,14 +175,17 @@ impl Turn {
         let Phase::Stopping { yielded, writable, mut checkpoint } = self.s.phase else { return };
         match happened {
             Happened::JobEnded { job: Job::Stop { .. }, result: Ok(JobResult::Stopped { shutdown_checkpoint }) } => {
-                checkpoint = *shutdown_checkpoint;
+                checkpoint = shutdown_checkpoint.or(checkpoint);
                 self.s.phase = Phase::Stopping { yielded, writable, checkpoint };
+                if yielded {
+                    self.s.timers.arm(Timer::Patience, self.now + GOODBYE);
+                }
             }
             Happened::JobEnded { job: Job::Stop { .. }, .. } => {
                 let mode = self.stop_at_once();
                 return self.run(Job::Stop { mode });
             }
-            Happened::Due(Timer::Patience) if !yielded => {
+            Happened::Due(Timer::Patience) if !yielded || self.s.job.is_some() => {
                 let mode = self.stop_at_once();
                 return self.run(Job::Stop { mode });
             }
@@ -188,17 +201,23 @@ impl Turn {
         if self.s.kept_until().is_some_and(|until| until <= self.now) {
             return self.kill_kept();
         }
-        if self.s.job.is_some() || self.s.asks_for_release() {
+        let archives = self.s.is_closed();
+        if self.s.job.is_some() && !archives || self.s.asks_for_release() {
             return;
         }
         if !yielded && self.s.leadership.fence(self.now, &self.s.membership).is_some() {
             self.s.phase = Phase::Stopping { yielded: true, writable, checkpoint };
-            self.s.timers.arm(Timer::Patience, self.now + GOODBYE);
+            if !archives {
+                self.s.timers.arm(Timer::Patience, self.now + GOODBYE);
+            }
             return self.yield_after_stop(checkpoint);
         }
         if self.s.leadership.is_yielding() {
             // A lost answer is asked for again, with all that the next leader is to know.
             self.yield_after_stop(checkpoint);
+        }
+        if archives {
+            return;
         }
         // A question for the lock that is still open needs no answer: without the lease, it comes to nothing.
         if !(yielded && self.s.leadership.is_busy()) {

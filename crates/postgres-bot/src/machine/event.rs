@@ -92,6 +92,12 @@ pub enum Event {
     },
     /// Parameters that the server would not take are left out, by name with its own words; sent when they have changed.
     ParametersRefused(BTreeMap<String, String>),
+    /// The primary that a fast stop brings down has written its last word and sent it to whoever streams, and all that is left of
+    /// it archives: it takes nothing any more. The stop goes on.
+    PostgresClosed {
+        /// The position of its shutdown checkpoint.
+        shutdown_checkpoint: Lsn,
+    },
     /// The postmaster died, and every process of that server is gone.
     PostgresExited {
         /// One line: the exit status or signal.

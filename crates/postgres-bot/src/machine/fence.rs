@@ -20,6 +20,9 @@ pub(super) const EARLIER_LEASE_ENDS: &str = "the lease of this bot's earlier lif
 impl State {
     /// Whether a server that this bot started may accept writes by what it was told to do.
     pub(super) const fn may_be_writable(&self) -> bool {
+        if self.is_closed() {
+            return false;
+        }
         match &self.phase {
             Phase::Promoting { .. }
             | Phase::Primary(_)
@@ -41,6 +44,11 @@ impl State {
             | Phase::Recovering { step: Recovery::Reclaiming }
             | Phase::Rejoining { .. } => false,
         }
+    }
+
+    /// A primary's server is down but for its archiver.
+    pub(super) const fn is_closed(&self) -> bool {
+        matches!(&self.job, Some(Running { closed: true, .. }))
     }
 
     /// When a server that may accept writes must be stopped unless the lease is renewed before.

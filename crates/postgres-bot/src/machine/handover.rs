@@ -2,13 +2,19 @@
 //! connections, the transactions that run come to their end, and no client loses one. All of it is bounded: an edge that is
 //! dead or late costs a moment, never the switchover.
 
-use bots_core::{dcs::Revision, leadership, machine::Span, wire::EdgeStand};
+use bots_core::{
+    dcs::Revision,
+    leadership,
+    machine::Span,
+    wire::{EdgeStand, Lsn},
+};
 
 use super::{
-    event::{Job, StopMode},
+    event::{Action, Job, StopMode},
     phase::{DemoteStep, DemoteWhy, Phase},
-    state::{State, Timer},
+    state::{Running, State, Timer},
     turn::{Happened, STOP_PATIENCE, Turn},
+    watchdog::WatchdogOrder,
 };
 
 /// So long the edges may take to hold new connections. A turn through etcd and the proxy takes a fiftieth of it.
@@ -20,6 +26,10 @@ const DRAIN_PATIENCE: Span = Span::from_secs(2);
 
 /// Between two rounds of ending sessions while an edge still sees some: one that logs in shows in no list of the server's.
 const DRAIN_AGAIN: Span = Span::from_millis(20);
+
+/// So long the archiver of a primary that is down may take, once the lock is given back. It ends by itself when all is archived, or when
+/// `archive_command` has failed a few times; what it does not archive is missing in the archive until this member leads again.
+pub(super) const ARCHIVING_MAX: Span = Span::from_secs(600);
 
 impl State {
     /// The server still takes writes on its way to a switchover.
@@ -62,6 +72,9 @@ impl State {
             }
             Phase::Demoting { step: DemoteStep::Draining, .. } => {
                 ("to have no session left", self.edges_short_of(|stand| stand.drained))
+            }
+            Phase::Demoting { step: DemoteStep::Yielding, .. } if self.is_closed() => {
+                return Some(String::from("its archiver to end"));
             }
             _any_other => return None,
         };
@@ -112,6 +125,41 @@ impl Turn {
         self.demote_step(DemoteStep::Draining, None);
         self.s.timers.arm(Timer::Patience, self.now + DRAIN_PATIENCE);
         self.run(Job::Drain);
+    }
+
+    /// A primary that goes down has said its last word: the lock need not wait for its archiver, however much that has to do.
+    pub(super) fn closed(&mut self, shutdown_checkpoint: Lsn) {
+        let stops = |running: &&mut Running| running.job == Job::Stop { mode: StopMode::Fast };
+        let Some(running) = self.s.job.as_mut().filter(stops) else { return };
+        match &mut self.s.phase {
+            Phase::Demoting { step, shutdown_checkpoint: last, .. } => {
+                (*step, *last) = (DemoteStep::Yielding, Some(shutdown_checkpoint));
+            }
+            Phase::Stopping { checkpoint, .. } => *checkpoint = Some(shutdown_checkpoint),
+            // What is not given away is waited for as before.
+            _any_other => return,
+        }
+        running.closed = true;
+        let until = self.now + ARCHIVING_MAX;
+        self.s.timers.arm(Timer::Patience, until);
+        self.s.fence_set = Some(until);
+        // The device acts after the guard, as ever.
+        let device_at = until + self.s.guard_margin().divided_by(2);
+        let watchdog = self.s.watchdog_order().map(|order| WatchdogOrder { until: device_at, ..order });
+        self.out.push(Action::SetFence { at: until, watchdog });
+    }
+
+    /// The lock is given back, and what is left of the server archives: for as long as there is another to lead.
+    pub(super) fn mind_archiver(&mut self, happened: &Happened) {
+        if !self.s.is_closed() || self.s.leader().is_some() || !self.s.view.is_watched() {
+            self.s.timers.disarm(Timer::Retry);
+        } else if matches!(happened, Happened::Due(Timer::Retry)) {
+            let mode = self.stop_at_once();
+            self.run(Job::Stop { mode });
+        } else if self.s.timers.armed(Timer::Retry).is_none() {
+            // A member that a switchover names has the first go for a lease, and the others after it.
+            self.s.timers.arm(Timer::Retry, self.now + self.s.dynamic.ttl.times(3));
+        }
     }
 
     fn stop_to_hand_over(&mut self) {

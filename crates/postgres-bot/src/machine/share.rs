@@ -248,6 +248,7 @@ fn story(s: &State, now: Time) -> (String, String) {
                 DemoteWhy::Switchover { to: None } => String::from("switchover"),
             };
             match s.hand_over_waits_for() {
+                Some(waited_for) if s.is_closed() => (format!("stopped but for its archiver: {why}"), waited_for),
                 Some(waited_for) => (format!("about to stop Postgres: {why}"), waited_for),
                 None => (format!("stopping Postgres: {why}"), job),
             }
@@ -270,6 +271,9 @@ fn story(s: &State, now: Time) -> (String, String) {
                     String::from("a leader that accepts writes")
                 },
             )
+        }
+        Phase::Stopping { .. } if s.is_closed() => {
+            (String::from("going away"), String::from("the archiver of Postgres to end"))
         }
         Phase::Stopping { .. } => (String::from("going away"), job),
     }

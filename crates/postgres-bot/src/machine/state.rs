@@ -98,6 +98,8 @@ pub(super) struct Running {
     pub(super) id: JobId,
     pub(super) job: Job,
     pub(super) since: Time,
+    /// A stop after which only the archiver is left: nothing can be written any more.
+    pub(super) closed: bool,
 }
 
 /// What is known of how a replica follows its leader.

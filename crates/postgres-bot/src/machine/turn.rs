@@ -121,6 +121,10 @@ impl Turn {
                 self.s.refused = refused;
                 Happened::Nothing
             }
+            Event::PostgresClosed { shutdown_checkpoint } => {
+                self.closed(shutdown_checkpoint);
+                Happened::Nothing
+            }
             Event::PostgresExited { how } => {
                 self.s.postgres = Postgres::Down;
                 self.nothing_runs();
@@ -432,7 +436,7 @@ impl Turn {
         }
         self.s.jobs += 1;
         let id = JobId(self.s.jobs);
-        self.s.job = Some(Running { id, job: job.clone(), since: self.now });
+        self.s.job = Some(Running { id, job: job.clone(), since: self.now, closed: false });
         self.out.push(Action::Run { id, job });
     }
 

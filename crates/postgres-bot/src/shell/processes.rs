@@ -205,6 +205,32 @@ fn children(parent: Pid) -> Vec<Pid> {
     lists.flat_map(words).filter_map(|word| Pid::from_raw(word.parse().ok()?)).collect()
 }
 
+/// Whether all that this postmaster still has is an archiver, with or without the collector of its log. It reads what the memory of others
+/// holds, which can take long; and one look alone may miss a child, while others end.
+pub fn only_archives(postmaster: Pid) -> bool {
+    let mut left = children(postmaster);
+    left.retain(|pid| stat(*pid).map_or(true, |stat| stat.is_some_and(|stat| stat.state != 'Z')));
+    // More than a server in this state has: a busy one is not looked at any closer.
+    if left.len() > 2 {
+        return false;
+    }
+    let title = |pid: &Pid| fs::read_to_string(proc(*pid, "cmdline")).unwrap_or_default();
+    says_only_archives(&left.iter().map(title).collect::<Vec<_>>())
+}
+
+/// By what servers call their processes, after the name of their cluster.
+fn says_only_archives(titles: &[String]) -> bool {
+    let is = |title: &str, kind: &str| {
+        let what = title.strip_prefix("postgres: ").map(|rest| rest.rsplit(": ").next().unwrap_or(rest));
+        what.is_some_and(|what| what.trim_end_matches(['\0', ' ']).split(' ').next() == Some(kind))
+    };
+    // A role may be called anything.
+    let sends = titles.iter().any(|title| title.contains("walsender"));
+    !sends
+        && titles.iter().any(|title| is(title, "archiver"))
+        && titles.iter().all(|title| is(title, "archiver") || is(title, "logger"))
+}
+
 /// Makes sure that a postmaster, which was started in its data directory, is one that would be found there after the death of its
 /// guard.
 ///
@@ -462,7 +488,32 @@ fn identity(path: &Path) -> Option<FileId> {
 
 #[cfg(test)]
 mod tests {
-    use super::PidFile;
+    use super::{PidFile, says_only_archives};
+
+    #[test]
+    fn a_server_of_which_only_the_archiver_is_left_is_told_by_its_titles() {
+        let check = |titles: &[&str], expected| {
+            let titles: Vec<String> = titles.iter().map(ToString::to_string).collect();
+            assert_eq!(says_only_archives(&titles), expected, "{titles:?}");
+        };
+        check(&["postgres: main: archiver archiving 000000010000000000000003\0\0"], true);
+        check(&["postgres: archiver \0", "postgres: logger \0"], true);
+        check(&["postgres: main: archiver failed on 000000010000000000000003", "postgres: main: logger "], true);
+        check(&["postgres: main: logger "], false);
+        check(&[], false);
+        check(&["postgres: main: archiver ", "postgres: main: checkpointer "], false);
+        check(
+            &["postgres: main: archiver ", "postgres: main: walsender archiver 10.0.0.1(1) streaming 0/3000000"],
+            false,
+        );
+        check(&["postgres: main: archiver ", "postgres: archiver: walsender replicator"], false);
+        check(
+            &["postgres: main: archiver ", "postgres: main: walsender x: archiver 10.0.0.1(1) streaming 0/3000000"],
+            false,
+        );
+        check(&["postgres: main: archiver ", "sh\0-c\0cp"], false);
+        check(&["postgres: main: archiver ", ""], false);
+    }
 
     #[test]
     fn the_pid_file_is_read_at_every_stage() {

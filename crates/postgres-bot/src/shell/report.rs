@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use bots_core::shell::Events;
+use bots_core::{shell::Events, wire::Lsn};
 
 use crate::machine::{Event, JobError, JobId, JobResult, Postgres};
 
@@ -74,6 +74,11 @@ impl Reporter {
     pub fn parameters_refused(&self, refused: BTreeMap<String, String>) {
         let events = self.events.clone();
         tokio::runtime::Handle::current().spawn(async move { events.send(Event::ParametersRefused(refused)).await });
+    }
+
+    /// The server is down but for its archiver.
+    pub async fn closed(&self, shutdown_checkpoint: Lsn) {
+        self.events.send(Event::PostgresClosed { shutdown_checkpoint }).await;
     }
 
     /// No process of the server is left.

@@ -27,6 +27,7 @@ pub(crate) enum Move {
     Probe,
     Observe,
     Exit,
+    Close,
     OtherLeads,
     NobodyLeads,
     OtherIsUp,
@@ -49,6 +50,7 @@ pub(crate) const MOVES: &[Move] = &[
     Move::Probe,
     Move::Observe,
     Move::Exit,
+    Move::Close,
     Move::OtherLeads,
     Move::NobodyLeads,
     Move::OtherIsUp,
@@ -88,10 +90,11 @@ pub(crate) fn make(a_move: Move, world: &mut World, disk: &mut Disk) -> bool {
             let Some(id) = world.probe.take() else { return false };
             world.step(Event::PeersProbed { id, answers: BTreeMap::new() });
         }
-        Move::Observe if world.running => {
+        Move::Observe if world.running && !world.closed => {
             world.observe(Postgres::Up(server(!world.takes_writes(), disk.timeline, disk.position)));
         }
         Move::Exit if world.running => world.server_exits("signal 9"),
+        Move::Close if world.may_close() => world.server_closes(disk.position),
         Move::OtherLeads if leader.is_none() => world.put("leader", "pg2"),
         Move::NobodyLeads if leader.as_deref() == Some("pg2") => world.delete("leader"),
         Move::OtherIsUp if world.dcs.get("/service/main/members/pg2").is_none() => {
@@ -108,6 +111,7 @@ pub(crate) fn make(a_move: Move, world: &mut World, disk: &mut Disk) -> bool {
         | Move::StopRenewing
         | Move::Inspect
         | Move::Observe
+        | Move::Close
         | Move::Exit
         | Move::OtherLeads
         | Move::NobodyLeads

@@ -258,7 +258,7 @@ impl Walk {
     }
 
     fn observe(&mut self) {
-        if !self.world.running {
+        if !self.world.running || self.world.closed {
             return;
         }
         let seen = match self.random.below(8) {
@@ -306,6 +306,7 @@ impl Walk {
         match self.random.below(4) {
             0 if self.world.running => self.world.server_exits("signal 9"),
             1 => self.world.break_watch(),
+            2 if self.world.may_close() => self.world.server_closes(self.disk.position),
             _ => self.observe(),
         }
     }

@@ -67,6 +67,8 @@ pub(crate) struct World {
     pub(crate) kept: Option<bool>,
     /// The server is on its way up, read-only: it may be told so again with another upstream.
     coming_up: bool,
+    /// The server is down but for its archiver.
+    pub(crate) closed: bool,
     /// It is that of a cluster in the making, which nobody else can have a copy of.
     pub(crate) newborn: bool,
     pub(crate) exited: bool,
@@ -160,6 +162,7 @@ impl World {
             writable: false,
             kept: None,
             coming_up: false,
+            closed: false,
             fence: None,
             newborn: false,
             exited: false,
@@ -340,7 +343,7 @@ impl World {
                 let until = self.state.membership().valid_until();
                 let leased = until.is_some_and(|until| at < until);
                 assert!(
-                    leased || self.state.is_vouched_for(self.now),
+                    leased || self.closed || self.state.is_vouched_for(self.now),
                     "a fence at {at} behind the lease's end {until:?}"
                 );
                 // Moved on with the lease: no news.
@@ -526,13 +529,24 @@ impl World {
 
     const fn server_ends(&mut self) {
         (self.running, self.writable, self.newborn, self.kept, self.fence) = (false, false, false, None, None);
-        self.coming_up = false;
+        (self.coming_up, self.closed) = (false, false);
     }
 
     /// Every process of the server is gone.
     pub(crate) fn server_exits(&mut self, how: &str) {
         self.server_ends();
         self.step(Event::PostgresExited { how: how.to_owned() });
+    }
+
+    /// Whether all that is left of a primary may be its archiver.
+    pub(crate) const fn may_close(&self) -> bool {
+        self.running && self.writable && matches!(self.job, Some((_, Job::Stop { mode: StopMode::Fast })))
+    }
+
+    /// All that is left of a primary is its archiver.
+    pub(crate) fn server_closes(&mut self, position: u64) {
+        (self.writable, self.closed) = (false, true);
+        self.step(Event::PostgresClosed { shutdown_checkpoint: Lsn(position) });
     }
 
     pub(crate) fn observe(&mut self, postgres: Postgres) {

@@ -121,6 +121,8 @@ pub struct PostgresBody {
     told: Postgres,
     /// The end of the process is decided already.
     ending: bool,
+    /// Where its shutdown checkpoint is, as long as its archiver has more to do.
+    closed: Option<Lsn>,
     /// When its guard kills it, on the machine's own clock; nothing if it takes no writes.
     pub fence: Option<Time>,
     /// Where the bot wants the fence of the next server that takes writes.
@@ -153,6 +155,8 @@ pub(crate) enum ServerItem {
     Promoted { run: u64 },
     /// A server that has begun to take writes when its guard was about to kill it must be gone.
     StillWritable { run: u64 },
+    /// Nothing of the server is left but its archiver.
+    Closed { run: u64 },
     /// The process is gone.
     Gone { run: u64, end: End },
     /// The bot has waited long enough for the guard of a server that is gone.

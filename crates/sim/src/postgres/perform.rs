@@ -148,6 +148,7 @@ impl World {
             ServerItem::Ready { run } => self.server_ready(node, run),
             ServerItem::Promoted { run } => self.server_promoted(node, run),
             ServerItem::StillWritable { run } => self.still_writable(node, run),
+            ServerItem::Closed { run } => self.server_closed(node, run),
             ServerItem::Gone { run, end } => self.server_gone(node, run, end),
             ServerItem::Buried { run, life, end, checkpoint } => self.buried(node, run, life, &end, checkpoint),
             ServerItem::JobDone { serial } => self.job_done_at(node, serial),

@@ -22,6 +22,12 @@ const ORPHANS_DIE_MS: u64 = 120;
 /// A guard takes at most this long to kill every process of its server.
 const GUARD_KILLS_MS: u64 = 60;
 
+/// So many of a thousand primaries that are stopped have something left to archive.
+const ARCHIVES_PER_MILLE: u64 = 250;
+
+/// That takes them at most this long.
+const ARCHIVING_MAX_MS: u64 = 20_000;
+
 /// A fence that is set this much later than the bot wants it is of no use.
 const FENCE_TOO_LATE: Span = Span::from_millis(2_000);
 
@@ -48,7 +54,7 @@ impl World {
         body.told = Postgres::Starting;
         body.ending = fails;
         body.link = None;
-        (body.kept, body.silent) = (false, false);
+        (body.kept, body.silent, body.closed) = (false, false, None);
         body.fence = if primary { body.wanted_fence } else { None };
         let run = body.run;
         let hidden =
@@ -164,6 +170,13 @@ impl World {
     /// The machine asks for a stop, or for a harder one.
     pub(super) fn stop_server(&mut self, node: NodeId, mode: StopMode) {
         let run = self.body(node).run;
+        if mode == StopMode::Fast && self.body(node).process == Process::Stopping && self.body(node).ending {
+            // It goes down as it does; the bot hears again of what has come to pass.
+            if let Some(shutdown_checkpoint) = self.body(node).closed {
+                self.tell_postgres(node, Span::ZERO, Event::PostgresClosed { shutdown_checkpoint });
+            }
+            return;
+        }
         let (delay, end) = match mode {
             StopMode::Fast => {
                 let primary = self.body(node).accepts_writes();
@@ -173,6 +186,10 @@ impl World {
                 let mut delay = self.rng.span(20, 600);
                 if primary && self.standbys_of(node).iter().any(|standby| !self.servers_meet(node, *standby)) {
                     delay = delay + SENDER_TIMEOUT;
+                }
+                if primary && self.rng.chance(ARCHIVES_PER_MILLE) {
+                    self.server_after(node, delay, ServerItem::Closed { run });
+                    delay = delay + self.rng.span(30, ARCHIVING_MAX_MS);
                 }
                 (delay, if was_up { End::Clean } else { End::Died("shut down while starting") })
             }
@@ -185,22 +202,42 @@ impl World {
         self.server_after(node, delay, ServerItem::Gone { run, end });
     }
 
+    /// A primary that goes down has written its last word, and sent it to whom it reaches.
+    fn write_out(&mut self, node: NodeId) -> Lsn {
+        let at = self.body(node).disk.wal.end();
+        let serial = self.ledger.next_record();
+        let body = self.body_mut(node);
+        body.disk.wal.append(serial, 120);
+        body.disk.control_timeline = body.disk.wal.timeline();
+        self.last_words(node);
+        at
+    }
+
+    /// All that is left of a primary is its archiver, and the bot hears of that.
+    pub(super) fn server_closed(&mut self, node: NodeId, run: u64) {
+        if self.body(node).run != run || self.body(node).process != Process::Stopping {
+            return;
+        }
+        let shutdown_checkpoint = self.write_out(node);
+        self.body_mut(node).closed = Some(shutdown_checkpoint);
+        self.standbys_notice_end(node);
+        let name = self.nodes[node.0].name.clone();
+        self.say(format_args!("{name}: Postgres is shut down, and archives"));
+        if self.body(node).job.as_ref().is_some_and(|running| matches!(running.job, Job::Stop { mode: StopMode::Fast }))
+        {
+            self.tell_postgres(node, Span::ZERO, Event::PostgresClosed { shutdown_checkpoint });
+        }
+    }
+
     /// The process is gone: the bot hears of it, and standbys do.
     pub(super) fn server_gone(&mut self, node: NodeId, run: u64, end: End) {
         let body = self.body(node);
         if body.run != run || body.process == Process::Down {
             return;
         }
-        let mut checkpoint = None;
-        if end == End::Clean && !body.disk.standby {
-            let at = body.disk.wal.end();
-            let serial = self.ledger.next_record();
-            let body = self.body_mut(node);
-            body.disk.wal.append(serial, 120);
-            body.disk.control_timeline = body.disk.wal.timeline();
-            checkpoint = Some(at);
-            self.last_words(node);
-        }
+        let clean = end == End::Clean && !body.disk.standby;
+        let closed = self.body_mut(node).closed.take();
+        let checkpoint = closed.or_else(|| clean.then(|| self.write_out(node)));
         self.promotion_breaks_off(node);
         let (n, life) = (&self.nodes[node.0], self.nodes[node.0].life);
         let waited_for = n.brain.is_some() && n.frozen == Frozen::Guard;
@@ -357,7 +394,7 @@ impl World {
         let body = self.body_mut(node);
         body.process = Process::Down;
         body.link = None;
-        (body.fence, body.kept) = (None, false);
+        (body.fence, body.kept, body.closed) = (None, false, None);
         body.commits_end();
         self.standbys_notice_end(node);
     }
