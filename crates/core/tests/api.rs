@@ -84,6 +84,25 @@ async fn without_a_password_only_this_machine_may_change_something() {
 }
 
 #[tokio::test]
+async fn a_web_page_changes_nothing_on_the_machine_of_whoever_looks_at_it() {
+    for (password, given) in [(None, None), (Some("secret"), Some("Basic bWU6c2VjcmV0"))] {
+        let server = serve("127.0.0.1:0", password).await;
+        let url = format!("http://127.0.0.1:{}", server.address().port());
+        for origin in ["https://example.org", &url, "null"] {
+            let mut headers = HeaderMap::from_iter([(header::ORIGIN, origin.parse().expect("header"))]);
+            headers.extend(given.map(|value| (header::AUTHORIZATION, value.parse().expect("header"))));
+            let send = |method, path| {
+                let url = format!("{url}{path}");
+                let headers = headers.clone();
+                async move { http::request(method, &url, headers, Bytes::new(), DEADLINE, BODY_BYTES_MAX).await }
+            };
+            assert_eq!(send(Method::POST, "/change").await.expect("an answer").status, 403, "{origin}");
+            assert_eq!(send(Method::GET, "/status").await.expect("an answer").status, 200, "looking is harmless");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_body_has_a_limit() {
     let server = serve("127.0.0.1:0", None).await;
     assert_eq!(ask(&server, Method::POST, "/change", None, BODY_BYTES_MAX).await.status, 200);

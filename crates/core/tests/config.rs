@@ -133,6 +133,16 @@ fn the_environment_alone_is_enough() {
 }
 
 #[test]
+fn a_password_in_the_environment_is_what_it_is() {
+    for password in ["a # b", "\"quoted\"", "0x1F", "007", "~", "no", "{a: b}", " x "] {
+        let env = [("PATRONI_SUPERUSER_USERNAME", "postgres"), ("PATRONI_SUPERUSER_PASSWORD", password)];
+        let config = read(BASE, &env);
+        let superuser = config.expect("good").postgresql.authentication.superuser.expect("given");
+        assert_eq!(superuser.secret("x").expect("given").expose(), password);
+    }
+}
+
+#[test]
 fn the_files_of_a_directory_are_merged_in_order() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     fs::write(dir.path().join("10-base.yml"), format!("{BASE}git: {{url: 'file:///a', poll_interval_s: 1}}"))

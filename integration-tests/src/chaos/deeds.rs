@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     time::{Duration, Instant},
 };
 
@@ -43,6 +44,8 @@ pub(super) struct Deeds<'f> {
     pub(super) skipped: u64,
     /// What operators have asked for; nobody waits for them.
     operators: Vec<Process>,
+    /// Data directories that bots have put aside and an operator has deleted.
+    pub(super) deleted_asides: u64,
 }
 
 /// A fault that will be mended.
@@ -96,6 +99,7 @@ impl<'f> Deeds<'f> {
             done: BTreeMap::new(),
             skipped: 0,
             operators: Vec::new(),
+            deleted_asides: 0,
         }
     }
 
@@ -117,6 +121,7 @@ impl<'f> Deeds<'f> {
 
     /// Does it, if its place is free; says what was done.
     pub(super) async fn befall(&mut self, planned: Planned) -> Result<Option<String>> {
+        tokio::task::block_in_place(|| self.delete_asides())?;
         let member = if planned.to_leader { self.leader().await.unwrap_or(planned.member) } else { planned.member };
         let did = tokio::task::block_in_place(|| self.befall_member(planned, member))?;
         match &did {
@@ -331,7 +336,29 @@ impl<'f> Deeds<'f> {
     pub(super) fn mend_all(&mut self) -> Result<()> {
         let due = std::mem::take(&mut self.due);
         self.operators.clear();
-        self.mend(due)
+        self.mend(due)?;
+        tokio::task::block_in_place(|| self.delete_asides())
+    }
+
+    /// A bot keeps a few data directories that it could not rewind, and then asks an operator to look at them and to delete them. Here
+    /// that is done at once, but on a disk that may stand still.
+    fn delete_asides(&mut self) -> Result<()> {
+        for (node, standing) in self.fleet.postgres.iter().zip(&self.standing) {
+            if !standing.is_empty() {
+                continue;
+            }
+            let (folder, name) = (node.data_dir.parent(), node.data_dir.file_name());
+            let (folder, name) = folder.zip(name).context("a data directory in a folder")?;
+            let prefix = format!("{}.diverged", name.to_string_lossy());
+            for entry in fs::read_dir(folder)? {
+                let entry = entry?;
+                if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                    fs::remove_dir_all(entry.path())?;
+                    self.deleted_asides += 1;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn mend(&mut self, due: Vec<Due>) -> Result<()> {

@@ -77,6 +77,8 @@ pub struct Outcome {
     pub faults: BTreeMap<Fault, u64>,
     /// How many were not, for another had their place or there was nothing to do it to.
     pub skipped: u64,
+    /// How many data directories bots have put aside, and an operator has deleted.
+    pub deleted_asides: u64,
     /// What this machine could not do, and why.
     pub left_out: Vec<String>,
     /// Writes that were acknowledged.
@@ -177,7 +179,7 @@ async fn run_on(fleet: &mut Fleet, wish: &Wish, say: &mut impl FnMut(&str)) -> R
     deeds.mend_all()?;
     say("all is mended");
     let mended = Instant::now();
-    let (faults, skipped) = (std::mem::take(&mut deeds.done), deeds.skipped);
+    let (faults, skipped, deleted_asides) = (std::mem::take(&mut deeds.done), deeds.skipped, deeds.deleted_asides);
     let ended = fleet.postgres.iter_mut().filter_map(|node| (!node.bot.is_running()).then(|| node.bot.name.clone()));
     let ended: Vec<String> = ended.collect();
     ensure!(ended.is_empty(), "ended by themselves, and nobody starts them again: {}", ended.join(", "));
@@ -193,6 +195,7 @@ async fn run_on(fleet: &mut Fleet, wish: &Wish, say: &mut impl FnMut(&str)) -> R
         failsafe: wish.failsafe,
         faults,
         skipped,
+        deleted_asides,
         left_out,
         acknowledged: acknowledged.len(),
         lost: missing.len(),

@@ -232,6 +232,11 @@ async fn check_credentials(State(guard): State<Arc<Guard>>, request: Request, ne
     let given = request.headers().get(header::AUTHORIZATION).map_or(&b""[..], |v| v.as_bytes());
     match guard.as_ref() {
         _ if safe => next.run(request).await,
+        // Browsers say so of whatever a page sends, and nobody else does: the page of a stranger must not use the operator's machine
+        // or password.
+        _ if request.headers().contains_key(header::ORIGIN) => {
+            (StatusCode::FORBIDDEN, "refused: a web page has sent this (it has an Origin header)\n").into_response()
+        }
         Guard::Loopback => next.run(request).await,
         Guard::Basic(wanted) if bool::from(wanted.as_bytes().ct_eq(given)) => next.run(request).await,
         Guard::Basic(_) => {

@@ -47,6 +47,9 @@ const SECTIONS: &[&str] = &[
 /// Fields that begin like a section but are none.
 const FIELDS: &[&str] = &["web_scopes"];
 
+/// Fields that are text as they stand in a variable, whatever YAML would make of a `#`, a quote or a number.
+const SECRETS: &[&str] = &["password", "secret", "token"];
+
 /// Patroni's short names.
 const SHORT_NAMES: &[(&str, &str)] = &[
     ("superuser_", "postgresql_authentication_superuser_"),
@@ -174,7 +177,9 @@ impl Overlay {
             .iter()
             .find_map(|(short, long)| Some(format!("{long}{}", name.strip_prefix(short)?)))
             .unwrap_or(name);
-        Self { path: place(document, &name), text, as_text: false }
+        let path = place(document, &name);
+        let as_text = path.last().is_some_and(|field| SECRETS.contains(&field.as_str()));
+        Self { path, text, as_text }
     }
 
     fn apply(&self, document: &mut Value) {
