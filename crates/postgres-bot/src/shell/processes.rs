@@ -30,7 +30,7 @@ const COMPLAIN_EVERY_MS: u64 = 5_000;
 /// No process has so many ancestors; a list that was read while numbers were given out again may have a ring.
 const ANCESTORS_MAX: usize = 1_000;
 
-/// What every process of a server has in its environment, and every program that it starts: the [`FileId`] of its data directory.
+/// What every process of a server has in its environment, and every program that it starts: device and inode of its data directory.
 /// Postgres writes over its own; what it starts has it from the first to the last.
 pub const MARK: &str = "BOTS_SERVER_OF";
 

@@ -51,7 +51,7 @@ pub(super) struct Renewal {
 }
 
 enum Order {
-    Grant { ttl: Span, hands: Hands },
+    Grant { ttl: Span, hands: Box<Hands> },
     About(About),
 }
 
@@ -79,7 +79,7 @@ impl Renewals {
 
 impl Renewal {
     pub(super) fn grant(&self, ttl: Span) {
-        self.order(Order::Grant { ttl, hands: self.hands.clone() });
+        self.order(Order::Grant { ttl, hands: Box::new(self.hands.clone()) });
     }
 
     /// Renews `lease` this often from now on.
