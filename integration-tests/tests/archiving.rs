@@ -25,6 +25,11 @@ async fn a_slow_archive_holds_no_switchover_up() -> Result<()> {
     let second = fleet.postgres.iter().map(|p| p.bot.name.clone()).find(|name| *name != first).context("a replica")?;
     configure(&fleet, &first, &json!({"archive_mode": "on", "archive_command": "true"})).await?;
     for name in [&second, &first] {
+        until(&format!("{name} knows of it"), STEP, || async {
+            let shown = shows(&fleet, name).await.unwrap_or_default();
+            if shown["pending_restart"] == true { Ok(()) } else { Err(shown.to_string()) }
+        })
+        .await?;
         let url = format!("{}/restart", fleet.postgres_bot(name)?.bot.api_url);
         let answer = Http::new().send(Method::POST, &url, Some("application/json"), Bytes::from("{}")).await?;
         ensure!(answer.status == 200, "POST /restart of {name} answers {}", answer.status);

@@ -31,6 +31,10 @@ const DRAIN_AGAIN: Span = Span::from_millis(20);
 /// `archive_command` has failed a few times; what it does not archive is missing in the archive until this member leads again.
 pub(super) const ARCHIVING_MAX: Span = Span::from_secs(600);
 
+/// Where nobody has taken the lock for so many leases, what archives is needed itself: a member that a switchover names has the first go for one,
+/// and the others after it.
+const LEADERLESS_LEASES: u64 = 3;
+
 impl State {
     /// The server still takes writes on its way to a switchover.
     pub(super) const fn is_about_to_hand_over(&self) -> bool {
@@ -157,8 +161,7 @@ impl Turn {
             let mode = self.stop_at_once();
             self.run(Job::Stop { mode });
         } else if self.s.timers.armed(Timer::Retry).is_none() {
-            // A member that a switchover names has the first go for a lease, and the others after it.
-            self.s.timers.arm(Timer::Retry, self.now + self.s.dynamic.ttl.times(3));
+            self.s.timers.arm(Timer::Retry, self.now + self.s.dynamic.ttl.times(LEADERLESS_LEASES));
         }
     }
 
