@@ -279,8 +279,9 @@ impl Turn {
         true
     }
 
+    /// What is due and not told yet stays: put off by each turn, it would never be.
     fn sync_timer(&mut self, at: Time) {
-        let earlier = self.s.timers.armed(Timer::Sync).is_some_and(|armed| armed > self.now && armed <= at);
+        let earlier = self.s.timers.armed(Timer::Sync).is_some_and(|armed| armed <= at);
         if !earlier {
             self.s.timers.arm(Timer::Sync, at);
         }
