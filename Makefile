@@ -125,7 +125,8 @@ ONLY ?=
 
 .PHONY: bench-failover
 bench-failover: build ## our Postgres bots beside Patroni, under the same faults: ROUNDS=3 (half an hour) ONLY=row,row
-	@$(BIN)/bench-failover --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY))
+	@cargo build $(LOCKED) --release --package postgres-bot --package botctl
+	@BOTS_BIN_DIR=$(dir $(BIN))release $(BIN)/bench-failover --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY))
 
 .PHONY: verify
 verify: setup ## the quick gate, which writes nothing: format, lints, purity, documents
