@@ -182,7 +182,8 @@ impl Player {
         let mut take = |name: &str| case.try_take_arg::<u64>(name).expect("a number").unwrap_or(0);
         let (falls, rises, ago_s) = (take("falls"), take("rises"), take("ago-s"));
         let at_unix_ms = common::EPOCH_UNIX_MS + self.now.as_millis() - ago_s * 1_000;
-        let changes = (0..falls + rises).map(|n| LoadChange { at_unix_ms, lowered: n < falls }).collect();
+        let changes =
+            (0..falls + rises).map(|n| LoadChange { at_unix_ms, lowered: n < falls, forced: false }).collect();
         let value = serde_json::to_string(&LoadHistory { changes }).expect("json");
         let write = Write::put("/service/web/load/history", value);
         self.dcs.transact(self.now, &Transaction::new(Vec::new(), vec![write]));

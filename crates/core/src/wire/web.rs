@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 /// than this in one scope would crowd the store with figures.
 pub const SLOTS_MAX: u32 = 1_000;
 
-/// How many changes of the number of load messages may be made within an hour. Whatever the figures say, a scaler that wants more
-/// than one a minute is swinging, or somebody works against it: it stops and says so.
+/// How many changes of the number of load messages may be made within an hour, beside those that a lower maximum forces. Whatever the
+/// figures say, a scaler that wants more than one a minute is swinging, or somebody works against it: it stops and says so.
 pub const ACTIONS_PER_HOUR_MAX: usize = 60;
 
 /// A `load/<slot>` key: one place in the serving set that wants a bot.
@@ -44,6 +44,9 @@ pub struct LoadChange {
     /// Whether messages were withdrawn.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lowered: bool,
+    /// Whether a lower maximum took them away: an operator's word and the database's, which the budget is not for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
 }
 
 /// How busy a serving bot is, averaged over the last publishing interval.

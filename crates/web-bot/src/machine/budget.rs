@@ -11,9 +11,13 @@ use bots_core::{
     wire::{LoadChange, LoadHistory},
 };
 
-/// How many of the changes within an hour may lower the count. Every rise beyond the maximum needs a fall before it, so bounding the falls
-/// bounds the swing, and a rise is never refused for want of budget that falls have used up.
+/// How many of the changes within an hour may lower the count.
 pub const SCALE_INS_PER_HOUR_MAX: usize = 30;
+
+/// So many of the hour's changes are kept for rises: no fall takes them, and each of them at least doubles the count, as far as one change
+/// may go. From nothing to [`SLOTS_MAX`](bots_core::wire::SLOTS_MAX) that takes seventeen, so no load is refused a bot because load came
+/// and went before: a scaler that runs short leaves the fleet large.
+pub const CHANGES_KEPT_FOR_RISES: usize = 20;
 
 const HOUR: Span = Span::from_secs(3_600);
 
@@ -36,12 +40,22 @@ impl Budget {
         Self { modified: view.get(&key).map(|kv| kv.modified), key, unix_ms, changes }
     }
 
+    fn counted(&self) -> usize {
+        self.changes.iter().filter(|change| !change.forced).count()
+    }
+
     pub(super) fn may_act(&self) -> bool {
-        self.changes.len() < ACTIONS_PER_HOUR_MAX
+        self.counted() < ACTIONS_PER_HOUR_MAX
+    }
+
+    /// What is left is for rises alone.
+    pub(super) fn runs_short(&self) -> bool {
+        self.counted() + CHANGES_KEPT_FOR_RISES >= ACTIONS_PER_HOUR_MAX
     }
 
     pub(super) fn may_scale_in(&self) -> bool {
-        self.may_act() && self.changes.iter().filter(|change| change.lowered).count() < SCALE_INS_PER_HOUR_MAX
+        let falls = self.changes.iter().filter(|change| change.lowered && !change.forced).count();
+        !self.runs_short() && falls < SCALE_INS_PER_HOUR_MAX
     }
 
     /// How long until the oldest change is an hour old.
@@ -51,13 +65,13 @@ impl Budget {
     }
 
     /// What a change demands of the record and writes into it.
-    pub(super) fn spend(&self, lowered: bool) -> (Compare, Write) {
+    pub(super) fn spend(&self, lowered: bool, forced: bool) -> (Compare, Write) {
         let unchanged = match self.modified {
             Some(revision) => Compare::ModifiedAt(self.key.clone(), revision),
             None => Compare::Absent(self.key.clone()),
         };
         let mut history = LoadHistory { changes: self.changes.clone() };
-        history.changes.push(LoadChange { at_unix_ms: self.unix_ms, lowered });
+        history.changes.push(LoadChange { at_unix_ms: self.unix_ms, lowered, forced });
         (unchanged, Write::put(self.key.clone(), serde_json::to_string(&history).unwrap_or_default()))
     }
 }

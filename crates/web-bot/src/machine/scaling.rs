@@ -64,6 +64,8 @@ pub(super) struct Scaling {
     lowered_at: Option<Time>,
     /// The hour's budget is used up.
     is_spent: bool,
+    /// A bot would be sent to rest if the budget were not kept for rises.
+    stays_large: bool,
     /// Load asks for more, if it is load.
     doubts: bool,
     total_milli: u64,
@@ -96,6 +98,7 @@ impl Scaling {
             higher: VecDeque::new(),
             lowered_at: None,
             is_spent: false,
+            stays_large: false,
             doubts: false,
             total_milli: 0,
         }
@@ -142,7 +145,8 @@ impl Scaling {
         self.doubts = self.wants_more(figures) && !figures.database_answers;
         let Some((mut compare, mut then)) = self.change(figures, membership.name()) else { return };
         let lowers = then.iter().any(|w| matches!(w, Write::Delete { .. }));
-        let (unspent, record) = figures.budget.spend(lowers);
+        let forced = figures.board.posted().any(|slot| slot >= figures.settings.max);
+        let (unspent, record) = figures.budget.spend(lowers, forced);
         compare.push(unspent);
         compare.extend(leadership.guard(fence));
         then.push(record);
@@ -156,7 +160,7 @@ impl Scaling {
     /// matter, so the record holds at most one entry a count.
     fn note(&mut self, figures: &Figures<'_>) {
         self.is_spent = !figures.budget.may_act();
-        self.doubts = false;
+        (self.doubts, self.stays_large) = (false, false);
         if figures.frozen {
             self.frozen_at = Some(figures.now);
             return;
@@ -177,6 +181,9 @@ impl Scaling {
         while self.higher.back().is_some_and(|(d, _)| *d <= desired) {
             self.higher.pop_back();
         }
+        let count = u32::try_from(figures.board.posted().count()).unwrap_or(u32::MAX);
+        let due = self.scale_in_due(figures, count).is_some_and(|due| due <= figures.now);
+        self.stays_large = due && !figures.budget.may_scale_in();
     }
 
     /// The change to make now, if there is one: its own conditions and its writes.
@@ -190,12 +197,15 @@ impl Scaling {
         let count = u32::try_from(posted.len()).unwrap_or(u32::MAX);
         if !beyond.is_empty() {
             let withdrawn = beyond.iter().rev().take(SLOTS_PER_CHANGE_MAX).map(|slot| self.withdraw(*slot));
-            return figures.budget.may_act().then(|| (Vec::new(), withdrawn.collect()));
+            // An operator's maximum, or what the database has connections for: not to be put off.
+            return Some((Vec::new(), withdrawn.collect()));
         }
         let sure = if self.doubts { self.desired.min(figures.settings.min.max(1)) } else { self.desired };
         if sure > count {
             let missing = (0..max).filter(|slot| !posted.contains(slot));
-            let wanted = usize::try_from(sure - count).unwrap_or(0).min(SLOTS_PER_CHANGE_MAX);
+            let doubles = figures.budget.runs_short() && !self.doubts;
+            let more = if doubles { count.max(sure - count) } else { sure - count };
+            let wanted = usize::try_from(more).unwrap_or(0).min(SLOTS_PER_CHANGE_MAX);
             let slots: Vec<u32> = missing.take(wanted).collect();
             let absent = slots.iter().map(|slot| Compare::Absent(self.scope.load(*slot))).collect();
             let message = self.message(figures, count, me);
@@ -273,10 +283,17 @@ impl Scaling {
 
     /// Trouble that an operator should know of.
     pub(super) fn trouble(&self) -> Option<String> {
-        (self.leading_since.is_some() && self.is_spent).then(|| {
-            format!(
+        self.leading_since?;
+        if self.is_spent {
+            return Some(format!(
                 "{ACTIONS_PER_HOUR_MAX} scaling actions within an hour: no more before the oldest is an hour old; \
-                     look for what makes load messages come and go"
+                 look for what makes load messages come and go"
+            ));
+        }
+        self.stays_large.then(|| {
+            String::from(
+                "so many scaling actions within an hour that what is left of them is for more load: no bot is sent to rest before the \
+                 oldest is an hour old; look for what makes load come and go, or make scaling.stable_window_s longer",
             )
         })
     }
