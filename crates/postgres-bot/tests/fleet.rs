@@ -148,7 +148,11 @@ fn a_pair_holds_whatever_one_crash_or_one_lost_lease_brings_about() {
 #[test]
 fn a_synchronous_pair_holds_whatever_one_crash_brings_about() {
     holds(at_rest(SYNCHRONOUS, Budget { crashes: 1, ..NO_FAULTS }));
-    holds(at_rest(SYNCHRONOUS, Budget { writes: 1, ..NO_FAULTS }));
+}
+
+#[test]
+fn a_synchronous_pair_loses_no_write_whatever_one_crash_beside_it_brings_about() {
+    holds(at_rest(SYNCHRONOUS, Budget { crashes: 1, writes: 1, ..NO_FAULTS }));
 }
 
 #[test]
@@ -179,4 +183,5 @@ fn mistakes_are_seen() {
     is_caught(at_rest(with(Plant::UnguardedWrites, ASYNCHRONOUS), cut), "S3");
     is_caught(at_rest(with(Plant::GuardSleeps, ASYNCHRONOUS), crash), "S6");
     is_caught(at_rest(with(Plant::UnknownIsDone, ASYNCHRONOUS), Budget { crashes: 1, lost: 1, ..cut }), "S6");
+    is_caught(at_rest(with(Plant::WaitsForNobody, SYNCHRONOUS), Budget { writes: 1, ..crash }), "S2");
 }

@@ -210,11 +210,11 @@ impl State {
 impl Turn {
     /// Keeps key and setting at what the standbys allow.
     pub(super) fn drive_synchrony(&mut self, happened: &Happened) {
-        if self.s.dynamic.synchronous_mode == SyncMode::Off {
-            return self.leave_synchrony();
-        }
         if *happened == Happened::Due(Timer::Sync) {
             self.out.push(Action::Observe);
+        }
+        if self.s.dynamic.synchronous_mode == SyncMode::Off {
+            return self.leave_synchrony();
         }
         let Some(server) = self.s.server().filter(|server| !server.in_recovery).cloned() else { return };
         // The leader of a new cluster has taken nothing over: from here on, it goes by its own key like any other.
@@ -243,7 +243,11 @@ impl Turn {
                 self.s.synchrony.tell(acks);
                 self.sync_timer(self.now + LOOK_AGAIN);
             }
-            Change::Acks(_) | Change::Wait => self.sync_timer(self.now + LOOK_AGAIN),
+            // What is told comes into force within moments. How far standbys are, the eye tells by itself.
+            Change::Acks(_) | Change::Wait if self.s.synchrony.past.iter().any(|era| era.until.is_none()) => {
+                self.sync_timer(self.now + LOOK_AGAIN);
+            }
+            Change::Acks(_) | Change::Wait => {}
         }
     }
 

@@ -5,6 +5,7 @@ use postgres_bot::machine::{Event, Job, JobError, JobResult, Postgres, StopMode}
 
 use crate::{
     cluster::Fleet,
+    plant::Plant,
     server::{Data, Log, Process, Server},
 };
 
@@ -198,6 +199,7 @@ impl Fleet {
     /// The standbys that a commit waits for and that stream, and how many of them it takes.
     fn counted(&self, at: usize) -> (usize, Vec<usize>) {
         let (needed, names) = self.members[at].server.waits_for();
+        let needed = if self.options.plant == Some(Plant::WaitsForNobody) { 0 } else { needed };
         let counts = |standby: &usize| names.contains(&self.members[*standby].name.as_str());
         (needed, self.standbys_of(at).into_iter().filter(counts).collect())
     }

@@ -1,5 +1,5 @@
 //! Mistakes made on purpose, each a change of what a machine is told or of what it asks for: they prove that the search sees what it
-//! looks for. They are of the simulator's list (`crates/sim/src/plant.rs`).
+//! looks for. All but the last are of the simulator's list (`crates/sim/src/plant.rs`).
 
 use bots_core::dcs::{Compare, Outcome, Revision, Transaction};
 
@@ -12,6 +12,8 @@ pub(crate) enum Plant {
     GuardSleeps,
     /// A lost answer counts as a good one.
     UnknownIsDone,
+    /// Commits wait for nobody, whoever is named.
+    WaitsForNobody,
 }
 
 /// What a machine asks of etcd turns into.
