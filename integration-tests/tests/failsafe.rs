@@ -1,16 +1,21 @@
 //! etcd is gone for 40 s. In failsafe mode nobody notices, also while one of three members is down, and also of two members;
 //! without it, the primary takes no writes from before the end of its lease until etcd is back. Never do two take writes.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use fleet::{
     Fleet,
     fleet::MAIN,
+    http::Http,
     sql::Writer,
     wait::until,
     writers::{Writers, two_writable},
 };
+use hyper::Method;
 use serde_json::{Value, json};
 
 const STEP: Duration = Duration::from_secs(60);
@@ -124,6 +129,44 @@ async fn without_failsafe_mode_the_primary_is_back_as_soon_as_etcd_is() -> Resul
     println!("{primary} led before, {leads} leads after");
     let tally = writer.finish().await?;
     println!("{tally:?}");
+    fleet.stop().await
+}
+
+/// An API that other machines reach and that has no password, as Patroni's may be: nobody changes anything by it, and members know each
+/// other all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_whose_api_has_no_password_vouch_for_each_other() -> Result<()> {
+    let mut fleet = Fleet::with_etcd(1).await?;
+    fleet.add_postgres(2)?;
+    fleet.postgres_up(STEP).await?;
+    for member in &mut fleet.postgres {
+        let own = member.bot.api_url.trim_start_matches("http://").to_owned();
+        let port = own.rsplit(':').next().context("a port")?;
+        let open = format!("restapi:\n  listen: 0.0.0.0:{port}\n  connect_address: {own}\n");
+        let config = fs::read_to_string(&member.bot.config)?;
+        let opened = config.replace(&format!("restapi:\n  listen: {own}\n"), &open);
+        ensure!(opened != config, "{config}");
+        fs::write(&member.bot.config, opened)?;
+        member.bot.kill();
+        member.bot.start()?;
+    }
+    let primary = fleet.postgres_up(STEP).await?;
+    switch_failsafe_mode_on(&fleet, 2).await?;
+    let writer = Writer::start(&fleet.superuser()).await?;
+
+    fleet.etcd.freeze();
+    tokio::time::sleep(OUTAGE / 2).await;
+    let stranger = Http::new();
+    for (path, body) in [("failsafe", json!({"name": "pg-9"})), ("failsafe/candidate", json!({"name": "pg-9"}))] {
+        let url = format!("{}/{path}", fleet.postgres_bot(&primary)?.bot.api_url);
+        let answer = stranger.send(Method::POST, &url, Some("application/json"), body.to_string().into()).await?;
+        ensure!(answer.status == 403, "a stranger at {url}: {answer:?}");
+    }
+    fleet.etcd.thaw();
+    let leads = fleet.postgres_up(STEP).await?;
+    ensure!(leads == primary, "{leads} leads, and {primary} did all the time");
+    ensure!(writer.refused() == 0, "{} writes were refused: {}", writer.refused(), writer.last_error());
+    writer.finish().await?;
     fleet.stop().await
 }
 

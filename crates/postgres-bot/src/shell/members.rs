@@ -13,7 +13,7 @@ use bots_core::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::peers::origin;
+use super::{kinship::Kinship, peers::origin};
 use crate::machine::{Ask, AskId, AskedId, Event};
 
 /// Where a primary asks; the path is Patroni's.
@@ -24,6 +24,9 @@ pub(super) const STAND: &str = "/failsafe/candidate";
 
 /// What a member answers a primary that it vouches for, as Patroni's do.
 pub(super) const ACCEPTED: &str = "Accepted";
+
+/// A question names two members and a number.
+pub(super) const QUESTION_BYTES_MAX: usize = 4 * 1024;
 
 /// So many questions may wait for the machine; it answers in a millisecond.
 const WAITING_MAX: usize = 64;
@@ -90,26 +93,20 @@ pub(super) fn ask(
     id: AskId,
     ask: &Ask,
     members: BTreeMap<String, String>,
-    authorization: Option<&str>,
+    kinship: &Kinship,
     deadline: Duration,
     events: &Events<Event>,
 ) {
     for (member, api_url) in members {
-        let (events, ask, authorization) = (events.clone(), ask.clone(), authorization.map(str::to_owned));
+        let (events, ask, kinship) = (events.clone(), ask.clone(), kinship.clone());
         tokio::spawn(async move {
-            let answer = question(&member, &api_url, ask, authorization.as_deref(), deadline).await;
+            let answer = question(&member, &api_url, ask, &kinship, deadline).await;
             events.send(Event::MemberAnswered { id, member, answer }).await;
         });
     }
 }
 
-async fn question(
-    member: &str,
-    api_url: &str,
-    ask: Ask,
-    authorization: Option<&str>,
-    deadline: Duration,
-) -> Result<(), String> {
+async fn question(member: &str, api_url: &str, ask: Ask, kinship: &Kinship, deadline: Duration) -> Result<(), String> {
     let (path, name, generation) = match ask {
         Ask::Lead { leader, generation } => (LEAD, leader, Some(generation)),
         Ask::Stand { candidate } => (STAND, candidate, None),
@@ -117,7 +114,8 @@ async fn question(
     let origin = origin(api_url).ok_or_else(|| format!("its api_url `{api_url}` cannot be used"))?;
     let question = Question { name, to: member.to_owned(), generation };
     let body = serde_json::to_string(&question).map_err(|e| e.to_string())?;
-    let answer = http::post(&format!("{origin}{path}"), authorization, body, deadline).await;
+    let authorization = kinship.header(path, body.as_bytes());
+    let answer = http::post(&format!("{origin}{path}"), authorization.as_deref(), body, deadline).await;
     let (status, body) = answer.map_err(|e| e.to_string())?;
     let said: String = String::from_utf8_lossy(&body).chars().take(200).collect();
     let said = said.trim();

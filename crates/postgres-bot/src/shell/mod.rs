@@ -15,6 +15,7 @@ pub mod hands;
 mod heeds;
 pub mod inspect;
 pub mod jobs;
+mod kinship;
 mod members;
 pub mod node;
 mod nudge;
@@ -44,13 +45,14 @@ use std::{
 use bots_core::{
     dcs::DcsEvent,
     machine::Time,
-    shell::{Assembled, Bot, Clock, Common, Context, DcsHandle, Events, Exit, Health, Shell, http, probe_instance},
+    shell::{Assembled, Bot, Clock, Common, Context, DcsHandle, Events, Exit, Health, Shell, probe_instance},
 };
 use tokio::{sync::watch, task::AbortHandle};
 
 use self::{
-    binaries::Binaries, callbacks::Callbacks, config::Config, figures::Figures, hands::Hands, members::Desk,
-    node::Node, observe::Poke, postmaster::Life, processes::Marks, reload::Reload, report::Reporter, routes::Site,
+    binaries::Binaries, callbacks::Callbacks, config::Config, figures::Figures, hands::Hands, kinship::Kinship,
+    members::Desk, node::Node, observe::Poke, postmaster::Life, processes::Marks, reload::Reload, report::Reporter,
+    routes::Site,
 };
 use crate::machine::{Action, Event, JobId, PostgresBot, State, WatchdogMode};
 
@@ -71,7 +73,7 @@ pub struct PostgresShell {
     /// Where other members' questions wait.
     desk: Arc<Desk>,
     /// What we show other members when we ask something of them.
-    authorization: Option<String>,
+    kinship: Kinship,
     /// See [`lock`].
     _lock: File,
 }
@@ -106,7 +108,7 @@ impl Bot for Program {
         let (node, lock) = prepare(&config)?;
         postmaster::adopt_orphans().map_err(|e| Exit::failure(format!("{e:#}")))?;
         let callbacks = Callbacks::new(config.callbacks().map_err(Exit::usage)?, &config.common.scope);
-        let authorization = authorization(&config)?;
+        let kinship = Kinship::of(&config, &node)?;
         let settings = config.settings(context.instance.clone(), Self::VERSION, context.epoch_unix_ms);
         let path = context.config_path.clone();
         let reload = Arc::new(Reload::new(path, config, context.instance.clone(), context.epoch_unix_ms));
@@ -129,7 +131,8 @@ impl Bot for Program {
         tokio::spawn(watchdog::tell_of_margin(receiver.clone()));
         tokio::spawn(Arc::clone(&reload).on_hangup(context.events.clone()));
         let desk = Arc::new(Desk::default());
-        let routes = Site::new(&context, receiver, Arc::clone(&hands), reload, Arc::clone(&desk)).router();
+        let site = Site::new(&context, receiver, (Arc::clone(&hands), reload), (Arc::clone(&desk), kinship.clone()));
+        let (routes, self_authenticated) = site.router();
         let guard_fences = hands.postmaster.guard_fences().clone();
         let shell = PostgresShell {
             hands,
@@ -141,18 +144,11 @@ impl Bot for Program {
             figures: Figures::new(&context.metrics, guard_fences),
             callbacks,
             desk,
-            authorization,
+            kinship,
             _lock: lock,
         };
-        Ok(Assembled::new(state, shell, prefixes, health).routes(routes))
+        Ok(Assembled::new(state, shell, prefixes, health).routes(routes).self_authenticated(self_authenticated))
     }
-}
-
-/// Members know each other by the password of their APIs, which is the same for all, as in Patroni.
-fn authorization(config: &Config) -> Result<Option<String>, Exit> {
-    let Some(credentials) = &config.common.restapi.authentication else { return Ok(None) };
-    let secret = credentials.secret("restapi.authentication").map_err(Exit::usage)?;
-    Ok(Some(http::basic_authorization(&credentials.username, &secret)))
 }
 
 /// Makes sure that the bot can work on this machine at all.
@@ -286,8 +282,7 @@ impl Shell for PostgresShell {
                 });
             }
             Action::AskMembers { id, ask, members, deadline } => {
-                let authorization = self.authorization.as_deref();
-                members::ask(id, &ask, members, authorization, deadline.to_std(), &self.events);
+                members::ask(id, &ask, members, &self.kinship, deadline.to_std(), &self.events);
             }
             Action::AnswerMember { id, answer } => self.desk.answer(id, answer),
             Action::Exit { code, message } => {

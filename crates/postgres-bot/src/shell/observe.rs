@@ -12,10 +12,11 @@ use std::{
 use anyhow::Context;
 use bots_core::{
     machine::{Span, Time},
-    shell::Clock,
+    shell::{Clock, process},
     wire::{ParameterChange, Timeline},
 };
 use tokio::{sync::Notify, task::JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     hands::Hands,
@@ -26,8 +27,8 @@ use super::{
 };
 use crate::machine::{Postgres, ReplicationSlot, Server};
 
-/// How often the server is asked. Its death shows otherwise, and at once. That a stream began or broke off, and how far anybody is,
-/// shows here alone: Postgres tells nobody. Whoever waits for it pokes the eye.
+/// How often the server is asked. Its death shows otherwise, and at once, and so does the end of the process that receives the log. That a
+/// stream began, and how far anybody is, shows here alone: Postgres tells nobody. Whoever waits for it pokes the eye.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
 /// How often, once it has said the same for [`QUIET_AFTER`] questions: an idle bot should cost next to nothing.
@@ -100,6 +101,8 @@ struct Eye {
     placed: bool,
     placing: Option<JoinHandle<anyhow::Result<()>>>,
     connection: Option<Connection>,
+    /// Waits for the end of the process that receives the log: then the stream has broken off.
+    receiver: Option<AbortOnDropHandle<()>>,
     looks: u32,
     missed: u32,
     /// So many questions in a row had the same answer.
@@ -213,6 +216,10 @@ impl Eye {
                 self.placing = Some(tokio::spawn(place(hands.node.clone(), poke.clone())));
             }
         }
+        if server.streaming && self.receiver.as_ref().is_none_or(AbortOnDropHandle::is_finished) {
+            let receiver = connection.receiver().await?;
+            self.receiver = receiver.map(|pid| AbortOnDropHandle::new(tokio::spawn(look_at_end(pid, poke.clone()))));
+        }
         server.waits_for.in_force = !server.in_recovery && self.names.are_in_force(&server.waits_for.names, began);
         if server.waits_for.in_force && self.names.from_nobody && !server.waits_for.names.is_empty() {
             self.names.from_nobody = !connection.checkpointer_waits().await?;
@@ -237,6 +244,14 @@ impl Eye {
         server.slots.clone_from(&self.slots);
         server.pending_restart.clone_from(&self.pending_restart);
         Ok(Postgres::Up(server))
+    }
+}
+
+/// Where the end of the receiver cannot be waited for, its stream is seen to be gone as the eye sees everything.
+async fn look_at_end(receiver: u32, poke: Poke) {
+    match process::exit_of(receiver).await {
+        Ok(()) => poke.look(),
+        Err(error) => tracing::debug!(%error, receiver, "the end of a WAL receiver is not waited for"),
     }
 }
 

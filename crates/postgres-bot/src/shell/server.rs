@@ -170,6 +170,16 @@ impl Connection {
         Ok((row.get(0), row.get(1)))
     }
 
+    /// The process that receives the log, if one does.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(super) async fn receiver(&self) -> anyhow::Result<Option<u32>> {
+        let row =
+            self.client.query_opt("SELECT pid FROM pg_stat_wal_receiver", &[]).await.context("ask who receives")?;
+        Ok(row.and_then(|row| u32::try_from(row.get::<_, i32>(0)).ok()))
+    }
+
     /// Whether this standby receives nothing, and its configuration names nobody to receive from.
     ///
     /// # Errors

@@ -1,11 +1,16 @@
 //! `/failsafe`: who may vouch for a primary without etcd, and what members ask each other then.
 
-use axum::{body::Bytes, extract::State as Extract, http::StatusCode, response::Response};
+use axum::{
+    body::Bytes,
+    extract::State as Extract,
+    http::{HeaderMap, StatusCode},
+    response::Response,
+};
 
 use super::{Site, read, say, show::raw_json};
 use crate::{
     machine::Ask,
-    shell::members::{ACCEPTED, Question},
+    shell::members::{ACCEPTED, LEAD, Question, STAND},
 };
 
 /// Where the log of a member ends that vouches for a primary, as a number: Patroni's header.
@@ -24,7 +29,10 @@ pub(super) async fn show(Extract(site): Extract<Site>) -> Response {
 }
 
 /// `POST /failsafe`: a primary without etcd asks whether it may lead on.
-pub(super) async fn lead(Extract(site): Extract<Site>, body: Bytes) -> Response {
+pub(super) async fn lead(Extract(site): Extract<Site>, headers: HeaderMap, body: Bytes) -> Response {
+    if !site.inner.kinship.admits(&headers, LEAD, &body) {
+        return stranger();
+    }
     if site.state().is_failsafe_off() {
         return off();
     }
@@ -49,11 +57,20 @@ fn off() -> Response {
 }
 
 /// `POST /failsafe/candidate`: a member asks whether it may be elected.
-pub(super) async fn stand(Extract(site): Extract<Site>, body: Bytes) -> Response {
+pub(super) async fn stand(Extract(site): Extract<Site>, headers: HeaderMap, body: Bytes) -> Response {
+    if !site.inner.kinship.admits(&headers, STAND, &body) {
+        return stranger();
+    }
     match read::<Question>(&body) {
         Ok(question) => answer(&site, &question.to, Ask::Stand { candidate: question.name }).await,
         Err(refused) => *refused,
     }
+}
+
+fn stranger() -> Response {
+    let why = "this is asked by members of the cluster, known by the password of postgresql.authentication.replication: it must be \
+               the same on all members";
+    say(StatusCode::FORBIDDEN, why)
 }
 
 async fn answer(site: &Site, to: &str, ask: Ask) -> Response {

@@ -13,6 +13,7 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use axum::{
     Router,
+    extract::DefaultBodyLimit,
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -22,6 +23,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::{
     hands::Hands,
+    kinship::Kinship,
     members::{self, Desk},
     reload::Reload,
     server::Connection,
@@ -48,6 +50,8 @@ struct Inner {
     reload: Arc<Reload>,
     /// Where other members' questions wait for the machine.
     desk: Arc<Desk>,
+    /// How those who ask are known.
+    kinship: Kinship,
     /// A connection of the API's own: peers that stand for leader want to know what is true now.
     connection: Mutex<Option<Connection>>,
 }
@@ -57,19 +61,30 @@ impl Site {
     pub(super) fn new(
         context: &Context<Event>,
         state: watch::Receiver<Arc<State>>,
-        hands: Arc<Hands>,
-        reload: Arc<Reload>,
-        desk: Arc<Desk>,
+        (hands, reload): (Arc<Hands>, Arc<Reload>),
+        (desk, kinship): (Arc<Desk>, Kinship),
     ) -> Self {
         let (etcd, metrics, events) = (context.dcs.etcd().clone(), context.metrics.clone(), context.events.clone());
         let (commands, connection, pulse) = (AtomicU64::new(0), Mutex::default(), context.pulse.clone());
         Self {
-            inner: Arc::new(Inner { state, etcd, hands, metrics, pulse, events, commands, reload, desk, connection }),
+            inner: Arc::new(Inner {
+                state,
+                etcd,
+                hands,
+                metrics,
+                pulse,
+                events,
+                commands,
+                reload,
+                desk,
+                kinship,
+                connection,
+            }),
         }
     }
 
-    /// All routes.
-    pub(super) fn router(self) -> Router {
+    /// All routes, and apart from them those that judge themselves who asks.
+    pub(super) fn router(self) -> (Router, Router) {
         let check = |which: health::Check| {
             get(move |site, query| health::answer(site, query, which))
                 .options(move |site, query| health::answer(site, query, which))
@@ -78,7 +93,13 @@ impl Site {
         for (path, which) in health::CHECKS {
             router = router.route(path, check(*which));
         }
-        router
+        let asked = Router::new()
+            .route(members::LEAD, post(failsafe::lead))
+            .route(members::STAND, post(failsafe::stand))
+            .layer(DefaultBodyLimit::max(members::QUESTION_BYTES_MAX));
+        let (members, self_authenticated) =
+            if self.inner.kinship.judges() { (Router::new(), asked) } else { (asked, Router::new()) };
+        let router = router
             .route("/patroni", get(show::patroni).options(show::patroni))
             .route("/cluster", get(show::cluster))
             .route("/history", get(show::history))
@@ -90,10 +111,9 @@ impl Site {
             .route("/failover", post(switchover::ask_failover).delete(switchover::withdraw))
             .route("/restart", post(operator::restart).delete(operator::drop_restart))
             .route("/reinitialize", post(operator::reinitialize))
-            .route(members::LEAD, get(failsafe::show).post(failsafe::lead))
-            .route(members::STAND, post(failsafe::stand))
-            .route("/reload", post(operator::reload))
-            .with_state(self)
+            .route(members::LEAD, get(failsafe::show))
+            .route("/reload", post(operator::reload));
+        (router.merge(members).with_state(self.clone()), self_authenticated.with_state(self))
     }
 
     fn state(&self) -> Arc<State> {
