@@ -81,7 +81,7 @@ pub struct Web {
     /// The largest body of a request that is passed to the app.
     #[serde(default = "body_max_bytes")]
     pub body_max_bytes: u64,
-    /// Whose word about the client, its host and its protocol is believed (`X-Forwarded-For`, `-Host`, `-Proto`).
+    /// Whose word about the client, its host and its protocol is believed (`X-Forwarded-For`, `-Host`, `-Proto`), in the access log, too.
     #[serde(default = "Networks::loopback")]
     pub trusted_proxies: Networks,
     /// How much of the site is held in memory, compressed forms included; the rest is read from disk as it is sent.

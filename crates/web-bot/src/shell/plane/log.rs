@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write},
+    net::IpAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
@@ -13,11 +14,11 @@ use std::{
     time::Duration,
 };
 
-use bots_core::shell::{Clock, Metrics};
+use bots_core::shell::{Clock, Metrics, Networks};
 use hyper::{HeaderMap, Request, header};
 use prometheus_client::metrics::counter::Counter;
 
-use super::workers::Client;
+use super::{proxy::FORWARDED_FOR, workers::Client};
 
 /// Lines that wait to be written.
 const QUEUE_MAX: usize = 8_192;
@@ -38,7 +39,7 @@ pub(super) struct AccessLog {
 /// A line in the making; written when dropped, at the end of the answer.
 pub(super) struct Line {
     log: Option<AccessLog>,
-    client: Client,
+    client: IpAddr,
     request: String,
     referer: String,
     agent: String,
@@ -65,11 +66,11 @@ impl AccessLog {
     }
 
     /// Begins the line of a request.
-    pub(super) fn begin<B>(&self, request: &Request<B>, client: Client) -> Box<Line> {
+    pub(super) fn begin<B>(&self, request: &Request<B>, client: Client, trusted: &Networks) -> Box<Line> {
         let target = request.uri().path_and_query().map_or("-", |target| target.as_str());
         Box::new(Line {
             log: Some(self.clone()),
-            client,
+            client: asker(request.headers(), client, trusted),
             request: format!("{} {target} {:?}", request.method(), request.version()),
             referer: text(request.headers(), &header::REFERER),
             agent: text(request.headers(), &header::USER_AGENT),
@@ -109,7 +110,7 @@ impl Line {
         writeln!(
             out,
             "{} - - [{}] \"{}\" {} {} \"{}\" \"{}\" {}.{:06} {}",
-            self.client.address.ip(),
+            self.client,
             time.strftime("%d/%b/%Y:%H:%M:%S +0000"),
             Escaped(&self.request),
             self.status,
@@ -121,6 +122,19 @@ impl Line {
             self.commit,
         )
     }
+}
+
+/// Who asked: the last that a trusted proxy names and that is not one itself.
+fn asker(headers: &HeaderMap, client: Client, trusted: &Networks) -> IpAddr {
+    let mut address = client.address.ip().to_canonical();
+    let lists = headers.get_all(&FORWARDED_FOR).iter().rev().filter_map(|value| value.to_str().ok());
+    for named in lists.flat_map(|list| list.rsplit(',')) {
+        match named.trim().parse::<IpAddr>() {
+            Ok(named) if trusted.contains(address) => address = named.to_canonical(),
+            Ok(_) | Err(_) => break,
+        }
+    }
+    address
 }
 
 /// The open file. Whoever moves it away gets a new one in its place within a second.
@@ -207,7 +221,7 @@ mod tests {
         let log = AccessLog::open(path.clone(), &Metrics::new()).expect("open");
         let request = Request::get("/a?b=c").header("user-agent", "evil\" \\ agent").body(()).expect("a request");
         let client = Client { address: "10.0.0.7:4711".parse().expect("address"), secure: false };
-        let mut line = log.begin(&request, client);
+        let mut line = log.begin(&request, client, &Networks::loopback());
         (line.status, line.sent_bytes, line.commit) = (200, 42, String::from("abc"));
         drop(line);
         drop(log);
@@ -221,5 +235,21 @@ mod tests {
         assert!(text.starts_with("10.0.0.7 - - ["), "{text}");
         assert!(text.contains("\"GET /a?b=c HTTP/1.1\" 200 42 \"-\" \"evil\\\" \\\\ agent\" 0."), "{text}");
         assert!(text.ends_with(" abc\n") && text.lines().count() == 1, "{text}");
+    }
+
+    #[test]
+    fn the_client_is_who_a_trusted_proxy_says_it_is() {
+        let asker = |peer: &str, said: &[&str]| {
+            let said = said.iter().map(|text| (FORWARDED_FOR, text.parse().expect("a header")));
+            let client = Client { address: peer.parse().expect("an address"), secure: false };
+            asker(&said.collect(), client, &Networks::loopback()).to_string()
+        };
+        assert_eq!(asker("127.0.0.1:1", &["192.0.2.7"]), "192.0.2.7");
+        assert_eq!(asker("[::ffff:127.0.0.1]:1", &["203.0.113.9, 192.0.2.7"]), "192.0.2.7", "the client's own word");
+        assert_eq!(asker("127.0.0.1:1", &["192.0.2.7, 127.0.0.2"]), "192.0.2.7", "two proxies");
+        assert_eq!(asker("127.0.0.1:1", &["203.0.113.9", "192.0.2.7"]), "192.0.2.7", "two lines");
+        assert_eq!(asker("192.0.2.1:1", &["192.0.2.7"]), "192.0.2.1", "no proxy of ours");
+        assert_eq!(asker("127.0.0.1:1", &["192.0.2.7, unknown"]), "127.0.0.1");
+        assert_eq!(asker("127.0.0.1:1", &[]), "127.0.0.1");
     }
 }

@@ -61,7 +61,7 @@ const END_TO_END: [&str; 5] = [FORWARDED, REAL_IP, "host", "authorization", "coo
 const FORWARDED: &str = "forwarded";
 const CONTENT_PREFIX: &str = "content-";
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const REAL_IP: &str = "x-real-ip";

@@ -68,7 +68,7 @@ pub(super) enum Entered {
 impl Worker {
     /// Answers one request.
     pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>, client: Client) -> Response<Answer> {
-        let line = self.shared.log.as_ref().map(|log| log.begin(&request, client));
+        let line = self.shared.log.as_ref().map(|log| log.begin(&request, client, &self.shared.trusted));
         let mut answer = match head_bytes(&request) {
             bytes if bytes > HEAD_BYTES_MAX => head_too_large(),
             _fits => self.route(request, client).await,
