@@ -5,9 +5,10 @@
 mod fleet;
 mod repo;
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, io::Write, net::TcpStream, path::Path, process::Command, time::Duration};
 
 use bots_core::{
+    machine::Span,
     shell::{
         Clock, http,
         process::{Signal, send_signal},
@@ -262,6 +263,13 @@ async fn a_flip_is_measured_from_the_publication_to_the_last_web_bot() {
     assert!(0.05 <= skew && skew <= whole && whole <= took, "{skew} {whole} {took}");
 }
 
+/// A connection on which the head of an announcement was sent, and nothing of its two megabytes.
+fn long_announcement_begun(port: u16) -> TcpStream {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connect");
+    stream.write_all(b"POST /push HTTP/1.1\r\nhost: x\r\ncontent-length: 2000000\r\n\r\n").expect("send");
+    stream
+}
+
 #[tokio::test]
 async fn announcements_are_limited() {
     let fleet = Fleet::new();
@@ -278,6 +286,14 @@ async fn announcements_are_limited() {
     let (method, url) = (hyper::Method::POST, bot.url("/push"));
     let answer = http::request(method, &url, hyper::HeaderMap::new(), large, DEADLINE, 1_000_000).await;
     assert!(answer.map_or(true, |a| a.status == 413), "a body over the limit is not taken in");
+
+    // Strangers who send long ones slowly keep no short one out.
+    let slow: Vec<TcpStream> = (0..20).map(|_| long_announcement_begun(bot.port)).collect();
+    let began = Clock::now();
+    assert!(matches!(bot.push(Some(SECRET)).await, 202 | 429));
+    let took = Clock::now().since(began);
+    assert!(took < Span::from_secs(2), "{took}");
+    drop(slow);
 
     // Others can reach the API, and no secret is set: nobody may announce.
     let port = free_port().expect("a port");

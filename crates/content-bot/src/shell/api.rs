@@ -8,14 +8,16 @@ use std::{
 
 use axum::{
     Json, Router,
-    body::{Body, to_bytes},
+    body::Body,
     extract::{Path, Request, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use bots_core::shell::{Clock, Events, StatusHub};
+use http_body_util::BodyExt;
 use serde_json::json;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::io::ReaderStream;
 
 use super::{
@@ -28,6 +30,15 @@ use crate::machine::{Event, Reference, Role};
 
 /// The largest announcement. A push of two thousand commits has a payload of about a mebibyte.
 const PUSH_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// An announcement up to this length is read whoever sends it: as many as there may be connections at an address take 16 MiB.
+const SMALL_BYTES_MAX: usize = 64 * 1024;
+
+/// So many longer ones are read at once, whatever their sites: 48 MiB at most, before it is known who sends them.
+static LARGE: Semaphore = Semaphore::const_new(16);
+
+/// How long one of them waits for its turn. Forges give up after ten seconds.
+const TURN_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long the body of an announcement may take. Forges give up after ten seconds.
 const BODY_DEADLINE: Duration = Duration::from_secs(5);
@@ -153,23 +164,19 @@ fn not_here(doors: &Doors) -> Response {
 
 /// Takes an announcement in: it is judged at once, and worked on when the sender has its answer.
 async fn announce(doors: &Doors, only: Option<Sender>, request: Request) -> Response {
+    if matches!(doors.front.door, PushDoor::Closed) {
+        let why = "push.secret is not set and the API can be reached from other machines: set it on this bot";
+        return refusal(StatusCode::FORBIDDEN, why);
+    }
     let (head, body) = request.into_parts();
-    let body = match tokio::time::timeout(BODY_DEADLINE, to_bytes(body, PUSH_BYTES_MAX)).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(_too_large)) => {
-            return refusal(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "the body is larger than 3 MiB: announce fewer commits at once",
-            );
-        }
+    let (body, _place) = match tokio::time::timeout(BODY_DEADLINE, take_in(body)).await {
+        Ok(Ok(taken)) => taken,
+        Ok(Err(refused)) => return *refused,
         Err(_elapsed) => return refusal(StatusCode::REQUEST_TIMEOUT, "the body took longer than 5 s"),
     };
     let verdict = match &doors.front.door {
         PushDoor::Loopback => trust(&head.headers, &body, &doors.front.reference),
-        PushDoor::Closed => {
-            let why = "push.secret is not set and the API can be reached from other machines: set it on this bot";
-            return refusal(StatusCode::FORBIDDEN, why);
-        }
+        PushDoor::Closed => Verdict::Refused("nobody may announce here"),
         PushDoor::Signed(secrets) => match secrets() {
             Ok(secrets) => {
                 judge(&head.headers, &body, &secrets, only, &doors.front.reference, Clock::unix_ms() / 1_000)
@@ -207,6 +214,29 @@ async fn announce(doors: &Doors, only: Option<Sender>, request: Request) -> Resp
     doors.metrics.pushes.inc();
     doors.events.send(Event::PushReceived(announcement)).await;
     (StatusCode::ACCEPTED, Json(json!({ "accepted": true }))).into_response()
+}
+
+/// Reads an announcement. A long one keeps its place among those for as long as it is held.
+async fn take_in(mut body: Body) -> Result<(Vec<u8>, Option<SemaphorePermit<'static>>), Box<Response>> {
+    let (mut bytes, mut place) = (Vec::new(), None);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Box::new(refusal(StatusCode::BAD_REQUEST, &format!("the body: {error}"))))?;
+        let Ok(frame) = frame.into_data() else { continue };
+        if bytes.len() + frame.len() > PUSH_BYTES_MAX {
+            let why = "the body is larger than 3 MiB: announce fewer commits at once";
+            return Err(Box::new(refusal(StatusCode::PAYLOAD_TOO_LARGE, why)));
+        }
+        if bytes.len() + frame.len() > SMALL_BYTES_MAX && place.is_none() {
+            place = tokio::time::timeout(TURN_DEADLINE, LARGE.acquire()).await.ok().and_then(Result::ok);
+            if place.is_none() {
+                let after = [(header::RETRY_AFTER, "5")];
+                let why = "too many announcements of more than 64 KiB at once";
+                return Err(Box::new((after, refusal(StatusCode::SERVICE_UNAVAILABLE, why)).into_response()));
+            }
+        }
+        bytes.extend_from_slice(&frame);
+    }
+    Ok((bytes, place))
 }
 
 async fn pack(State(doors): State<Arc<Doors>>, Path(sha): Path<String>) -> Response {
