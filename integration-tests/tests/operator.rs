@@ -66,7 +66,7 @@ async fn a_web_fleet_does_what_botctl_web_says() -> Result<()> {
     ensure!(exactly(&fleet, 3).await?.contains(&first), "{first} serves again");
     ensure!(config(&fleet).await?["drain"] == json!({}), "nothing is left of the drain");
     let again = fleet.botctl(["web", "wake", WEB, &first]).await?;
-    ensure!(again.code == Some(4) && again.stderr.contains("there is no such field"), "{again:?}");
+    ensure!(again.code == Some(4) && again.stderr.contains("is not drained"), "{again:?}");
     fleet.stop().await
 }
 

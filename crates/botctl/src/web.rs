@@ -109,8 +109,16 @@ pub(crate) fn check(asked: &Web, view: &ScopeView) -> Result<(), Failure> {
                 if view.members.is_empty() { String::from("none is alive") } else { format!("it has {}", known()) };
             Err(Failure::not_found(format!("{scope} has no bot {name}: {known}")))
         }
+        Web::Wake { name, .. } if !is_drained(view, name) => Err(Failure::not_found(format!(
+            "{name} of {scope} is not drained, so there is nothing to take back: a bot that rests wakes when load asks for one, or for \
+             more of them: botctl web scale {scope} --min N"
+        ))),
         Web::Drain { .. } | Web::Wake { .. } | Web::Scale { .. } | Web::Pin { .. } | Web::Restart { .. } => Ok(()),
     }
+}
+
+fn is_drained(view: &ScopeView, name: &str) -> bool {
+    view.json::<Value>("config").is_some_and(|config| config["drain"][name] == true)
 }
 
 /// What is wrong with the fields of web bots that `new` has other than `old`, a line each: they would go on by what was there
@@ -206,6 +214,9 @@ mod tests {
         assert_eq!(check("web", "web-2"), Ok(()));
         assert!(check("web", "web-9").is_err_and(|why| why.starts_with("web has no bot web-9: it has web-1")));
         assert_eq!(check("main", "pg-1"), Err(String::from("main is no web scope: pg-1 is a postgres bot")));
+        let wake = Web::Wake { scope: String::from("web"), name: String::from("web-2") };
+        let why = super::check(&wake, &fleet.scopes["web"]).expect_err("nobody has drained it").message;
+        assert!(why.starts_with("web-2 of web is not drained"), "{why}");
     }
 
     #[test]
