@@ -62,12 +62,14 @@ fn the_same_seed_gives_the_same_steps() {
 #[test]
 fn an_oscillating_load_stays_within_the_hourly_budget_whoever_leads() {
     let changes = swing(1);
+    println!("at most {changes} changes within an hour");
     assert!(changes >= 20, "{changes} changes within an hour");
 }
 
 #[test]
 fn a_site_that_sleeps_whenever_it_may_is_woken_for_hours() {
     let changes = swing(0);
+    println!("at most {changes} changes within an hour");
     assert!(changes >= 20, "{changes} changes within an hour");
 }
 
