@@ -130,6 +130,12 @@ impl PostgresBot {
         Ok([self.bot.process()?.pid()].into_iter().chain(guard).collect())
     }
 
+    /// What the server logs, whatever becomes of its data.
+    #[must_use]
+    pub fn server_log(&self) -> PathBuf {
+        self.data_dir.with_file_name(format!("{}-postgres.log", self.bot.name))
+    }
+
     /// The server's process, if it lives: by the file that it keeps in its data folder.
     #[must_use]
     pub fn postmaster(&self) -> Option<u32> {

@@ -95,7 +95,7 @@ pub struct Outcome {
     pub longest_gap_ms: u64,
     /// From the last mend to a cluster at rest.
     pub settled_ms: u64,
-    /// What the bots have logged as errors.
+    /// What the bots have logged as errors, and what their servers have said of damaged data.
     pub errors: Vec<String>,
 }
 
@@ -204,7 +204,7 @@ async fn run_on(fleet: &mut Fleet, wish: &Wish, say: &mut impl FnMut(&str)) -> R
         two_writable_ms: millis(two_writable(&acknowledged)),
         longest_gap_ms: millis(longest_gap(&acknowledged, Duration::ZERO)),
         settled_ms: millis(settled),
-        errors: errors(fleet),
+        errors: errors(fleet)?,
     })
 }
 
@@ -257,10 +257,15 @@ fn terms(acknowledged: &[Acknowledged]) -> usize {
     acknowledged.windows(2).filter(|pair| pair[0].port != pair[1].port).count()
 }
 
-/// What the bots have logged as errors, by their names.
-fn errors(fleet: &Fleet) -> Vec<String> {
-    let logs = fleet.postgres.iter().map(|node| (node.bot.name.clone(), node.bot.log()));
-    let named =
-        |(name, log): (String, String)| logs::errors(&log).map(|line| format!("{name}: {line}")).collect::<Vec<_>>();
-    logs.flat_map(named).collect()
+/// What the bots have logged as errors, and what their servers have said of damaged data, by their names.
+fn errors(fleet: &Fleet) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for node in &fleet.postgres {
+        let name = &node.bot.name;
+        all.extend(logs::errors(&node.bot.log()).map(|line| format!("{name}: {line}")));
+        let servers = node.server_log();
+        let log = std::fs::read(&servers).with_context(|| format!("read {}", servers.display()))?;
+        all.extend(logs::damage(&String::from_utf8_lossy(&log)).map(|line| format!("{name}'s server: {line}")));
+    }
+    Ok(all)
 }
