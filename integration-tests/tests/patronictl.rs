@@ -122,13 +122,20 @@ async fn ask(fleet: &Fleet, member: &str, method: Method, path: &str, body: &Val
 
 async fn shows_the_cluster(fleet: &Fleet, ctl: &Ctl) -> Result<()> {
     let primary = leader(fleet).await?;
-    let rows = ctl.list().await?;
-    for member in rows.iter().map(|row| row["Member"].as_str().unwrap()) {
-        let (role, state) = if member == primary { ("Leader", "running") } else { ("Replica", "streaming") };
-        let found = row(&rows, member);
-        ensure!(found["Role"] == role && found["State"] == state && found["TL"] == 1, "{found}");
-        ensure!(found["Host"].as_str().unwrap().starts_with("127.0.0.1:"), "{found}");
-    }
+    // A replica's slot is made once it streams, and its stream begins anew with it.
+    until("all is shown as it is", STEP, || async {
+        let rows = ctl.list().await.map_err(|error| format!("{error:#}"))?;
+        for member in rows.iter().map(|row| row["Member"].as_str().unwrap()) {
+            let (role, state) = if member == primary { ("Leader", "running") } else { ("Replica", "streaming") };
+            let found = row(&rows, member);
+            let host = found["Host"].as_str().is_some_and(|host| host.starts_with("127.0.0.1:"));
+            if found["Role"] != role || found["State"] != state || found["TL"] != 1 || !host {
+                return Err(found.to_string());
+            }
+        }
+        Ok(())
+    })
+    .await?;
     let sysid = fleet.superuser().ask("SELECT system_identifier FROM pg_control_system()").await?;
     ctl.says(&["list", MAIN], &[&format!("Cluster: {MAIN} ({sysid})"), "Leader", "streaming"]).await?;
     ctl.says(&["topology", MAIN], &[&primary, "+ pg-"]).await?;

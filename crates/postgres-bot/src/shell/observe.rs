@@ -31,6 +31,9 @@ use crate::machine::{Postgres, ReplicationSlot, Server};
 /// stream began, and how far anybody is, shows here alone: Postgres tells nobody. Whoever waits for it pokes the eye.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
+/// A receiver that has ended because a setting of its was changed has a successor within some 30 ms: that is no news.
+const NEXT_RECEIVER: Duration = Duration::from_millis(100);
+
 /// How often, once it has said the same for [`QUIET_AFTER`] questions: an idle bot should cost next to nothing.
 const ASK_EVERY_QUIET: Duration = Duration::from_secs(1);
 
@@ -250,7 +253,10 @@ impl Eye {
 /// Where the end of the receiver cannot be waited for, its stream is seen to be gone as the eye sees everything.
 async fn look_at_end(receiver: u32, poke: Poke) {
     match process::exit_of(receiver).await {
-        Ok(()) => poke.look(),
+        Ok(()) => {
+            tokio::time::sleep(NEXT_RECEIVER).await;
+            poke.look();
+        }
         Err(error) => tracing::debug!(%error, receiver, "the end of a WAL receiver is not waited for"),
     }
 }
