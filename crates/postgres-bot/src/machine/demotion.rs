@@ -103,15 +103,20 @@ impl Turn {
         if self.s.leadership.may_yield(self.now, &self.s.membership) {
             self.s.timers.arm(Timer::Rewrite, self.now + RETRY_AFTER);
         }
-        let also = checkpoint.map(|optime| {
+        let mut also = Vec::new();
+        if let Some(optime) = checkpoint {
             let status = PostgresStatus {
                 optime,
                 handed_over_by: Some(self.s.settings.name.clone()),
                 ..self.s.view.json(&self.s.settings.scope.status()).unwrap_or_default()
             };
-            Write::put(self.s.settings.scope.status(), serde_json::to_string(&status).unwrap_or_default())
-        });
-        let also = also.into_iter().collect();
+            also.push(Write::put(self.s.settings.scope.status(), serde_json::to_string(&status).unwrap_or_default()));
+            // Or who has left the path that leads here would seem to be far ahead. Nobody else writes this under our lock.
+            let record = self.s.timelines();
+            if record.by == self.s.settings.name && record.reserved > record.current {
+                also.extend(self.record_of_promotion(record.reserved));
+            }
+        }
         let mut out = Vec::new();
         self.s.leadership.yield_lock(self.now, &mut self.s.membership, also, &mut out);
         self.push_dcs(out);

@@ -338,32 +338,14 @@ impl Turn {
             let put = Write::put(scope.initialize(), system_id.clone());
             return self.write_under_lock(Writing::Initialize, Vec::new(), vec![put]);
         }
-        if let (Some(first), Some(last)) = (self.s.unrecorded.first(), self.s.unrecorded.last()) {
-            let parent = last.0;
-            let mut history = self.s.history();
-            if first.1 == Lsn(0) {
-                // Without the file that tells all, what was recorded before is kept.
-                history.0.retain(|known| known.0 < first.0);
-                history.0.push(first.clone());
-            } else {
-                // A line that is known already has its own time and name.
-                let known =
-                    |line: &HistoryLine| history.0.iter().find(|old| (old.0, old.1) == (line.0, line.1)).cloned();
-                history.0 = self.s.unrecorded.iter().map(|line| known(line).unwrap_or_else(|| line.clone())).collect();
-            }
-            let surplus = history.0.len().saturating_sub(self.s.dynamic.max_timelines_history);
-            history.0.drain(..surplus);
-            let text = serde_json::to_string(&history).unwrap_or_default();
-            let by = self.s.settings.name.clone();
-            let record = TimelineRecord { current: timeline, reserved: timeline, parent, by };
-            let record = serde_json::to_string(&record).unwrap_or_default();
+        let mut puts = self.record_of_promotion(timeline);
+        if !puts.is_empty() {
             let unchanged = match self.s.view.get(&scope.history()) {
                 Some(kv) => Compare::ModifiedAt(kv.key.clone(), kv.modified),
                 None => Compare::Absent(scope.history()),
             };
             // With the promotion, what an earlier leader has handed over is history too: nobody waits for it to come back.
-            let status = Write::put(scope.status(), self.s.status_text(position));
-            let puts = vec![Write::put(scope.history(), text), Write::put(scope.timelines(), record), status];
+            puts.push(Write::put(scope.status(), self.s.status_text(position)));
             return self.write_under_lock(Writing::History, vec![unchanged], puts);
         }
         if self.s.timers.armed(Timer::ShareStatus).is_some() {
@@ -380,6 +362,32 @@ impl Turn {
             let put = Write::put(scope.status(), status.clone());
             self.write_under_lock(Writing::Status(status), vec![unchanged], vec![put]);
         }
+    }
+
+    /// The writes that record the promotion to `timeline`, if it is not recorded yet.
+    pub(super) fn record_of_promotion(&self, timeline: Timeline) -> Vec<Write> {
+        let scope = &self.s.settings.scope;
+        let (Some(first), Some(last)) = (self.s.unrecorded.first(), self.s.unrecorded.last()) else {
+            return Vec::new();
+        };
+        let mut history = self.s.history();
+        if first.1 == Lsn(0) {
+            // Without the file that tells all, what was recorded before is kept.
+            history.0.retain(|known| known.0 < first.0);
+            history.0.push(first.clone());
+        } else {
+            // A line that is known already has its own time and name.
+            let known = |line: &HistoryLine| history.0.iter().find(|old| (old.0, old.1) == (line.0, line.1)).cloned();
+            history.0 = self.s.unrecorded.iter().map(|line| known(line).unwrap_or_else(|| line.clone())).collect();
+        }
+        let surplus = history.0.len().saturating_sub(self.s.dynamic.max_timelines_history);
+        history.0.drain(..surplus);
+        let by = self.s.settings.name.clone();
+        let record = TimelineRecord { current: timeline, reserved: timeline, parent: last.0, by };
+        vec![
+            Write::put(scope.history(), serde_json::to_string(&history).unwrap_or_default()),
+            Write::put(scope.timelines(), serde_json::to_string(&record).unwrap_or_default()),
+        ]
     }
 
     fn write_under_lock(&mut self, writing: Writing, also: Vec<Compare>, writes: Vec<Write>) {
