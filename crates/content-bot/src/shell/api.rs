@@ -164,20 +164,23 @@ fn not_here(doors: &Doors) -> Response {
 
 /// Takes an announcement in: it is judged at once, and worked on when the sender has its answer.
 async fn announce(doors: &Doors, only: Option<Sender>, request: Request) -> Response {
-    if matches!(doors.front.door, PushDoor::Closed) {
-        let why = "push.secret is not set and the API can be reached from other machines: set it on this bot";
-        return refusal(StatusCode::FORBIDDEN, why);
-    }
+    let secrets = match &doors.front.door {
+        PushDoor::Closed => {
+            let why = "push.secret is not set and the API can be reached from other machines: set it on this bot";
+            return refusal(StatusCode::FORBIDDEN, why);
+        }
+        PushDoor::Loopback => None,
+        PushDoor::Signed(secrets) => Some(secrets),
+    };
     let (head, body) = request.into_parts();
     let (body, _place) = match tokio::time::timeout(BODY_DEADLINE, take_in(body)).await {
         Ok(Ok(taken)) => taken,
         Ok(Err(refused)) => return *refused,
         Err(_elapsed) => return refusal(StatusCode::REQUEST_TIMEOUT, "the body took longer than 5 s"),
     };
-    let verdict = match &doors.front.door {
-        PushDoor::Loopback => trust(&head.headers, &body, &doors.front.reference),
-        PushDoor::Closed => Verdict::Refused("nobody may announce here"),
-        PushDoor::Signed(secrets) => match secrets() {
+    let verdict = match secrets {
+        None => trust(&head.headers, &body, &doors.front.reference),
+        Some(secrets) => match secrets() {
             Ok(secrets) => {
                 judge(&head.headers, &body, &secrets, only, &doors.front.reference, Clock::unix_ms() / 1_000)
             }
