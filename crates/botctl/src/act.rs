@@ -54,6 +54,7 @@ pub(crate) async fn act(args: Args) -> Result<(), Failure> {
         Command::Restart { bot, pending, timeout, force } => {
             member::restart(&store, &login, &bot, pending, timeout, force).await
         }
+        Command::Reload { bot } => member::reload(&store, &login, &bot).await,
         Command::Reinit { bot, from_leader, force } => member::reinit(&store, &login, &bot, from_leader, force).await,
         Command::Config(Config::Show { scope }) => show_config(&store, &store.scope(&scope)?, format).await,
         Command::Config(Config::Edit { scope, set, unset, force }) => {

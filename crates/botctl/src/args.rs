@@ -107,6 +107,11 @@ pub(crate) enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Have a Postgres or web bot read its own configuration again, as SIGHUP does
+    Reload {
+        /// The bot, as `name` or `scope/name`
+        bot: String,
+    },
     /// The dynamic configuration of a scope
     #[command(subcommand)]
     Config(Config),

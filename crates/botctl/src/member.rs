@@ -1,4 +1,4 @@
-//! What is asked of one Postgres bot through its API: restart its server, make its data anew.
+//! What is asked of one bot through its API: restart its Postgres server, make its data anew, read its configuration again.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ pub(crate) async fn restart(
     timeout: Option<u64>,
     force: bool,
 ) -> Result<(), Failure> {
-    let asked = find(store, bot).await?;
+    let asked = find(store, bot, &[Kind::Postgres]).await?;
     let Asked { scope, name, .. } = &asked;
     if !force {
         confirm(&format!("Restart the Postgres server of {scope}/{name}?"))?;
@@ -89,6 +89,18 @@ pub(crate) async fn restart(
     }
 }
 
+/// `botctl reload`.
+pub(crate) async fn reload(store: &Store, login: &Login, bot: &str) -> Result<(), Failure> {
+    let asked = find(store, bot, &[Kind::Postgres, Kind::Web]).await?;
+    let Asked { scope, name, .. } = &asked;
+    match post(login, &asked, "reload", &json!({})).await? {
+        Answer::Said(said) => print(&format!("{scope}/{name}: {said}\n")),
+        Answer::TooLong => {
+            Err(Failure::failed(format!("{scope}/{name} has not read its configuration within a minute")))
+        }
+    }
+}
+
 /// `botctl reinit`.
 pub(crate) async fn reinit(
     store: &Store,
@@ -97,7 +109,7 @@ pub(crate) async fn reinit(
     from_leader: bool,
     force: bool,
 ) -> Result<(), Failure> {
-    let asked = find(store, bot).await?;
+    let asked = find(store, bot, &[Kind::Postgres]).await?;
     let Asked { scope, name, .. } = &asked;
     if !force {
         confirm(&format!("Delete the data of {scope}/{name} and copy it anew?"))?;
@@ -206,7 +218,7 @@ pub(crate) fn progress(member: &Member) -> String {
     }
 }
 
-async fn find(store: &Store, bot: &str) -> Result<Asked, Failure> {
+async fn find(store: &Store, bot: &str, kinds: &[Kind]) -> Result<Asked, Failure> {
     let fleet: Fleet = store.fleet().await?;
     let found = fleet.find(bot);
     let (scope, name, member) = match found[..] {
@@ -217,11 +229,10 @@ async fn find(store: &Store, bot: &str) -> Result<Asked, Failure> {
             return Err(Failure::usage(format!("{bot} is the name of several bots: say {names}")));
         }
     };
-    if member.head.kind != Kind::Postgres {
-        return Err(Failure::failed(format!(
-            "{scope}/{name} is a {} bot: it has no Postgres server",
-            member.head.kind
-        )));
+    if !kinds.contains(&member.head.kind) {
+        let asked_of = kinds.iter().map(Kind::to_string).collect::<Vec<_>>().join(" and ");
+        let kind = member.head.kind;
+        return Err(Failure::failed(format!("{scope}/{name} is a {kind} bot: that is asked of {asked_of} bots only")));
     }
     let status = why::status_url(&member.head.api_url)
         .ok_or_else(|| Failure::failed(format!("its api_url `{}` is no address", member.head.api_url)))?;

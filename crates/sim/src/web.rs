@@ -120,7 +120,7 @@ impl World {
                 self.web_after(node, delay, WebItem::Prepared { id, sha, pack_urls });
             }
             Action::RetainContent { shas } => self.web_body(node).prepared.retain(|sha| shas.contains(sha)),
-            Action::StartApp { instance, sha, database_hosts: _, cdn_url: _ } => {
+            Action::StartApp { instance, sha, database_hosts: _, cdn_url: _, configuration: _ } => {
                 let fails = !self.web_body(node).has(&sha) || self.app_fails() || self.never_comes_up(&sha);
                 let delay = self.rng.span(50, 2_500);
                 self.web_body(node).apps.insert(instance, false);

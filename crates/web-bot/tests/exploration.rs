@@ -14,9 +14,7 @@ use bots_core::{
     wire::WebLoad,
 };
 use common::Bot;
-use web_bot::machine::{
-    ACTIONS_PER_HOUR_MAX, ConnectionBudget, Event, Mode, Role, ScalingSettings, Settings, WebMachine,
-};
+use web_bot::machine::{ACTIONS_PER_HOUR_MAX, ConnectionBudget, Event, Mode, Role, ScalingSettings, WebMachine};
 use world::World;
 
 /// How many fleets are explored, and for how many events each. Enough that rare edges are met many times over.
@@ -133,8 +131,9 @@ fn flips_never_take_more_connections_than_the_database_has() {
         for (n, bot) in world.bots.iter_mut().enumerate() {
             let scaling = ScalingSettings { max: 8, stable_window_s: 1, ..ScalingSettings::default() };
             let connections = Some(ConnectionBudget { per_instance: 10, share_percent: 100 });
-            let settings = common::settings(&format!("web-{n}"), Mode::App, scaling);
-            *bot = Bot::new(Settings { connections, ..settings }, "instance");
+            let mut settings = common::settings(&format!("web-{n}"), Mode::App, scaling);
+            settings.live.connections = connections;
+            *bot = Bot::new(settings, "instance");
         }
         for _ in 0..BUDGET_TICKS {
             world.now += Span::from_millis(250);
@@ -144,6 +143,10 @@ fn flips_never_take_more_connections_than_the_database_has() {
                     let restart = world.dice.roll(1_000);
                     world.put("web/config", &format!(r#"{{"scaling":{{"stable_window_s":1}},"restart":{restart}}}"#));
                 }
+                2 => (0..BOTS).for_each(|n| {
+                    let event = world.bots[n].reconfigured(|live| live.configuration += 1);
+                    world.step(n, event);
+                }),
                 _ => {}
             }
             for n in 0..BOTS {

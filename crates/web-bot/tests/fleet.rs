@@ -47,6 +47,8 @@ fn stand_in_app() {
     let port = variable("PORT").parse().expect("a port");
     let text =
         format!("{page} {revision} {} {} pid {}\n", variable("DATABASE_URL"), variable("CDN_URL"), std::process::id());
+    let text =
+        std::env::var("GREETING").map_or(text.clone(), |greeting| text.replace(" pid ", &format!(" {greeting} pid ")));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("bind");
     for stream in listener.incoming() {
         let text = text.clone();
@@ -78,6 +80,7 @@ struct Bot {
     api: String,
     url: String,
     log: PathBuf,
+    config: PathBuf,
     child: Child,
 }
 
@@ -111,7 +114,7 @@ impl Fleet {
             .stderr(output)
             .spawn()
             .expect("the bot starts");
-        Bot { name: name.to_owned(), api: format!("http://{api}"), url: format!("http://{web}"), log, child }
+        Bot { name: name.to_owned(), api: format!("http://{api}"), url: format!("http://{web}"), log, config, child }
     }
 
     fn static_bot(&self, name: &str) -> Bot {
@@ -201,6 +204,20 @@ impl Bot {
     async fn answers_within(&self, deadline: Duration) -> Option<u32> {
         let (status, body) = http::get(&format!("{}/", self.url), deadline).await.ok()?;
         (status == 200).then(|| pid_of(&String::from_utf8_lossy(&body)))
+    }
+
+    /// Replaces a part of its file.
+    fn edit(&self, from: &str, to: &str) {
+        let text = fs::read_to_string(&self.config).expect("its file");
+        assert!(text.contains(from), "{text}");
+        fs::write(&self.config, text.replace(from, to)).expect("write");
+    }
+
+    /// Has it read its file again, and yields what it says to that.
+    async fn reload(&self) -> (u16, String) {
+        let url = format!("{}/reload", self.api);
+        let (status, body) = http::post(&url, None, String::new(), Duration::from_secs(15)).await.expect("an answer");
+        (status, String::from_utf8_lossy(&body).into_owned())
     }
 
     async fn api(&self, path: &str) -> u16 {
@@ -367,6 +384,55 @@ async fn an_app_is_woken_replaced_and_restarted_without_a_lost_request() {
     let app = pid_of(&bot.page().await);
     bot.child.kill().expect("kill the bot");
     until("the app is gone", async || !lives(app)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_configuration_replaces_the_app_without_a_lost_request() {
+    let mut fleet = Fleet::new();
+    let one = fleet.publish("page one").await;
+    let bot = fleet.app_bot("web-1");
+    let conn_url = r#"{"state":"running","role":"primary","conn_url":"postgres://10.9.8.7:5432/postgres"}"#;
+    fleet.put("main", "members/pg-1", conn_url).await;
+    until("it serves", async || fleet.is(&bot, "serving").await).await;
+    let first = pid_of(&bot.page().await);
+    let visitors = Visitors::start(3, &bot, "/");
+
+    // Nothing of it is new to the app.
+    bot.edit("drain_timeout_s: 5", "drain_timeout_s: 4");
+    let (status, said) = bot.reload().await;
+    assert_eq!((status, said.as_str()), (202, "the configuration was read again: the app runs on\n"));
+
+    // A variable, by a signal: another instance, and the old one goes.
+    bot.edit("mode: app", "mode: app, env: {GREETING: hello}");
+    bot.signal(Signal::HUP);
+    until("the new app answers", async || bot.page().await.contains(" hello pid ")).await;
+    until("the old one is gone", async || !lives(first)).await;
+
+    // A command that cannot be run: what serves serves on, and the bot says what is wrong.
+    let second = pid_of(&bot.page().await);
+    bot.edit("command: ['", "command: ['/no/such");
+    let (status, said) = bot.reload().await;
+    assert!(status == 202 && said.contains("the app is replaced"), "{status} {said}");
+    until("it says so", async || {
+        let facts = fleet.member("web-1").await.and_then(|m| m.facts::<WebFacts>()).expect("its facts");
+        facts.trouble.is_some_and(|trouble| trouble.contains("correct web.command"))
+    })
+    .await;
+    assert_eq!(pid_of(&bot.page().await), second);
+
+    // A file that cannot be used changes nothing; what needs a new start is named, and the rest taken over.
+    bot.edit("/no/such", "");
+    bot.edit("ttl_s: 2", "ttl_s: 1");
+    let (status, said) = bot.reload().await;
+    assert!(status == 422 && said.starts_with("nothing was changed: ttl_s is 1"), "{status} {said}");
+    bot.edit("ttl_s: 1", "ttl_s: 3");
+    bot.edit("GREETING: hello", "GREETING: welcome");
+    let (status, said) = bot.reload().await;
+    assert!(status == 202 && said.ends_with("when the bot is started anew: ttl_s\n"), "{status} {said}");
+    until("the corrected app answers", async || bot.page().await.contains(" welcome pid ")).await;
+    until("the second one is gone", async || !lives(second)).await;
+    assert!(fleet.serves(&bot, &one).await);
+    assert!(visitors.leave().await > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -71,7 +71,7 @@ proptest! {
             put(&mut dcs, now, key, &in_etcd(value));
         }
         let mut settings = settings("w1", if app { Mode::App } else { Mode::Static }, ScalingSettings::default());
-        settings.connections = (app && budget).then_some(ConnectionBudget { per_instance: 5, share_percent: 100 });
+        settings.live.connections = (app && budget).then_some(ConnectionBudget { per_instance: 5, share_percent: 100 });
         let mut bot = Bot::new(settings, "i1");
         now = run(&mut bot, &mut dcs, now);
         for (which, choices, junk) in &writes {

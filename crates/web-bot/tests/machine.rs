@@ -13,7 +13,7 @@ use bots_core::{
 };
 use common::Bot;
 use datadriven::TestCase;
-use web_bot::machine::{Action, ConnectionBudget, Event, Mode, Role, Route, ScalingSettings, Settings, WebMachine};
+use web_bot::machine::{Action, ConnectionBudget, Event, Mode, Role, Route, ScalingSettings, WebMachine};
 
 #[test]
 fn transcripts() {
@@ -136,6 +136,14 @@ impl Player {
                 let instance = Some(case.input.trim().to_owned()).filter(|i| !i.is_empty());
                 self.step(Event::NameProbed { instance }, &mut log);
             }
+            // reconfigure N [cdn=]: the bot's file was read again, and says that the app is run in the way of that number.
+            "reconfigure" => {
+                let configuration = case.input.trim().parse().expect("a number");
+                let cdn_url = case.try_take_arg("cdn").expect("an address");
+                let bot = self.bot.as_mut().expect("started");
+                let event = bot.reconfigured(|live| (live.configuration, live.cdn_url) = (configuration, cdn_url));
+                self.step(event, &mut log);
+            }
             "shutdown" => self.step(Event::ShutdownRequested, &mut log),
             "report" => return self.report(),
             other => panic!("no command {other}"),
@@ -160,7 +168,8 @@ impl Player {
         let share_percent = case.try_take_arg("share").expect("a number").unwrap_or(100);
         let each = case.try_take_arg("connections").expect("a number");
         let connections = each.map(|per_instance| ConnectionBudget { per_instance, share_percent });
-        let settings = Settings { connections, ..common::settings("web-1", mode, scaling) };
+        let mut settings = common::settings("web-1", mode, scaling);
+        settings.live.connections = connections;
         self.bot = Some(Bot::new(settings, "instance-1"));
     }
 
@@ -296,8 +305,9 @@ fn describe(action: &Action) -> String {
         Action::RetainContent { shas } => {
             format!("retain {}", shas.iter().map(|s| &s[..2]).collect::<Vec<_>>().join(" "))
         }
-        Action::StartApp { instance, sha, database_hosts, cdn_url } => {
-            format!("start app {instance}: {} {database_hosts:?} {cdn_url:?}", &sha[..2])
+        Action::StartApp { instance, sha, database_hosts, cdn_url, configuration } => {
+            let way = if *configuration == 0 { String::new() } else { format!(" way {configuration}") };
+            format!("start app {instance}: {} {database_hosts:?} {cdn_url:?}{way}", &sha[..2])
         }
         Action::ProbeDatabase { id, address } => format!("ask database {id}: {address}"),
         Action::ProbeName { .. } | Action::StopApp { .. } | Action::AwaitInFlight { .. } | Action::Exit { .. } => {

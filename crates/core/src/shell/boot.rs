@@ -240,6 +240,18 @@ pub fn configure<B: Bot>(path: Option<PathBuf>) -> Result<B::Config, Exit> {
     all.pop().filter(|_| all.is_empty()).ok_or_else(|| Exit::usage("sites: there are several where one is expected"))
 }
 
+/// Calls `reload` whenever the process is sent SIGHUP, and says why in the log if that changes nothing.
+pub async fn on_hangup<Reloaded: Future<Output = Result<(), String>>>(reload: impl Fn() -> Reloaded) {
+    let Ok(mut hangups) = signal(SignalKind::hangup()) else {
+        return tracing::error!("SIGHUP cannot be listened for: use POST /reload");
+    };
+    while hangups.recv().await.is_some() {
+        if let Err(why) = reload().await {
+            tracing::error!(why, "the configuration cannot be read again: nothing was changed");
+        }
+    }
+}
+
 /// Reads and checks the configuration of every site.
 fn configure_all<B: Bot>(path: Option<&Path>) -> Result<Vec<B::Config>, Exit> {
     read::<B>(path, &config::process_env())

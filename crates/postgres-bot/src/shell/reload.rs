@@ -3,7 +3,6 @@
 use std::{path::PathBuf, sync::Arc};
 
 use bots_core::shell::{Events, boot};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Program, config::Config};
 use crate::machine::{Command, CommandId, Event, Live};
@@ -39,18 +38,12 @@ impl Reload {
 
     /// Does so whenever the process is told to.
     pub(super) async fn on_hangup(self: Arc<Self>, events: Events<Event>) {
-        let Ok(mut hangups) = signal(SignalKind::hangup()) else {
-            return tracing::error!("SIGHUP cannot be listened for: use POST /reload");
-        };
-        while hangups.recv().await.is_some() {
-            match self.read().await {
-                Ok(live) => {
-                    let command = Command::Reload(live);
-                    events.send(Event::Commanded { id: CommandId(0), command }).await;
-                    tracing::info!("the configuration was read again");
-                }
-                Err(why) => tracing::error!(why, "the configuration cannot be read again: nothing was changed"),
-            }
-        }
+        boot::on_hangup(|| async {
+            let command = Command::Reload(self.read().await?);
+            events.send(Event::Commanded { id: CommandId(0), command }).await;
+            tracing::info!("the configuration was read again");
+            Ok(())
+        })
+        .await;
     }
 }

@@ -387,10 +387,13 @@ fn web_settings(node: &Node, plan: &Plan) -> web::Settings {
         url: format!("http://{}:8080", node.name),
         mode: if plan.app { web::Mode::App } else { web::Mode::Static },
         ttl: Span::from_secs(5),
-        app_start_timeout: Span::from_secs(10),
-        drain_timeout: Span::from_secs(5),
-        cdn_url: None,
-        connections: None,
-        scaling: web::ScalingSettings { min: 1, max: 3, target_in_flight: 8, stable_window_s: STABLE_WINDOW_S },
+        live: web::Live {
+            configuration: 0,
+            app_start_timeout: Span::from_secs(10),
+            drain_timeout: Span::from_secs(5),
+            cdn_url: None,
+            connections: None,
+            scaling: web::ScalingSettings { min: 1, max: 3, target_in_flight: 8, stable_window_s: STABLE_WINDOW_S },
+        },
     }
 }

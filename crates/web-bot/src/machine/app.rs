@@ -14,7 +14,7 @@ use bots_core::{
 use serde::Serialize;
 
 use super::{
-    Action,
+    Action, Live,
     content::backoff,
     proof::{PROOF_BACKOFF_MIN, Proof},
 };
@@ -46,6 +46,11 @@ pub const DATABASE_SETTLE: Span = Span::from_secs(3);
 /// that comes or goes.
 pub(super) const INSTANCES_MAX: u64 = 2;
 
+/// So many processes there may be at a time, those that are being stopped included.
+pub(super) fn instances_max(live: &Live) -> Option<u64> {
+    live.connections.map(|_| INSTANCES_MAX)
+}
+
 /// What an instance is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Recipe {
@@ -54,6 +59,8 @@ pub(super) struct Recipe {
     pub(super) cdn_url: Option<String>,
     /// An operator's wish for a new instance: whichever number, another one than before.
     pub(super) restart: u64,
+    /// How it is run, of the ways that the bot's own configuration has said so far.
+    pub(super) configuration: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -127,6 +134,11 @@ impl App {
             hosts: Vec::new(),
             hosts_since: Time::ZERO,
         }
+    }
+
+    /// From now on there may be so many processes at a time. Those that are too many end when their time has come.
+    pub(super) const fn bound(&mut self, instances_max: Option<u64>) {
+        self.instances_max = instances_max;
     }
 
     /// The instance that serves, with its commit.
@@ -243,7 +255,11 @@ impl App {
         let due = self.is_due(now, wanted);
         // The commit that it was started for is no longer the one to serve, or to be proven beside.
         let proven = self.proof.as_ref().map(|proof| proof.recipe.sha.as_str()).filter(|_| !due);
-        let useless = |i: &mut Instance| i.recipe.sha != wanted.sha && Some(i.recipe.sha.as_str()) != proven;
+        let useless = |i: &mut Instance| {
+            let of_use = i.recipe.sha == wanted.sha || Some(i.recipe.sha.as_str()) == proven;
+            // What does not come up in a wrong way must not keep the corrected one waiting.
+            !of_use || i.recipe.configuration < wanted.configuration
+        };
         self.leaving.extend(self.next.take_if(useless));
         self.leaving.extend(self.held.take_if(useless));
         if self.next.is_none() && due && self.has_room() {
@@ -279,6 +295,7 @@ impl App {
             || current.recipe.sha != wanted.sha
             || current.recipe.cdn_url != wanted.cdn_url
             || current.recipe.restart != wanted.restart
+            || current.recipe.configuration != wanted.configuration
             || (current.recipe.database_hosts != wanted.database_hosts && settled)
     }
 
@@ -296,6 +313,7 @@ impl App {
             sha: wanted.sha.clone(),
             database_hosts: wanted.database_hosts.clone(),
             cdn_url: wanted.cdn_url.clone(),
+            configuration: wanted.configuration,
         });
     }
 

@@ -8,7 +8,7 @@ use bots_core::{
 };
 use serde::Serialize;
 
-use super::Route;
+use super::{Live, Route};
 
 /// Everything that can happen to it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,6 +24,8 @@ pub enum Event {
     TimerFired,
     /// An operator or the system wants the bot to end; a second time: at once.
     ShutdownRequested,
+    /// The bot's configuration was read again: what of it can change while the bot runs is this now.
+    Reconfigured(Live),
     /// A commit stands ready: fetched, whole, verified, unpacked as the mode needs it.
     ContentPrepared {
         /// The number of the preparation.
@@ -136,6 +138,8 @@ pub enum Action {
         database_hosts: Vec<String>,
         /// The CDN's base URL.
         cdn_url: Option<String>,
+        /// How it is run: [`Live::configuration`].
+        configuration: u64,
     },
     /// Stop an instance that no new request is sent to: let its requests end, SIGTERM, SIGKILL.
     StopApp {

@@ -63,11 +63,11 @@ pub use self::{
     roles::DRAIN_NOTICE,
     route::Route,
     scaling::{SCALE_INS_PER_WINDOW, SLOTS_PER_CHANGE_MAX},
-    settings::{ConnectionBudget, Mode, SLOTS_MAX, ScalingSettings, Settings},
+    settings::{ConnectionBudget, Live, Mode, SLOTS_MAX, ScalingSettings, Settings},
     slots::RECLAIM_GRACE,
 };
 use self::{
-    app::{App, INSTANCES_MAX, Recipe},
+    app::{App, Recipe, instances_max},
     behind::Behind,
     board::Board,
     content::Content,
@@ -183,7 +183,7 @@ impl State {
             content: Content::new(settings.content.clone(), format!("{}/{}", settings.scope.name(), settings.name)),
             behind: Behind::default(),
             slots: Slots::new(settings.scope.clone()),
-            app: App::new(settings.connections.map(|_| INSTANCES_MAX)),
+            app: App::new(instances_max(&settings.live)),
             database: Database::default(),
             scaling: Scaling::new(settings.scope.clone()),
             drain: None,
@@ -259,6 +259,7 @@ impl State {
             }
             Event::TimerFired => {}
             Event::ShutdownRequested => self.stop(now),
+            Event::Reconfigured(live) => self.reconfigure(live),
             Event::ContentPrepared { id, sha } => self.content.prepared(id, &sha),
             Event::ContentFailed { id, sha, why } => self.content.failed(now, id, &sha, &why),
             Event::ContentRefused { id, sha, why } => self.content.refused(id, &sha, why),
@@ -277,6 +278,13 @@ impl State {
                 }
             }
         }
+    }
+
+    /// Goes by new settings from now on. What an operator has set in the store still wins over them.
+    fn reconfigure(&mut self, live: Live) {
+        self.app.bound(instances_max(&live));
+        self.settings.live = live;
+        self.overrides.observe(&self.settings, &self.view);
     }
 
     fn take_in_dcs(&mut self, now: Time, event: DcsEvent, out: &mut Vec<Action>) {
@@ -381,7 +389,7 @@ impl State {
     }
 
     fn effective(&self) -> Effective {
-        let bots_max = self.settings.connections.and_then(|budget| self.database.bots_max(budget));
+        let bots_max = self.settings.live.connections.and_then(|budget| self.database.bots_max(budget));
         Effective::of(&self.settings, &self.overrides).within(bots_max)
     }
 
@@ -398,7 +406,7 @@ impl State {
             view: self.seen(),
             watched: self.view.is_watched(),
             max: self.effective().scaling.max,
-            vacated: self.settings.connections.is_none() || !self.app.has_leavers(),
+            vacated: self.settings.live.connections.is_none() || !self.app.has_leavers(),
         }
     }
 
@@ -415,7 +423,7 @@ impl State {
             return None;
         }
         let Effective { cdn_url, restart, .. } = self.effective();
-        Some(Recipe { sha, database_hosts, cdn_url, restart })
+        Some(Recipe { sha, database_hosts, cdn_url, restart, configuration: self.settings.live.configuration })
     }
 
     fn next_deadline(&self) -> Option<Deadline> {

@@ -44,7 +44,7 @@ impl State {
             self.route = route;
             out.push(Action::SetRoute(self.route.clone()));
         }
-        self.app.sweep(self.settings.drain_timeout, out);
+        self.app.sweep(self.settings.live.drain_timeout, out);
         out.extend(self.drain.as_mut().and_then(super::Drain::question));
         let board = Board::read(&self.view, &self.settings.scope);
         let sight = self.sight(now, &board);

@@ -217,7 +217,7 @@ impl State {
 
     /// While the database fails over, what is known of the candidate stays as it is: an app would not come up.
     fn run_instances(&mut self, now: Time, recipe: &Recipe, out: &mut Vec<Action>) -> Condition {
-        let (frozen, timeout) = (self.database.is_frozen(now), self.settings.app_start_timeout);
+        let (frozen, timeout) = (self.database.is_frozen(now), self.settings.live.app_start_timeout);
         if !frozen {
             let candidate = self.candidate_recipe(recipe);
             self.app.follow(candidate);
@@ -240,7 +240,7 @@ impl State {
 
     fn begin_drain(&mut self, now: Time) {
         self.drains += 1;
-        self.drain = Some(Drain::begin(self.drains, now, self.settings.drain_timeout));
+        self.drain = Some(Drain::begin(self.drains, now, self.settings.live.drain_timeout));
     }
 
     /// Asked to stop. A second time: no more waiting.

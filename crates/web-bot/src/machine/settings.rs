@@ -94,6 +94,15 @@ pub struct Settings {
     pub mode: Mode,
     /// The length of its lease.
     pub ttl: Span,
+    /// What may be another one while the bot runs.
+    pub live: Live,
+}
+
+/// The part of the settings that a bot that runs can take over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Live {
+    /// How the app is run (command, environment, health check, account in the database), as a number: another number, another way.
+    pub configuration: u64,
     /// How long the app may take to become healthy.
     pub app_start_timeout: Span,
     /// How long requests in flight may take to end.
@@ -185,8 +194,8 @@ impl Effective {
     pub(super) fn of(settings: &Settings, overrides: &Overrides) -> Self {
         let Overrides { scaling, others, trouble } = overrides;
         Self {
-            scaling: scaling.unwrap_or(settings.scaling),
-            cdn_url: others.cdn_url.clone().or_else(|| settings.cdn_url.clone()),
+            scaling: scaling.unwrap_or(settings.live.scaling),
+            cdn_url: others.cdn_url.clone().or_else(|| settings.live.cdn_url.clone()),
             drained: others.drain.get(&settings.name) == Some(&true),
             restart: others.restart,
             trouble: trouble.clone(),
@@ -211,7 +220,7 @@ impl Overrides {
             }
         };
         self.others = others;
-        match scaling_of(settings.scaling, scaling) {
+        match scaling_of(settings.live.scaling, scaling) {
             Ok(scaling) => self.scaling = Some(scaling),
             Err(fault) => self.trouble = Some(format!("{key}: scaling stays as it was: {fault}")),
         }

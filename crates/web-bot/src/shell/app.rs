@@ -3,7 +3,13 @@
 
 mod port;
 
-use std::{collections::BTreeMap, convert::Infallible, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bots_core::{
     machine::Span,
@@ -36,7 +42,7 @@ const CONNECT_TIMEOUT_S: u32 = 2;
 const PRIVATE_PREFIXES: [&str; 3] = ["BOT_", "PATRONI_", "NOTIFY_SOCKET"];
 
 /// How the app is run.
-#[derive(Debug, Clone)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Recipe {
     /// The program and its arguments.
     pub(crate) command: Vec<String>,
@@ -44,12 +50,52 @@ pub(crate) struct Recipe {
     pub(crate) health_path: String,
     /// Between two questions to a healthy app.
     pub(crate) health_interval: Duration,
+    /// What stands in its environment, other than what the bot itself says there.
+    pub(crate) env: BTreeMap<String, Secret>,
     /// The account in the database.
     pub(crate) database: Option<DatabaseLogin>,
 }
 
+/// The ways in which the app was to be run since the bot was started, by number: those that instances run in, and the newest.
+#[derive(Clone)]
+pub(crate) struct Recipes(Arc<Mutex<BTreeMap<u64, Arc<Recipe>>>>);
+
+impl Recipes {
+    /// The way that the bot begins with has the number 0.
+    pub(crate) fn new(first: Recipe) -> Self {
+        Self(Arc::new(Mutex::new([(0, Arc::new(first))].into())))
+    }
+
+    /// Takes a way to run the app as the newest. Yields its number, and whether it is another one than that before.
+    pub(crate) fn note(&self, recipe: Recipe) -> (u64, bool) {
+        let mut known = self.known();
+        match known.last_key_value() {
+            Some((number, newest)) if **newest == recipe => (*number, false),
+            newest => {
+                let number = newest.map_or(0, |(number, _)| number + 1);
+                known.insert(number, Arc::new(recipe));
+                (number, true)
+            }
+        }
+    }
+
+    fn of(&self, number: u64) -> Option<Arc<Recipe>> {
+        self.known().get(&number).cloned()
+    }
+
+    /// Forgets what is older than `oldest`.
+    fn forget_before(&self, oldest: u64) {
+        let mut known = self.known();
+        *known = known.split_off(&oldest);
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Recipe>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The app's account in the database.
-#[derive(Debug, Clone)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct DatabaseLogin {
     pub(crate) dbname: String,
     pub(crate) username: String,
@@ -57,12 +103,16 @@ pub(crate) struct DatabaseLogin {
 }
 
 /// What the account shows of itself.
-#[derive(Debug, Clone)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Password {
     None,
     Given(Secret),
     /// Read at each start of an instance: one that is rotated reaches the next.
-    File(PathBuf),
+    File {
+        path: PathBuf,
+        /// What it held when the configuration was read, to tell another one.
+        held: Option<Secret>,
+    },
 }
 
 /// What differs from instance to instance.
@@ -73,17 +123,20 @@ pub(crate) struct Launch {
     pub(crate) content_dir: PathBuf,
     pub(crate) database_hosts: Vec<String>,
     pub(crate) cdn_url: Option<String>,
+    /// The number of the way in which it is run.
+    pub(crate) configuration: u64,
 }
 
 /// The instances of the app.
 pub(crate) struct Apps {
-    recipe: Recipe,
+    recipes: Recipes,
     events: Events<Event>,
     running: BTreeMap<u64, Handle>,
 }
 
 struct Handle {
     backend: Arc<Backend>,
+    configuration: u64,
     stop: Option<oneshot::Sender<Stop>>,
 }
 
@@ -93,33 +146,39 @@ struct Stop {
 }
 
 impl Apps {
-    pub(crate) const fn new(recipe: Recipe, events: Events<Event>) -> Self {
-        Self { recipe, events, running: BTreeMap::new() }
+    pub(crate) const fn new(recipes: Recipes, events: Events<Event>) -> Self {
+        Self { recipes, events, running: BTreeMap::new() }
     }
 
     /// Starts an instance. What comes of it are events.
     pub(crate) fn start(&mut self, launch: Launch) {
         self.running.retain(|_, handle| handle.stop.as_ref().is_some_and(|stop| !stop.is_closed()));
-        let instance = launch.instance;
-        match self.spawn(&launch) {
+        let (instance, configuration) = (launch.instance, launch.configuration);
+        let in_use = self.running.values().map(|handle| handle.configuration);
+        self.recipes.forget_before(in_use.fold(configuration, u64::min));
+        // Nothing newer than what was read is asked for, and nothing older than what runs.
+        let Some(recipe) = self.recipes.of(configuration) else {
+            return tracing::error!(instance, configuration, "there is no such way to run the app");
+        };
+        match spawn(&recipe, &launch) {
             Ok((running, port, backend)) => {
                 tracing::info!(instance, pid = running.pid(), port = backend.port, commit = launch.sha, "app started");
                 let (stop, stopped) = oneshot::channel();
-                let health_url = format!("http://127.0.0.1:{}{}", backend.port, self.recipe.health_path);
+                let health_url = format!("http://127.0.0.1:{}{}", backend.port, recipe.health_path);
                 let supervisor = Supervisor {
                     instance,
                     running,
                     _port: port,
                     backend: Arc::clone(&backend),
                     health_url,
-                    health_interval: self.recipe.health_interval,
+                    health_interval: recipe.health_interval,
                     events: self.events.clone(),
                 };
                 tokio::spawn(supervisor.run(stopped));
-                self.running.insert(instance, Handle { backend, stop: Some(stop) });
+                self.running.insert(instance, Handle { backend, configuration, stop: Some(stop) });
             }
             Err(error) => {
-                let program = self.recipe.command.first().cloned().unwrap_or_default();
+                let program = recipe.command.first().cloned().unwrap_or_default();
                 let how = format!("cannot start {program}: {error}{}", way_out(&error));
                 let events = self.events.clone();
                 tokio::spawn(async move { events.send(Event::AppNotStarted { instance, how }).await });
@@ -139,30 +198,32 @@ impl Apps {
     pub(crate) fn backend(&self, instance: u64) -> Option<Arc<Backend>> {
         self.running.get(&instance).map(|handle| Arc::clone(&handle.backend))
     }
+}
 
-    fn spawn(&self, launch: &Launch) -> std::io::Result<(Running, Port, Arc<Backend>)> {
-        let port = Port::draw()?;
-        let (program, args) =
-            self.recipe.command.split_first().ok_or_else(|| std::io::Error::other("the command is empty"))?;
-        let mut program = Program::new("app", program).args(args.iter().cloned()).dies_with_us();
-        program.clear_env = true;
-        let inherited = std::env::vars_os().filter(|(name, _)| {
-            let name = name.to_string_lossy();
-            !PRIVATE_PREFIXES.iter().any(|private| name.starts_with(private))
-        });
-        program.env.extend(inherited);
-        program = program
-            .env("PORT", port.number().to_string())
-            .env("REVISION", &launch.sha)
-            .env("CONTENT_DIR", &launch.content_dir)
-            .env("CDN_URL", launch.cdn_url.as_deref().unwrap_or_default());
-        if let Some(login) = &self.recipe.database {
-            let url = database_url(login, &launch.database_hosts).map_err(std::io::Error::other)?;
-            program = program.env("DATABASE_URL", url);
-        }
-        let backend = Backend { port: port.number(), sha: launch.sha.clone(), meter: Meter::new() };
-        Ok((program.spawn()?, port, Arc::new(backend)))
+fn spawn(recipe: &Recipe, launch: &Launch) -> std::io::Result<(Running, Port, Arc<Backend>)> {
+    let port = Port::draw()?;
+    let (program, args) = recipe.command.split_first().ok_or_else(|| std::io::Error::other("the command is empty"))?;
+    let mut program = Program::new("app", program).args(args.iter().cloned()).dies_with_us();
+    program.clear_env = true;
+    let inherited = std::env::vars_os().filter(|(name, _)| {
+        let name = name.to_string_lossy();
+        !PRIVATE_PREFIXES.iter().any(|private| name.starts_with(private))
+    });
+    program.env.extend(inherited);
+    for (name, value) in &recipe.env {
+        program = program.env(name, value.expose());
     }
+    program = program
+        .env("PORT", port.number().to_string())
+        .env("REVISION", &launch.sha)
+        .env("CONTENT_DIR", &launch.content_dir)
+        .env("CDN_URL", launch.cdn_url.as_deref().unwrap_or_default());
+    if let Some(login) = &recipe.database {
+        let url = database_url(login, &launch.database_hosts).map_err(std::io::Error::other)?;
+        program = program.env("DATABASE_URL", url);
+    }
+    let backend = Backend { port: port.number(), sha: launch.sha.clone(), meter: Meter::new() };
+    Ok((program.spawn()?, port, Arc::new(backend)))
 }
 
 /// The one task that knows an instance's process.
@@ -280,7 +341,7 @@ fn database_url(login: &DatabaseLogin, hosts: &[String]) -> Result<String, Strin
     let password = match &login.password {
         Password::None => String::new(),
         Password::Given(password) => shown(password),
-        Password::File(path) => {
+        Password::File { path, held: _ } => {
             shown(&Secret::from_file(path).map_err(|error| format!("database.password_file: {error}"))?)
         }
     };
@@ -315,14 +376,16 @@ mod tests {
         let (events, mut queue) = runtime::queue();
         let command = ["/bin/sh", "-c", script].map(String::from).to_vec();
         let health_interval = Duration::from_secs(5);
-        let recipe = Recipe { command, health_path: String::from("/"), health_interval, database: None };
-        let mut apps = Apps::new(recipe, events);
+        let (health_path, env) = (String::from("/"), BTreeMap::new());
+        let recipe = Recipe { command, health_path, health_interval, env, database: None };
+        let mut apps = Apps::new(Recipes::new(recipe), events);
         let launch = Launch {
             instance: 1,
             sha: String::from("aaaa"),
             content_dir: dir.to_owned(),
             database_hosts: Vec::new(),
             cdn_url: None,
+            configuration: 0,
         };
         apps.start(launch);
         // Somebody's request does not end.
@@ -400,31 +463,60 @@ mod tests {
         let login = DatabaseLogin {
             dbname: String::from("d"),
             username: String::from("u"),
-            password: Password::File(secret.clone()),
+            password: Password::File { path: secret.clone(), held: None },
         };
         let recipe = Recipe {
             command: ["/bin/sh", "-c", "printf %s \"$DATABASE_URL\" >\"$CONTENT_DIR/seen\""].map(String::from).to_vec(),
             health_path: String::from("/"),
             health_interval: HEALTH_INTERVAL,
+            env: BTreeMap::new(),
             database: Some(login),
         };
-        let apps = Apps::new(recipe, bots_core::shell::runtime::queue().0);
         let launch = Launch {
             instance: 1,
             sha: String::from("aaaa"),
             content_dir: dir.path().to_owned(),
             database_hosts: vec![String::from("h:1")],
             cdn_url: None,
+            configuration: 0,
         };
         for password in ["first", "second"] {
             std::fs::write(&secret, format!("{password}\n")).expect("write");
-            let (mut running, _port, _backend) = apps.spawn(&launch).expect("started");
+            let (mut running, _port, _backend) = spawn(&recipe, &launch).expect("started");
             running.ended().await.expect("its end");
             let url = std::fs::read_to_string(&seen).expect("what it saw");
             assert!(url.starts_with(&format!("postgresql://u:{password}@h:1/d?")), "{url}");
         }
         std::fs::remove_file(&secret).expect("remove");
-        let error = apps.spawn(&launch).expect_err("not started").to_string();
+        let error = spawn(&recipe, &launch).expect_err("not started").to_string();
         assert!(error.contains("database.password_file") && !error.contains('\n'), "{error}");
+    }
+
+    /// A way to run an app that goes by its command.
+    fn way(command: &str, password: Password) -> Recipe {
+        let (dbname, username) = (String::from("d"), String::from("u"));
+        Recipe {
+            command: vec![command.to_owned()],
+            health_path: String::from("/"),
+            health_interval: HEALTH_INTERVAL,
+            env: BTreeMap::new(),
+            database: Some(DatabaseLogin { dbname, username, password }),
+        }
+    }
+
+    #[test]
+    fn another_way_to_run_the_app_has_another_number_and_old_ones_go_with_their_instances() {
+        let file = |held: &str| Password::File { path: PathBuf::from("p"), held: Some(Secret::new(held)) };
+        let recipes = Recipes::new(way("a", file("first")));
+        let noted = |command: &str, password| recipes.note(way(command, password));
+        assert_eq!(noted("a", file("first")), (0, false));
+        assert_eq!(noted("a", file("rotated")), (1, true));
+        assert_eq!(noted("b", file("rotated")), (2, true));
+        assert_eq!(noted("b", file("rotated")), (2, false));
+        assert_eq!(noted("b", Password::None), (3, true));
+        let known = || (0..5).filter(|number| recipes.of(*number).is_some()).collect::<Vec<_>>();
+        assert_eq!(known(), [0, 1, 2, 3]);
+        recipes.forget_before(2);
+        assert_eq!(known(), [2, 3]);
     }
 }

@@ -1,20 +1,23 @@
 //! The configuration of a web bot: the YAML document, and what of it the machine must know.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use bots_core::{
     machine::Span,
     shell::{Common, Networks, Secret, config::one_secret},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
-use crate::machine::{ConnectionBudget, Mode, ScalingSettings, Settings};
+use crate::machine::{ConnectionBudget, Live, Mode, ScalingSettings, Settings};
 
 /// The shortest lease: etcd counts in whole seconds and rounds up to its own election time.
 const TTL_S_MIN: u64 = 2;
 
 /// The longest time-out that makes sense; more is a slip of the finger, such as milliseconds.
 const TIMEOUT_S_MAX: u64 = 3_600;
+
+/// What the bot itself says in the environment of an app.
+const OWN_VARIABLES: [&str; 5] = ["PORT", "CONTENT_DIR", "REVISION", "CDN_URL", "DATABASE_URL"];
 
 /// The whole document.
 #[derive(Debug, Clone, Deserialize)]
@@ -57,6 +60,9 @@ pub struct Web {
     /// The app and its arguments.
     #[serde(default)]
     pub command: Vec<String>,
+    /// What else stands in its environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, EnvValue>,
     /// Asked for as long as the app runs: below 500 it is healthy.
     #[serde(default = "health_path")]
     pub health_path: String,
@@ -93,6 +99,27 @@ pub struct Web {
     /// The file that gets a line for each answer.
     #[serde(default)]
     pub access_log: Option<PathBuf>,
+}
+
+/// The value of a variable for the app; it may be a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnvValue(pub(super) Secret);
+
+impl<'de> Deserialize<'de> for EnvValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected a string, a whole number, true or false")]
+        enum Written {
+            Text(String),
+            Number(i64),
+            Truth(bool),
+        }
+        Ok(Self(Secret::new(match Written::deserialize(deserializer)? {
+            Written::Text(text) => text,
+            Written::Number(number) => number.to_string(),
+            Written::Truth(truth) => truth.to_string(),
+        })))
+    }
 }
 
 /// TLS for clients.
@@ -196,6 +223,7 @@ impl WebConfig {
         if self.web.mode == Mode::App && self.web.command.first().is_none_or(String::is_empty) {
             return Err(String::from("web.command is empty: name the app's program, or use web.mode: static"));
         }
+        self.check_env()?;
         if !self.web.health_path.starts_with('/') {
             return Err(format!("web.health_path is `{}`: begin it with a slash", self.web.health_path));
         }
@@ -221,6 +249,49 @@ impl WebConfig {
             }
         }
         Ok(())
+    }
+
+    fn check_env(&self) -> Result<(), String> {
+        for (name, value) in &self.web.env {
+            let shown: String = name.escape_default().collect();
+            if OWN_VARIABLES.contains(&name.as_str()) {
+                return Err(format!("web.env.{name}: the bot itself says that to the app: leave it out"));
+            }
+            if name.is_empty() || name.contains(['=', '\0']) {
+                return Err(format!("web.env: `{shown}` cannot be the name of a variable: use letters, digits and _"));
+            }
+            if value.0.expose().contains('\0') {
+                return Err(format!("web.env.{shown} has a zero byte in it, which no variable can hold: take it out"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The fields that differ in `new` and that a bot that runs cannot take over.
+    #[must_use]
+    pub fn fixed_differences(&self, new: &Self) -> Vec<&'static str> {
+        let debug = |what: &dyn std::fmt::Debug| format!("{what:?}");
+        let database = |c: &Self| c.database.as_ref().map(|database| database.scope.clone());
+        let (old_web, new_web) = (&self.web, &new.web);
+        let fields = [
+            ("scope, name, etcd3, restapi or log", debug(&self.common) != debug(&new.common)),
+            ("web.listen", old_web.listen != new_web.listen),
+            ("web.connect_url", old_web.connect_url != new_web.connect_url),
+            ("web.mode", old_web.mode != new_web.mode),
+            ("web.app_answer_timeout_s", old_web.app_answer_timeout_s != new_web.app_answer_timeout_s),
+            ("web.hold_timeout_s", old_web.hold_timeout_s != new_web.hold_timeout_s),
+            ("web.hold_max", old_web.hold_max != new_web.hold_max),
+            ("web.body_max_bytes", old_web.body_max_bytes != new_web.body_max_bytes),
+            ("web.trusted_proxies", debug(&old_web.trusted_proxies) != debug(&new_web.trusted_proxies)),
+            ("web.memory_max_bytes", old_web.memory_max_bytes != new_web.memory_max_bytes),
+            ("web.tls", debug(&old_web.tls) != debug(&new_web.tls)),
+            ("web.access_log", old_web.access_log != new_web.access_log),
+            ("content", debug(&self.content) != debug(&new.content)),
+            ("database.scope", database(self) != database(new)),
+            ("data_dir", self.data_dir != new.data_dir),
+            ("ttl_s", self.ttl_s != new.ttl_s),
+        ];
+        fields.into_iter().filter(|(_, differs)| *differs).map(|(field, _)| field).collect()
     }
 
     /// Where to listen.
@@ -282,12 +353,21 @@ impl WebConfig {
             url: url.unwrap_or_else(|| format!("http://{bound}")),
             mode: self.web.mode,
             ttl: Span::from_secs(self.ttl_s),
+            live: self.live(0),
+        })
+    }
+
+    /// The part of it that may change while the bot runs; the app is run in the way that has that number.
+    #[must_use]
+    pub fn live(&self, configuration: u64) -> Live {
+        Live {
+            configuration,
             app_start_timeout: Span::from_secs(self.web.app_start_timeout_s),
             drain_timeout: Span::from_secs(self.web.drain_timeout_s),
             cdn_url: self.cdn.base_url.clone(),
             scaling: self.scaling,
             connections: self.database.as_ref().and_then(Database::budget),
-        })
+        }
     }
 }
 
@@ -374,7 +454,7 @@ mod tests {
         assert_eq!(config.web.mode, Mode::Static);
         let settings = config.settings(([127, 0, 0, 1], 8080).into(), "1").expect("settings");
         assert_eq!(settings.url, "http://127.0.0.1:8080");
-        assert_eq!(settings.scaling.max, 4);
+        assert_eq!(settings.live.scaling.max, 4);
         assert!(config.common.unknown.is_empty(), "{:?}", config.common.unknown);
     }
 
@@ -386,6 +466,10 @@ mod tests {
         };
         check("mode: static", "mode: app", "web.command");
         check("mode: static", "mode: fast", "web.mode");
+        check("mode: static", "mode: static, env: {PORT: 80}", "web.env.PORT");
+        check("mode: static", "mode: static, env: {A=B: c}", "web.env");
+        check("mode: static", "mode: static, env: {RATIO: 1.10}", "web.env.RATIO");
+        check("mode: static", "mode: static, env: {CODE: 007}", "put the value in quotes");
         check("mode: static", "mode: static, hold_max: 0", "web.hold_max");
         check("mode: static", "mode: static, hold_timeout_s: 10000", "web.hold_timeout_s");
         check("localhost:0", "nowhere", "web.listen");
@@ -404,5 +488,32 @@ mod tests {
         check("data_dir: /tmp/x", both, "database.password");
         let share = "data_dir: /tmp/x\ndatabase: {scope: main, dbname: d, username: u, share_percent: 101}";
         check("data_dir: /tmp/x", share, "database.share_percent");
+    }
+
+    #[test]
+    fn what_takes_effect_at_once_and_what_when_the_bot_is_started_anew() {
+        let old = read(GOOD).expect("good");
+        let fixed = |from: &str, to: &str| {
+            let new = read(&GOOD.replace(from, to)).expect(to);
+            (old.fixed_differences(&new), old.live(0) != new.live(0))
+        };
+        let nothing: [&str; 0] = [];
+        assert_eq!(fixed("mode: static", "mode: static"), (nothing.to_vec(), false));
+        assert_eq!(fixed("mode: static", "mode: static, command: [x], env: {A: 1}"), (nothing.to_vec(), false));
+        assert_eq!(fixed("mode: static", "mode: static, drain_timeout_s: 7"), (nothing.to_vec(), true));
+        assert_eq!(fixed("localhost:0", "localhost:1"), (vec!["web.listen"], false));
+        assert_eq!(fixed("mode: static", "mode: app, command: [x]"), (vec!["web.mode"], false));
+        assert_eq!(fixed("scope: site", "scope: other"), (vec!["content"], false));
+        let both = fixed("data_dir: /tmp/x", "data_dir: /tmp/y\nttl_s: 9\nscaling: {max: 2}");
+        assert_eq!(both, (vec!["data_dir", "ttl_s"], true));
+    }
+
+    #[test]
+    fn variables_of_the_app_are_text_and_do_not_show_themselves() {
+        let text = GOOD.replace("mode: static", "mode: static, env: {A: 4, B: true, C: 'hidden 007'}");
+        let env = read(&text).expect("good").web.env;
+        let values: Vec<&str> = env.values().map(|value| value.0.expose()).collect();
+        assert_eq!(values, ["4", "true", "hidden 007"]);
+        assert!(!format!("{env:?}").contains("hidden"));
     }
 }

@@ -6,25 +6,31 @@ mod content;
 mod database;
 mod plane;
 mod pressure;
+mod reload;
 
 use std::{
     net::{SocketAddr, TcpListener},
     ops::ControlFlow,
+    sync::Arc,
     time::Duration,
 };
 
-use axum::{Json, Router, routing::get};
+use axum::{
+    Json, Router,
+    routing::{get, post},
+};
 use bots_core::{
     dcs::DcsEvent,
     machine::{Machine, Time},
-    shell::{Assembled, Bot, Common, Context, DcsHandle, Events, Exit, Health, Shell, probe_instance},
+    shell::{Assembled, Bot, Common, Context, DcsHandle, Events, Exit, Health, Secret, Shell, probe_instance},
 };
 
 pub use self::config::WebConfig;
 use self::{
-    app::{Apps, DatabaseLogin, Launch, Password, Recipe},
+    app::{Apps, DatabaseLogin, Launch, Password, Recipe, Recipes},
     content::{ContentError, Library, Shelving, Wanted},
     plane::{Doors, Hold, Plane, Target, TlsFiles},
+    reload::Reload,
 };
 use crate::machine::{Action, Event, Role, Route, State, WebMachine};
 
@@ -75,14 +81,11 @@ impl Bot for WebBot {
         let (events, name) = (context.events.clone(), &context.common.name);
         let plane = Plane::start(doors, name, events.clone(), &context.metrics).map_err(Exit::usage)?;
         tracing::info!(listen = %bound, mode = ?config.web.mode, "the web server listens");
-        let routes = routes(&plane, library.clone());
-        let recipe = Recipe {
-            command: config.web.command.clone(),
-            health_path: config.web.health_path.clone(),
-            health_interval: Duration::from_secs(config.web.health_interval_s),
-            database: login(&config),
-        };
-        let apps = Apps::new(recipe, events.clone());
+        let recipes = Recipes::new(recipe(&config));
+        let apps = Apps::new(recipes.clone(), events.clone());
+        let reload = Arc::new(Reload::new(context.config_path, config, recipes, events.clone()));
+        tokio::spawn(Arc::clone(&reload).on_hangup());
+        let routes = routes(&plane, library.clone()).route("/reload", post(move || Arc::clone(&reload).answer()));
         let stalls = context
             .metrics
             .counter("web_processor_stalls", "Times that the kernel told of work waiting for a processor");
@@ -123,12 +126,23 @@ fn bind(field: &str, listen: SocketAddr) -> Result<TcpListener, Exit> {
     })
 }
 
+/// How the app is run.
+fn recipe(config: &WebConfig) -> Recipe {
+    Recipe {
+        command: config.web.command.clone(),
+        health_path: config.web.health_path.clone(),
+        health_interval: Duration::from_secs(config.web.health_interval_s),
+        env: config.web.env.clone().into_iter().map(|(name, value)| (name, value.0)).collect(),
+        database: login(config),
+    }
+}
+
 fn login(config: &WebConfig) -> Option<DatabaseLogin> {
     config.database.as_ref().map(|database| DatabaseLogin {
         dbname: database.dbname.clone(),
         username: database.username.clone(),
         password: match (&database.password, &database.password_file) {
-            (_, Some(file)) => Password::File(file.clone()),
+            (_, Some(file)) => Password::File { path: file.clone(), held: Secret::from_file(file).ok() },
             (Some(password), None) => Password::Given(password.clone()),
             (None, None) => Password::None,
         },
@@ -183,9 +197,9 @@ impl Shell for WebShell {
                 self.prepare(id, Wanted { sha, pack_urls, origin, reference });
             }
             Action::RetainContent { shas } => drop(tokio::task::spawn_blocking(self.library.retain(shas))),
-            Action::StartApp { instance, sha, database_hosts, cdn_url } => {
+            Action::StartApp { instance, sha, database_hosts, cdn_url, configuration } => {
                 let content_dir = self.library.files_of(&sha);
-                self.apps.start(Launch { instance, sha, content_dir, database_hosts, cdn_url });
+                self.apps.start(Launch { instance, sha, content_dir, database_hosts, cdn_url, configuration });
             }
             Action::StopApp { instance, drain, grace } => self.apps.stop(instance, drain, grace),
             Action::ProbeDatabase { id, address } => {

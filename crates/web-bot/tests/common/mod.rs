@@ -9,7 +9,7 @@ use bots_core::{
     dcs::{Change, DcsAction, DcsEvent, LeaseId, MemoryDcs, Outcome, RequestId, Revision, Scope, Transaction},
     machine::{Machine, Span, Time},
 };
-use web_bot::machine::{Action, Event, Mode, Role, ScalingSettings, Settings, State, WebMachine};
+use web_bot::machine::{Action, Event, Live, Mode, Role, ScalingSettings, Settings, State, WebMachine};
 
 /// The wall time at the origin of the machines' clocks.
 pub const EPOCH_UNIX_MS: u64 = 1_700_000_000_000;
@@ -27,11 +27,14 @@ pub fn settings(name: &str, mode: Mode, scaling: ScalingSettings) -> Settings {
         url: format!("http://{name}:8080"),
         mode,
         ttl: Span::from_secs(5),
-        app_start_timeout: Span::from_secs(10),
-        drain_timeout: Span::from_secs(5),
-        cdn_url: None,
-        connections: None,
-        scaling,
+        live: Live {
+            configuration: 0,
+            app_start_timeout: Span::from_secs(10),
+            drain_timeout: Span::from_secs(5),
+            cdn_url: None,
+            connections: None,
+            scaling,
+        },
     }
 }
 
@@ -39,6 +42,7 @@ pub fn settings(name: &str, mode: Mode, scaling: ScalingSettings) -> Settings {
 #[derive(Debug, Clone)]
 pub struct Bot {
     state: Option<State>,
+    pub live: Live,
     pub questions: VecDeque<(RequestId, Transaction)>,
     pub wants_lease: Option<Span>,
     pub lease: Option<LeaseId>,
@@ -54,6 +58,7 @@ pub struct Bot {
 impl Bot {
     pub fn new(settings: Settings, instance: &str) -> Self {
         Self {
+            live: settings.live.clone(),
             state: Some(State::new(settings, instance, EPOCH_UNIX_MS)),
             questions: VecDeque::new(),
             wants_lease: None,
@@ -70,6 +75,12 @@ impl Bot {
 
     pub fn state(&self) -> &State {
         self.state.as_ref().expect("a step always gives the state back")
+    }
+
+    /// The event of new settings, which differ from the last in what `change` does to them.
+    pub fn reconfigured(&mut self, change: impl FnOnce(&mut Live)) -> Event {
+        change(&mut self.live);
+        Event::Reconfigured(self.live.clone())
     }
 
     pub fn role(&self) -> Role {

@@ -7,7 +7,7 @@ use bots_core::{
     machine::{Machine, Span, Time},
     wire::WebLoad,
 };
-use web_bot::machine::{Action, Event, Mode, Role, Route, ScalingSettings, WebMachine};
+use web_bot::machine::{Action, ConnectionBudget, Event, Mode, Role, Route, ScalingSettings, WebMachine};
 
 use crate::{
     BOTS, MAX, TTL,
@@ -121,6 +121,8 @@ impl World {
             94 => {
                 if self.dice.one_in(3) {
                     self.step(n, Event::ShutdownRequested);
+                } else {
+                    self.reconfigure(n);
                 }
             }
             95 => {
@@ -321,6 +323,16 @@ impl World {
         }
     }
 
+    /// Another way to run the app, or the same, with or without a bound on its connections.
+    pub(crate) fn reconfigure(&mut self, n: usize) {
+        let (news, bounded) = (self.dice.roll(2), self.dice.one_in(2));
+        let event = self.bots[n].reconfigured(|live| {
+            live.configuration += news;
+            live.connections = bounded.then_some(ConnectionBudget { per_instance: 5, share_percent: 100 });
+        });
+        self.step(n, event);
+    }
+
     pub(crate) fn lose_watch(&mut self, n: usize) {
         for prefix in self.bots[n].state().prefixes() {
             self.bots[n].seen.remove(&prefix);
@@ -475,7 +487,7 @@ impl World {
 fn new_bot(n: usize, mode: Mode, instance: u64) -> Bot {
     let scaling = ScalingSettings { max: MAX, stable_window_s: 3, ..ScalingSettings::default() };
     let mut settings = common::settings(&format!("web-{n}"), mode, scaling);
-    settings.drain_timeout = Span::from_secs(20);
+    settings.live.drain_timeout = Span::from_secs(20);
     Bot::new(settings, &format!("web-{n}-{instance}"))
 }
 
