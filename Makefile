@@ -42,7 +42,7 @@ demo: build ## a whole fleet on loopback, with a live view; Ctrl-C stops all of 
 tour: build ## the fleet is put through its faults; every outcome is checked and timed
 	@$(BIN)/tour
 
-# What `make test` could not do here, a line a test (integration-tests/src/skips.rs).
+# What `make test` could not do here, a line a test (crates/core/src/shell/testing/skips.rs).
 export BOTS_SKIPS := $(abspath $(or $(CARGO_TARGET_DIR),target))/skipped.txt
 
 # Integration tests run the programs that `build` has put into $(BIN), so all is compiled first, in one go. What was skipped is
@@ -57,7 +57,7 @@ test: build ## every test: machines, conformance, simulation, and real servers; 
 .PHONY: run-tests
 run-tests:
 	@$(if $(NEXTEST),cargo test $(LOCKED) --workspace --doc --quiet)
-	@RUST_TEST_THREADS=2 cargo $(TEST) $(LOCKED) --workspace
+	@RUST_TEST_THREADS=3 cargo $(TEST) $(LOCKED) --workspace
 	@$(MAKE) --silent run-sim
 
 .PHONY: tell-skips

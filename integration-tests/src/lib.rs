@@ -22,7 +22,6 @@ pub mod process;
 pub mod program;
 mod random;
 pub mod scratch;
-pub mod skips;
 pub mod sql;
 pub mod steps;
 pub mod store;
@@ -33,5 +32,5 @@ pub mod wait;
 pub mod webhook;
 pub mod writers;
 
-pub use bots_core::shell::testing::free_port;
+pub use bots_core::shell::testing::{free_port, skipped};
 pub use fleet::Fleet;

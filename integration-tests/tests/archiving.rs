@@ -38,6 +38,12 @@ async fn a_slow_archive_holds_no_switchover_up() -> Result<()> {
     // Beside the data directory, one for each member.
     let command = format!("sleep {} && cp %p ../archived-%f", ARCHIVING.as_secs());
     configure(&fleet, &first, &json!({"archive_mode": "on", "archive_command": command})).await?;
+    // Since the primary was restarted, it connects again.
+    until(&format!("{second} streams"), STEP, || async {
+        let shown = shows(&fleet, &second).await.unwrap_or_default();
+        if shown["replication_state"] == "streaming" { Ok(()) } else { Err(shown.to_string()) }
+    })
+    .await?;
 
     let writer = Writer::start(&fleet.superuser()).await?;
     let began = Instant::now();

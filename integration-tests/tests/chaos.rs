@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use fleet::{
     chaos::{self, Wish},
-    skips::skipped,
+    skipped,
 };
 
 const LENGTH: Duration = Duration::from_secs(120);

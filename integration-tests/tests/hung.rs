@@ -16,7 +16,7 @@ use fleet::{
     bots::PostgresBot,
     disk::Disk,
     fleet::MAIN,
-    skips::skipped,
+    skipped,
     wait::until,
     writers::{Writers, two_writable},
 };

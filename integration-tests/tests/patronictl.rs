@@ -16,7 +16,7 @@ use fleet::{
     http::{Answer, Http},
     patroni::Patroni,
     process::{Finished, Program},
-    skips::skipped,
+    skipped,
     wait::until,
 };
 use hyper::Method;

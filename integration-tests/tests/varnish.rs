@@ -16,7 +16,7 @@ use fleet::{
     git::Origin,
     http::{Answer, Http},
     process::system_binary,
-    skips::skipped,
+    skipped,
     varnish::Varnish,
     wait::{millis, until},
 };

@@ -85,6 +85,9 @@ impl Plan {
     }
 }
 
+/// The state of a member whose server runs, as Postgres bots write it.
+const RUNNING: &str = "running";
+
 fn may_lead(name: &str, member: &Member) -> Result<(), String> {
     let facts = member.facts::<PostgresFacts>().unwrap_or_default();
     if tags::nofailover(&facts.tags) {
@@ -92,6 +95,8 @@ fn may_lead(name: &str, member: &Member) -> Result<(), String> {
     }
     match facts.replication_state.as_deref() {
         Some("streaming") => Ok(()),
+        // Its primary has just been restarted, say: the leader waits for it for some seconds, and says what becomes of it.
+        None if member.head.state == RUNNING => Ok(()),
         Some(other) => Err(format!("{name} is not streaming, it is {other}")),
         None => Err(format!("{name} is not streaming, it is {}", member.head.state)),
     }
@@ -148,6 +153,15 @@ mod tests {
             "a switchover of main to pg-2 is under way already: wait for its end"
         );
         assert_eq!(refusal("web", &[], None), "web is no Postgres scope: its bots elect their leader themselves");
+    }
+
+    #[test]
+    fn a_replica_that_connects_again_is_waited_for_by_the_leader() {
+        let between = r#"{"kind":"postgres","state":"running","role":"replica"}"#;
+        let planned = view("main", &[("members/pg-2", between), ("members/pg-3", ""), ("members/pg-4", "")]);
+        let scope = Scope::new("service", "main").unwrap();
+        assert_eq!(Plan::new(&scope, &planned, Some("pg-2")).unwrap().to.as_deref(), Some("pg-2"));
+        assert_eq!(Plan::new(&scope, &planned, None).unwrap().to, None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use bots_core::{
     shell::{
         Clock, Etcd, http,
         process::send_signal,
-        testing::{EtcdServer, free_port},
+        testing::{EtcdServer, free_port, skipped},
     },
     wire::{ContentRevision, Member, WebFacts},
 };
@@ -459,8 +459,7 @@ async fn a_stall_of_the_processor_is_counted_and_is_no_load_where_nobody_asks() 
     let bot = fleet.static_bot("web-1");
     until("it serves", async || fleet.is(&bot, "serving").await).await;
     if fs::read_to_string(&bot.log).expect("its log").contains("no pressure-stall events here") {
-        eprintln!("skipped: this kernel tells of no stalls");
-        return;
+        return skipped("stalls of the processor", "this kernel tells of none, or not of them to this user");
     }
     let hogs = Hogs::start();
     until("a stall is counted", async || {

@@ -17,7 +17,7 @@ use fleet::{
     Fleet,
     bots::PostgresBot,
     fleet::MAIN,
-    skips::skipped,
+    skipped,
     wait::{millis, until},
     writers::{Writers, longest_gap, two_writable},
 };

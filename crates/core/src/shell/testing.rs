@@ -3,6 +3,7 @@
 
 mod documents;
 mod ports;
+mod skips;
 
 use std::{
     fs::File,
@@ -20,6 +21,7 @@ use crate::machine::Span;
 
 pub use documents::{in_etcd, mutated, refusal, spoilt};
 pub use ports::free_port;
+pub use skips::skipped;
 
 /// How long a member may take until it answers. A cold disk on a busy machine needs seconds.
 const READY_DEADLINE: Span = Span::from_secs(30);

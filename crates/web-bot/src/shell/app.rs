@@ -79,6 +79,11 @@ impl Recipes {
         }
     }
 
+    /// The number of the newest.
+    pub(crate) fn newest(&self) -> u64 {
+        self.known().last_key_value().map_or(0, |(number, _)| *number)
+    }
+
     fn of(&self, number: u64) -> Option<Arc<Recipe>> {
         self.known().get(&number).cloned()
     }
@@ -514,6 +519,7 @@ mod tests {
         assert_eq!(noted("b", file("rotated")), (2, true));
         assert_eq!(noted("b", file("rotated")), (2, false));
         assert_eq!(noted("b", Password::None), (3, true));
+        assert_eq!(recipes.newest(), 3);
         let known = || (0..5).filter(|number| recipes.of(*number).is_some()).collect::<Vec<_>>();
         assert_eq!(known(), [0, 1, 2, 3]);
         recipes.forget_before(2);

@@ -267,11 +267,21 @@ impl WebConfig {
         Ok(())
     }
 
+    /// Whether an app of `new` could take the place of one of ours while the bot runs: with another mode it may have no command, and with
+    /// another cluster an account that ours does not know.
+    #[must_use]
+    pub fn has_the_app_of(&self, new: &Self) -> bool {
+        self.web.mode == new.web.mode && self.database_scope() == new.database_scope()
+    }
+
+    fn database_scope(&self) -> Option<&str> {
+        self.database.as_ref().map(|database| database.scope.as_str())
+    }
+
     /// The fields that differ in `new` and that a bot that runs cannot take over.
     #[must_use]
     pub fn fixed_differences(&self, new: &Self) -> Vec<&'static str> {
         let debug = |what: &dyn std::fmt::Debug| format!("{what:?}");
-        let database = |c: &Self| c.database.as_ref().map(|database| database.scope.clone());
         let (old_web, new_web) = (&self.web, &new.web);
         let fields = [
             ("scope, name, etcd3, restapi or log", debug(&self.common) != debug(&new.common)),
@@ -287,7 +297,7 @@ impl WebConfig {
             ("web.tls", debug(&old_web.tls) != debug(&new_web.tls)),
             ("web.access_log", old_web.access_log != new_web.access_log),
             ("content", debug(&self.content) != debug(&new.content)),
-            ("database.scope", database(self) != database(new)),
+            ("database.scope", self.database_scope() != new.database_scope()),
             ("data_dir", self.data_dir != new.data_dir),
             ("ttl_s", self.ttl_s != new.ttl_s),
         ];
@@ -503,9 +513,16 @@ mod tests {
         assert_eq!(fixed("mode: static", "mode: static, drain_timeout_s: 7"), (nothing.to_vec(), true));
         assert_eq!(fixed("localhost:0", "localhost:1"), (vec!["web.listen"], false));
         assert_eq!(fixed("mode: static", "mode: app, command: [x]"), (vec!["web.mode"], false));
+        let database = "data_dir: /tmp/x\ndatabase: {scope: main, dbname: d, username: u}";
+        assert_eq!(fixed("data_dir: /tmp/x", database), (vec!["database.scope"], false));
         assert_eq!(fixed("scope: site", "scope: other"), (vec!["content"], false));
         let both = fixed("data_dir: /tmp/x", "data_dir: /tmp/y\nttl_s: 9\nscaling: {max: 2}");
         assert_eq!(both, (vec!["data_dir", "ttl_s"], true));
+
+        let replaced = |from: &str, to: &str| old.has_the_app_of(&read(&GOOD.replace(from, to)).expect(to));
+        assert!(replaced("mode: static", "mode: static, command: [x]"));
+        assert!(!replaced("mode: static", "mode: app, command: [x]"));
+        assert!(!replaced("data_dir: /tmp/x", database));
     }
 
     #[test]

@@ -34,7 +34,11 @@ impl Reload {
         let path = self.path.clone();
         let read = tokio::task::spawn_blocking(move || boot::configure::<WebBot>(path)).await;
         let config = read.map_err(|error| error.to_string())?.map_err(|exit| exit.message)?;
-        let (configuration, is_new) = self.recipes.note(recipe(&config));
+        let (configuration, is_new) = if self.first.has_the_app_of(&config) {
+            self.recipes.note(recipe(&config))
+        } else {
+            (self.recipes.newest(), false)
+        };
         self.events.send(Event::Reconfigured(config.live(configuration))).await;
         let replaced = is_new && self.first.web.mode == Mode::App;
         let app = if replaced { "the app is replaced by one that is run in the new way" } else { "the app runs on" };

@@ -222,6 +222,8 @@ fn length_of(data: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use bots_core::shell::testing::skipped;
+
     use super::*;
 
     #[test]
@@ -260,8 +262,7 @@ mod tests {
         let probe = tempfile::tempfile_in(dir.path()).expect("a file");
         probe.write_all_at(&[1; 8192], 0).expect("written");
         if fallocate(&probe, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, 8192).is_err() {
-            eprintln!("skipped: this file system gives no room back");
-            return;
+            return skipped("room on disk that is given back", "this file system gives none");
         }
         let vault = Vault::new(dir.path(), 0);
         let mut spill = Spill::default();
