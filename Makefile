@@ -57,7 +57,7 @@ test: build ## every test: machines, conformance, simulation, and real servers; 
 .PHONY: run-tests
 run-tests:
 	@$(if $(NEXTEST),cargo test $(LOCKED) --workspace --doc --quiet)
-	@RUST_TEST_THREADS=3 cargo $(TEST) $(LOCKED) --workspace
+	@RUST_TEST_THREADS=2 cargo $(TEST) $(LOCKED) --workspace
 	@$(MAKE) --silent run-sim
 
 .PHONY: tell-skips
