@@ -45,6 +45,9 @@ async fn a_web_fleet_does_what_botctl_web_says() -> Result<()> {
     done(&fleet, &["web", "pin", WEB, "1"]).await?;
     let first = exactly(&fleet, 1).await?.remove(0);
 
+    let read = fleet.botctl(["reload", &format!("{WEB}/{first}")]).await?;
+    ensure!(read.code == Some(0) && read.stdout.contains("was read again: the app runs on"), "{read:?}");
+
     // Another takes the place of a bot that is drained, and the bot rests.
     done(&fleet, &["web", "drain", WEB, &first]).await?;
     until("another serves in its place", STEP, || async {

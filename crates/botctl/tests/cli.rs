@@ -253,6 +253,9 @@ fn why_prints_the_report_or_the_member_key() {
     world.check(&["why", "pg-9"], 4, "", "botctl: no bot pg-9 is alive: `botctl list` shows who is\n");
     world.put("web/members/pg-1", r#"{"kind":"web","state":"idle","role":"member"}"#);
     world.check(&["why", "pg-1"], 2, "", "botctl: pg-1 is the name of several bots: say main/pg-1 or web/pg-1\n");
+    world.put("site/members/content-1", r#"{"kind":"content","state":"watching","role":"leader"}"#);
+    let refusal = "botctl: site/content-1 is a content bot: that is asked of postgres and web bots only\n";
+    world.check(&["reload", "content-1"], 1, "", refusal);
 }
 
 #[test]

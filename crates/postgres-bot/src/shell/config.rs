@@ -267,14 +267,13 @@ impl Config {
             )
         };
         let bootstrap = |c: &Self| format!("{:?}", (&c.bootstrap.dcs, &c.bootstrap.initdb));
-        let common = |c: &Self| format!("{:?}", c.common);
         let watchdog = |c: &Self| format!("{:?}", c.watchdog);
         let sections = [
             ("postgresql", fixed(self) != fixed(new)),
             ("bootstrap", bootstrap(self) != bootstrap(new)),
             ("watchdog", watchdog(self) != watchdog(new)),
         ];
-        let all = sections.into_iter().chain([("scope, name, etcd3, restapi or log", common(self) != common(new))]);
+        let all = sections.into_iter().chain([("scope, name, etcd3, restapi or log", self.common != new.common)]);
         all.filter(|(_, differs)| *differs).map(|(section, _)| section).collect()
     }
 

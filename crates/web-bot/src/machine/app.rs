@@ -256,9 +256,9 @@ impl App {
         // The commit that it was started for is no longer the one to serve, or to be proven beside.
         let proven = self.proof.as_ref().map(|proof| proof.recipe.sha.as_str()).filter(|_| !due);
         let useless = |i: &mut Instance| {
-            let of_use = i.recipe.sha == wanted.sha || Some(i.recipe.sha.as_str()) == proven;
             // What does not come up in a wrong way must not keep the corrected one waiting.
-            !of_use || i.recipe.configuration < wanted.configuration
+            let is_wanted = i.recipe.sha == wanted.sha && i.recipe.configuration >= wanted.configuration;
+            !is_wanted && Some(i.recipe.sha.as_str()) != proven
         };
         self.leaving.extend(self.next.take_if(useless));
         self.leaving.extend(self.held.take_if(useless));
@@ -445,7 +445,8 @@ impl App {
     pub(super) fn deadline(&self, now: Time, wanted: Option<&Recipe>) -> Option<Deadline> {
         let due = |at, reason: &str| Deadline { at, reason: reason.to_owned() };
         let failures = self.failures.as_ref().filter(|f| Some(&f.recipe) == wanted && f.retry_at > now);
-        let behind = self.current.as_ref().zip(wanted).filter(|(current, wanted)| current.recipe != **wanted);
+        let moved = |current: &Instance, wanted: &Recipe| current.recipe.database_hosts != wanted.database_hosts;
+        let behind = self.current.as_ref().zip(wanted).filter(|(current, wanted)| moved(current, wanted));
         let settled = self.hosts_since + DATABASE_SETTLE;
         let idle = self.next.as_ref().is_none_or(|next| self.is_on_trial(&next.recipe));
         Deadline::earliest([

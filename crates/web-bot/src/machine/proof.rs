@@ -138,10 +138,12 @@ impl State {
         }
     }
 
-    /// What an instance on the candidate is to be made of, beside what serves.
-    pub(super) fn candidate_recipe(&self, serving: &Recipe) -> Option<Recipe> {
-        let sha = self.content.ready_candidate().filter(|sha| *sha != serving.sha)?;
-        Some(Recipe { sha: sha.to_owned(), ..serving.clone() })
+    /// What an instance on the candidate is to be made of, beside what serves. It is run in the way in which the app is known to run: a
+    /// wrong configuration of this bot must not speak against a commit.
+    pub(super) fn candidate_recipe(&self, wanted: &Recipe) -> Option<Recipe> {
+        let sha = self.content.ready_candidate().filter(|sha| *sha != wanted.sha)?;
+        let configuration = self.app.serving_recipe().map_or(wanted.configuration, |serving| serving.configuration);
+        Some(Recipe { sha: sha.to_owned(), configuration, ..wanted.clone() })
     }
 
     /// The newest commit that could be served at once. Where an app serves, a candidate is one when the app runs on it.

@@ -284,7 +284,7 @@ impl WebConfig {
         let debug = |what: &dyn std::fmt::Debug| format!("{what:?}");
         let (old_web, new_web) = (&self.web, &new.web);
         let fields = [
-            ("scope, name, etcd3, restapi or log", debug(&self.common) != debug(&new.common)),
+            ("scope, name, etcd3, restapi or log", self.common != new.common),
             ("web.listen", old_web.listen != new_web.listen),
             ("web.connect_url", old_web.connect_url != new_web.connect_url),
             ("web.mode", old_web.mode != new_web.mode),
@@ -292,7 +292,7 @@ impl WebConfig {
             ("web.hold_timeout_s", old_web.hold_timeout_s != new_web.hold_timeout_s),
             ("web.hold_max", old_web.hold_max != new_web.hold_max),
             ("web.body_max_bytes", old_web.body_max_bytes != new_web.body_max_bytes),
-            ("web.trusted_proxies", debug(&old_web.trusted_proxies) != debug(&new_web.trusted_proxies)),
+            ("web.trusted_proxies", old_web.trusted_proxies != new_web.trusted_proxies),
             ("web.memory_max_bytes", old_web.memory_max_bytes != new_web.memory_max_bytes),
             ("web.tls", debug(&old_web.tls) != debug(&new_web.tls)),
             ("web.access_log", old_web.access_log != new_web.access_log),

@@ -19,7 +19,7 @@ pub use sites::{SITES_MAX, SiteRules};
 use crate::dcs::{DEFAULT_NAMESPACE, Scope, check_name};
 
 /// What the configuration of every bot has. A bot's own type takes it in with `#[serde(flatten)]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Common {
     /// The cluster, site or fleet that the bot belongs to.
     #[serde(deserialize_with = "scope_name")]
